@@ -1,0 +1,66 @@
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use ipnet::{Ipv4Net, Ipv6Net};
+
+use crate::PolicyConfig;
+
+/// What a guest is told when a flow is denied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DenyWith {
+    /// TCP gets RST, everything else ICMP administratively prohibited.
+    #[default]
+    Reset,
+    /// Everything gets ICMP administratively prohibited.
+    Icmp,
+    /// Nothing is answered.
+    Drop,
+}
+
+/// How names are resolved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DnsConfig {
+    /// Upstream resolvers in order; empty means those of the host.
+    pub nameservers: Vec<SocketAddr>,
+    /// Total time for one query.
+    pub query_timeout: Duration,
+    /// Answers with addresses that are not public are not delivered.
+    pub rebind_protection: bool,
+}
+
+/// Link and addresses of the guest's interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InterfaceConfig {
+    pub mtu: u16,
+    pub ipv4_pool: Ipv4Net,
+    pub ipv6_pool: Ipv6Net,
+    /// `None`: on exactly when the host has an IPv6 default route.
+    pub ipv6: Option<bool>,
+    /// Explicit guest addresses in place of one from the pools.
+    pub ipv4_address: Option<Ipv4Addr>,
+    pub ipv6_address: Option<Ipv6Addr>,
+}
+
+/// Bounds of the gateway's tables, per sandbox; 0 stands for unlimited.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LimitsConfig {
+    /// TCP flows at once (default 4,096).
+    pub max_connections: u32,
+    /// UDP mappings at once (default 1,024).
+    pub max_udp_connections: u32,
+    /// How long a dial may take (default 75 s).
+    pub connect_timeout: Duration,
+}
+
+/// Everything a sandbox's network is made from, validated and resolved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetworkConfig {
+    /// `false`: no interface at all (preset `none`).
+    pub enabled: bool,
+    pub policy: PolicyConfig,
+    pub deny_with: DenyWith,
+    pub dns: DnsConfig,
+    pub interface: InterfaceConfig,
+    pub limits: LimitsConfig,
+}

@@ -1,0 +1,171 @@
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+
+use crate::{Direction, Group, Protocol};
+
+/// The number of a flow, unique within one gateway.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+pub struct FlowId(pub u64);
+
+/// Names one decision; short, printable, and unique for one host user for all practical purposes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DecisionId(pub u64);
+
+impl fmt::Display for DecisionId {
+    /// Crockford's base 32, lower case, most significant digit first, no leading zeros.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const DIGITS: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
+        let mut started = false;
+        for shift in (0..13).rev() {
+            let digit = (self.0 >> (shift * 5)) & 31;
+            if digit != 0 || started || shift == 0 {
+                started = true;
+                let index = usize::try_from(digit).unwrap_or(0);
+                write!(f, "{}", char::from(*DIGITS.get(index).unwrap_or(&b'?')))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The rule behind a decision, as people read it.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+pub struct RuleText {
+    /// Position in the policy's rules, counted from 0; absent for a default.
+    pub index: Option<u32>,
+    /// The rule in the short grammar, or `default egress deny` and the like.
+    pub text: String,
+}
+
+/// Why a packet was dropped without a decision: it was not one that the gateway carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DropReason {
+    Truncated,
+    BadHeader,
+    BadChecksum,
+    Options,
+    ExtensionHeader,
+    Fragment,
+    ForgedSource,
+    UnusableAddress,
+    UnsupportedProtocol,
+    UnsupportedIcmp,
+    PortZero,
+    /// A reply or an accepted connection that no flow was waiting for.
+    Unexpected,
+    QueueFull,
+}
+
+/// A bound of the gateway that was reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LimitKind {
+    Connections,
+    PendingConnections,
+    UdpMappings,
+    Pings,
+    DnsQueries,
+    Descriptors,
+    /// Events that were lost because nobody read them fast enough.
+    Events,
+}
+
+/// Who ended a flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum CloseReason {
+    Guest,
+    Remote,
+    GuestReset,
+    RemoteReset,
+    Idle,
+    Limit,
+    Policy,
+    Shutdown,
+    Error,
+}
+
+/// What a flow carried, as counted by the relay: payload, without headers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+pub struct FlowCounters {
+    pub bytes_out: u64,
+    pub bytes_in: u64,
+}
+
+/// Where an event comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum EventSource {
+    Gateway,
+    Supervisor,
+}
+
+/// One line of the event stream.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+pub struct Event {
+    /// Version of this schema; 1.
+    pub v: u32,
+    /// Wall clock, RFC 3339 in UTC.
+    pub time: String,
+    /// Monotonic nanoseconds since the sandbox's network started.
+    pub mono_ns: u64,
+    pub source: EventSource,
+    #[serde(flatten)]
+    pub body: EventBody,
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[serde(tag = "type")]
+pub enum EventBody {
+    #[serde(rename = "sandbox.started")]
+    SandboxStarted { command: Vec<String>, policy: Vec<String>, guest: Vec<IpAddr> },
+    #[serde(rename = "sandbox.stopped")]
+    SandboxStopped { exit_status: i32, duration_ms: u64 },
+    #[serde(rename = "dns.query")]
+    DnsQuery {
+        name: String,
+        qtype: u16,
+        /// `allow` or `deny`.
+        verdict: crate::Action,
+        rule: RuleText,
+        decision: Option<String>,
+        answers: Vec<IpAddr>,
+        rcode: Option<u8>,
+        resolver: Option<SocketAddr>,
+        ms: f64,
+    },
+    #[serde(rename = "flow.opened")]
+    FlowOpened {
+        flow: FlowId,
+        direction: Direction,
+        protocol: Protocol,
+        guest: SocketAddr,
+        remote: SocketAddr,
+        group: Group,
+        names: Vec<String>,
+        rule: RuleText,
+    },
+    #[serde(rename = "flow.denied")]
+    FlowDenied {
+        decision: String,
+        direction: Direction,
+        protocol: Protocol,
+        guest: SocketAddr,
+        remote: SocketAddr,
+        group: Group,
+        names: Vec<String>,
+        rule: RuleText,
+    },
+    #[serde(rename = "flow.closed")]
+    FlowClosed { flow: FlowId, by: CloseReason, counters: FlowCounters, duration_ms: u64 },
+    #[serde(rename = "flow.failed")]
+    FlowFailed { flow: FlowId, protocol: Protocol, guest: SocketAddr, remote: SocketAddr, error: String },
+    #[serde(rename = "limit.reached")]
+    LimitReached { limit: LimitKind, bound: u64, count: u64 },
+    #[serde(rename = "gateway.dropped")]
+    GatewayDropped { reason: DropReason, count: u64 },
+    #[serde(rename = "gateway.notice")]
+    GatewayNotice { message: String },
+}

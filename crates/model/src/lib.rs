@@ -1,0 +1,20 @@
+//! The words of Cofferdam, as data.
+//!
+//! Everything the other crates talk about is named here once: points in time, addresses and their groups, names, ports,
+//! rules, configuration and events. No behaviour beyond parsing, printing and validating a word; no I/O, no clock.
+
+mod addr;
+mod config;
+mod event;
+mod name;
+mod rule;
+mod time;
+
+pub use addr::{Classifier, Group, HostNetwork};
+pub use config::{DenyWith, DnsConfig, InterfaceConfig, LimitsConfig, NetworkConfig};
+pub use event::{
+    CloseReason, DecisionId, DropReason, Event, EventBody, EventSource, FlowCounters, FlowId, LimitKind, RuleText,
+};
+pub use name::{DomainName, NameError};
+pub use rule::{Action, Destination, Direction, PolicyConfig, PortRange, Protocol, ProtocolSet, Rule};
+pub use time::Time;

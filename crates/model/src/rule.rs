@@ -1,0 +1,110 @@
+use ipnet::IpNet;
+
+use crate::{DomainName, Group};
+
+/// What a rule does with a flow that it matches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Action {
+    Allow,
+    Deny,
+}
+
+/// Which way a flow goes: egress leaves the guest, ingress enters it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Direction {
+    Egress,
+    Ingress,
+    Any,
+}
+
+/// The protocols that the gateway carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    Tcp,
+    Udp,
+    IcmpV4,
+    IcmpV6,
+}
+
+/// A set of protocols; the empty set stands for any.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct ProtocolSet(u8);
+
+impl ProtocolSet {
+    /// Any protocol.
+    pub const ANY: ProtocolSet = ProtocolSet(0);
+
+    /// This set and `protocol`.
+    #[must_use]
+    pub const fn with(self, protocol: Protocol) -> ProtocolSet {
+        ProtocolSet(self.0 | 1 << protocol as u8)
+    }
+
+    /// Whether the set stands for any protocol.
+    #[must_use]
+    pub const fn is_any(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Whether a rule with this set matches `protocol`.
+    #[must_use]
+    pub const fn matches(self, protocol: Protocol) -> bool {
+        self.0 == 0 || self.0 & (1 << protocol as u8) != 0
+    }
+
+    /// The protocols that were named, in order; nothing for any.
+    pub fn iter(self) -> impl Iterator<Item = Protocol> {
+        [Protocol::Tcp, Protocol::Udp, Protocol::IcmpV4, Protocol::IcmpV6]
+            .into_iter()
+            .filter(move |p| self.0 & (1 << *p as u8) != 0)
+    }
+}
+
+/// Ports `start..=end`, both at least 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+pub struct PortRange {
+    pub start: u16,
+    pub end: u16,
+}
+
+/// What a rule says about the other end of a flow.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Destination {
+    Any,
+    Group(Group),
+    /// An address (full-length prefix) or a network.
+    Cidr(IpNet),
+    /// Exactly this name.
+    Domain(DomainName),
+    /// The name and every name below it; with `apex: false` only the names below it.
+    Suffix { name: DomainName, apex: bool },
+}
+
+/// One rule of a policy. First match wins, per direction.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Rule {
+    pub action: Action,
+    pub direction: Direction,
+    pub destination: Destination,
+    pub protocols: ProtocolSet,
+    /// Empty stands for any port, and for protocols without ports.
+    pub ports: Vec<PortRange>,
+}
+
+/// Defaults and ordered rules: the whole of a policy, as data.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PolicyConfig {
+    pub default_egress: Action,
+    pub default_ingress: Action,
+    pub rules: Vec<Rule>,
+}
+
+impl Default for PolicyConfig {
+    /// Nothing goes out; what is published may come in.
+    fn default() -> PolicyConfig {
+        PolicyConfig { default_egress: Action::Deny, default_ingress: Action::Allow, rules: Vec::new() }
+    }
+}
