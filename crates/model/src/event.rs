@@ -4,7 +4,9 @@ use std::net::{IpAddr, SocketAddr};
 use crate::{Direction, Group, Protocol};
 
 /// The number of a flow, unique within one gateway.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+)]
 pub struct FlowId(pub u64);
 
 /// Names one decision; short, printable, and unique for one host user for all practical purposes.
@@ -38,7 +40,9 @@ pub struct RuleText {
 }
 
 /// Why a packet was dropped without a decision: it was not one that the gateway carries.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum DropReason {
     Truncated,
@@ -58,7 +62,9 @@ pub enum DropReason {
 }
 
 /// A bound of the gateway that was reached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum LimitKind {
     Connections,

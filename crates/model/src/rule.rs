@@ -20,7 +20,9 @@ pub enum Direction {
 }
 
 /// The protocols that the gateway carries.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
     Tcp,
@@ -64,7 +66,9 @@ impl ProtocolSet {
 }
 
 /// Ports `start..=end`, both at least 1.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+)]
 pub struct PortRange {
     pub start: u16,
     pub end: u16,
@@ -80,7 +84,10 @@ pub enum Destination {
     /// Exactly this name.
     Domain(DomainName),
     /// The name and every name below it; with `apex: false` only the names below it.
-    Suffix { name: DomainName, apex: bool },
+    Suffix {
+        name: DomainName,
+        apex: bool,
+    },
 }
 
 /// One rule of a policy. First match wins, per direction.
