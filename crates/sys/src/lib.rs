@@ -1,1 +1,15 @@
-//! TODO
+//! Small safe wrappers around the system calls that Cofferdam needs; the only crate with `unsafe`.
+#![allow(unsafe_code, reason = "system calls that rustix does not wrap; every block says why it is sound")]
+
+pub mod confine;
+pub mod epoll;
+pub mod fdpass;
+pub mod mount;
+pub mod netlink;
+pub mod nft;
+pub mod ns;
+pub mod process;
+pub mod socket;
+pub mod splice;
+pub mod tty;
+pub mod tun;
