@@ -1,1 +1,15 @@
-//! TODO
+//! The sans-IO heart of the gateway: packets in, actions out.
+//!
+//! The shell reads packets of one guest from a TUN device and passes them to [`Gate::handle_packet`]; what should
+//! happen comes out of [`Gate::poll_output`]. The gate opens no socket and reads no clock: dials, sockets and answers
+//! are pairs of an [`Output`] and a later `handle_*` call, time is an argument.
+
+mod api;
+mod gate;
+pub mod wire;
+
+pub use api::{Accepted, DialError, DnsClient, EchoError, GateConfig, Link4, Link6, Output, UdpError};
+pub use gate::Gate;
+pub use wire::virtio::{Offload, PartialChecksum};
+
+pub use cofferdam_policy::PinsFull;

@@ -1,0 +1,146 @@
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use cofferdam_model::{DenyWith, EventBody, FlowId, LimitsConfig};
+use cofferdam_policy::Permit;
+
+use crate::wire::virtio::Offload;
+
+/// Everything a gate is made from.
+#[derive(Debug, Clone)]
+pub struct GateConfig {
+    pub v4: Link4,
+    /// `None`: the sandbox has no IPv6; every IPv6 packet has a forged source then.
+    pub v6: Option<Link6>,
+    /// MTU of the guest's interface in bytes; larger replies are fragmented. Values below 576 are taken as 576.
+    pub mtu: u16,
+    pub deny_with: DenyWith,
+    pub limits: LimitsConfig,
+    /// From the system's random source: keys the hash tables and starts decision ids and fragment ids.
+    pub seed: [u8; 32],
+}
+
+/// The IPv4 addresses of the guest's link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Link4 {
+    pub guest: Ipv4Addr,
+    pub gateway: Ipv4Addr,
+    /// Length of the prefix on the link; its broadcast address is never a destination.
+    pub prefix: u8,
+}
+
+/// The IPv6 addresses of the guest's link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Link6 {
+    pub guest: Ipv6Addr,
+    pub gateway: Ipv6Addr,
+}
+
+/// Something that the shell has to do.
+#[derive(Debug)]
+pub enum Output {
+    /// Connect a TCP socket to `remote`, and to `fallback` when `remote` refuses; answer with `handle_dialed`.
+    Dial { flow: FlowId, remote: SocketAddr, fallback: Option<SocketAddr>, permit: Permit },
+    /// Close the socket of this dial, connecting or connected: nobody waits for it. No answer.
+    AbandonDial { flow: FlowId },
+    /// Write one packet to the TUN.
+    Emit { offload: Offload, packet: Vec<u8> },
+    /// Open a UDP socket and connect it to `remote`. A failure is told with `handle_udp_error`.
+    OpenUdp { flow: FlowId, remote: SocketAddr, permit: Permit },
+    /// Send `payload`; with `segment` it is a batch of datagrams of that many bytes each, the last one may be shorter.
+    SendUdp { flow: FlowId, payload: Vec<u8>, segment: Option<u16> },
+    /// Close the flow's UDP socket. No answer.
+    CloseUdp { flow: FlowId },
+    /// Open an unprivileged ICMP socket and connect it to `remote`. A failure is told with `handle_echo_error`.
+    OpenEcho { flow: FlowId, remote: IpAddr, permit: Permit },
+    /// Send one echo request; the identifier is the socket's own.
+    SendEcho { flow: FlowId, sequence: u16, payload: Vec<u8> },
+    /// Close the flow's ICMP socket. No answer.
+    CloseEcho { flow: FlowId },
+    /// A datagram for port 53 that the policy allows; answer with `handle_dns_answer`, or never.
+    Dns { query: DnsClient, message: Vec<u8> },
+    /// Reset a relayed TCP connection, both sides; answer with `handle_closed`.
+    CloseFlow { flow: FlowId },
+    /// Something to report.
+    Event(EventBody),
+}
+
+/// Who asked a DNS question over UDP, and whom: both ends as they stood in the guest's datagram.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DnsClient {
+    pub guest: SocketAddr,
+    /// An address of the gateway, or of the resolver that the guest chose itself.
+    pub server: SocketAddr,
+}
+
+/// What an accepted connection is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accepted {
+    /// The guest side of this dialed flow: relay them.
+    Relay(FlowId),
+    /// DNS over TCP for the server that the connection was made to: the resolver answers.
+    Dns(FlowId),
+}
+
+/// Why a dial failed, in the words the guest is answered with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum DialError {
+    /// `ECONNREFUSED`, `ECONNRESET`.
+    #[error("connection refused")]
+    Refused,
+    /// `ENETUNREACH`, `EAFNOSUPPORT`, `EADDRNOTAVAIL`.
+    #[error("network unreachable")]
+    NetUnreachable,
+    /// `EHOSTUNREACH`, `EHOSTDOWN`, and whatever has no answer of its own.
+    #[error("host unreachable")]
+    HostUnreachable,
+    /// `ETIMEDOUT`.
+    #[error("connection timed out")]
+    TimedOut,
+    /// `EACCES`, `EPERM`: a firewall of the host's own.
+    #[error("administratively prohibited by the host")]
+    Prohibited,
+    /// `EMFILE`, `ENFILE`, `ENOBUFS`, `ENOMEM`: the gateway itself has run out.
+    #[error("out of descriptors or memory")]
+    Resources,
+}
+
+/// What a UDP socket reported instead of a datagram.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum UdpError {
+    /// `ECONNREFUSED`.
+    #[error("port unreachable")]
+    PortUnreachable,
+    /// `EHOSTUNREACH`, `EHOSTDOWN`, and whatever has no answer of its own.
+    #[error("host unreachable")]
+    HostUnreachable,
+    /// `ENETUNREACH`, `EAFNOSUPPORT`, `EADDRNOTAVAIL`.
+    #[error("network unreachable")]
+    NetUnreachable,
+    /// `EACCES`, `EPERM`.
+    #[error("administratively prohibited by the host")]
+    Prohibited,
+    /// `EMSGSIZE`: the path carries packets of at most `mtu` bytes.
+    #[error("datagram too big for a path MTU of {mtu} bytes")]
+    TooBig { mtu: u32 },
+    /// `EMFILE`, `ENFILE`, `ENOBUFS`, `ENOMEM` when the socket was to be opened: there is none, the mapping ends.
+    #[error("out of descriptors or memory")]
+    Resources,
+}
+
+/// What an ICMP socket reported instead of a reply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum EchoError {
+    /// The socket could not be opened (`EACCES`, `EPERM`): `net.ipv4.ping_group_range` does not hold our group.
+    #[error("unprivileged ICMP sockets are not permitted")]
+    NotPermitted,
+    #[error("host unreachable")]
+    HostUnreachable,
+    #[error("network unreachable")]
+    NetUnreachable,
+    /// `EACCES`, `EPERM` when sending.
+    #[error("administratively prohibited by the host")]
+    Prohibited,
+    /// The socket could not be opened for lack of descriptors or memory; the flow ends.
+    #[error("out of descriptors or memory")]
+    Resources,
+}
