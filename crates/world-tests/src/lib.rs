@@ -1,0 +1,1 @@
+//! End-to-end tests: real clients in a sandbox, real servers in a closed world.
