@@ -1,1 +1,11 @@
-//! TODO
+//! DNS for one sandbox, without I/O: what to answer, what to forward, what to pin.
+//!
+//! The gateway answers every DNS query of its guest itself, because DNS is the first way out for data and because names
+//! in a policy count only with proof. [`Resolver`] takes the guest's messages and the upstreams' answers, and says what
+//! should happen as [`Output`] values; sockets, clocks and randomness stay with the caller.
+
+mod config;
+mod resolver;
+
+pub use config::{Families, Rebinding, ResolverConfig};
+pub use resolver::{ClientId, Output, Resolver, Transport, UpstreamId};

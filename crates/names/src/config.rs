@@ -1,0 +1,69 @@
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use cofferdam_model::{Action, Classifier, Destination, Direction, PolicyConfig, Rule};
+use cofferdam_policy::Policy;
+
+/// What a [`Resolver`](crate::Resolver) is made from.
+#[derive(Debug, Clone)]
+pub struct ResolverConfig {
+    /// The configured resolvers, in the order in which they are asked. Empty: everything that would have to be asked is
+    /// answered with SERVFAIL.
+    pub upstreams: Vec<SocketAddr>,
+    /// The gateway's own addresses in this sandbox. A query to one of them is ours to resolve; a query to any other
+    /// address is forwarded to exactly that resolver.
+    pub gateway: Vec<IpAddr>,
+    /// The address families that work in this sandbox; for the others answers carry no addresses.
+    pub families: Families,
+    /// Everything that is done for one query ends within this time.
+    pub query_timeout: Duration,
+    /// What happens to answers that carry addresses which are not public.
+    pub rebinding: Rebinding,
+    /// Seeds message ids and decision ids. Fresh from the system's generator for every sandbox: who knows it can forge
+    /// answers.
+    pub seed: [u8; 32],
+}
+
+/// The address families that a sandbox can use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Families {
+    pub ipv4: bool,
+    pub ipv6: bool,
+}
+
+/// Whether answers with addresses that are not public are delivered.
+#[derive(Debug, Clone)]
+pub enum Rebinding {
+    /// Every address is delivered and pinned.
+    Allow,
+    /// Only public addresses are, and those that an explicit rule allows (`explicit`, see [`Rebinding::guarded_by`]).
+    Guard { explicit: Arc<Policy> },
+}
+
+impl Rebinding {
+    /// Protection that makes an exception for addresses which `policy` allows by an explicit rule: one that names an
+    /// address, a network or a group and no port. Denies before it count; defaults and `any` do not allow.
+    ///
+    /// The exception is itself a policy made of those rules, so that the order of rules, the groups and the guard around
+    /// `host` and `metadata` mean here what they mean everywhere.
+    #[must_use]
+    pub fn guarded_by(policy: &PolicyConfig, classifier: Classifier) -> Rebinding {
+        let rules = policy.rules.iter().filter(|rule| counts_for_rebinding(rule)).cloned().collect();
+        let explicit = PolicyConfig { default_egress: Action::Deny, default_ingress: Action::Deny, rules };
+        Rebinding::Guard { explicit: Arc::new(Policy::compile(&explicit, classifier)) }
+    }
+}
+
+fn counts_for_rebinding(rule: &Rule) -> bool {
+    let leaves = match rule.direction {
+        Direction::Egress | Direction::Any => true,
+        Direction::Ingress => false,
+    };
+    let by_address = match rule.destination {
+        Destination::Group(_) | Destination::Cidr(_) => true,
+        Destination::Any => rule.action == Action::Deny,
+        Destination::Domain(_) | Destination::Suffix { .. } => false,
+    };
+    leaves && by_address && rule.ports.is_empty()
+}
