@@ -1,11 +1,13 @@
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 /// A domain name in canonical form: lower case A-labels, no trailing dot, at least one label.
 ///
-/// `Display` prints that form; two names are equal exactly when DNS would treat them as equal.
+/// `Display` prints that form; two names are equal exactly when DNS would treat them as equal. A clone shares the text, so
+/// that a verdict can carry the name that decided it without allocating.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct DomainName(Box<str>);
+pub struct DomainName(Arc<str>);
 
 /// Why a text is not a domain name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -61,7 +63,7 @@ impl FromStr for DomainName {
                 return Err(NameError::Character { character });
             }
         }
-        Ok(DomainName(ascii.into_boxed_str()))
+        Ok(DomainName(Arc::from(ascii)))
     }
 }
 

@@ -1,1 +1,18 @@
-//! TODO
+//! Compiles rules and answers whether a flow may pass.
+//!
+//! [`Policy::check`] is the one place where addresses, names and ports are compared with rules. Everything else here leads up
+//! to it: the rule grammar, presets, files and the builder fill a [`PolicyConfig`](cofferdam_model::PolicyConfig), and
+//! [`Policy::compile`] turns that into lookup tables. No I/O, no clock, no randomness.
+
+pub mod file;
+pub mod grammar;
+
+mod facts;
+mod pins;
+mod policy;
+mod warnings;
+
+pub use facts::{Denial, Facts, NameVerdict, Permit, PinnedName, Reason, RuleRef, Verdict};
+pub use pins::{Pins, PinsFull};
+pub use policy::Policy;
+pub use warnings::Warning;

@@ -1,0 +1,141 @@
+use std::net::IpAddr;
+
+use cofferdam_model::{Direction, DomainName, Group, Protocol};
+
+/// A name that this sandbox's own DNS answers bound to an address.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PinnedName {
+    pub name: DomainName,
+    /// The name stood in the CNAME chain of an answer and was not asked for itself. Only deny rules look at it.
+    pub alias: bool,
+}
+
+/// What is known about a flow when its verdict is asked for.
+#[derive(Debug, Clone, Copy)]
+pub struct Facts<'a> {
+    /// [`Direction::Egress`] or [`Direction::Ingress`]; a flow that claims [`Direction::Any`] is denied.
+    pub direction: Direction,
+    pub protocol: Protocol,
+    /// Egress: the packet's destination. Ingress: the connecting peer.
+    pub peer: IpAddr,
+    /// The service's port (egress: destination, ingress: guest port). `None` for ICMP.
+    pub port: Option<u16>,
+    /// The names pinned to `peer`.
+    pub names: &'a [PinnedName],
+}
+
+/// The rule behind a verdict, or the default that applied when no rule matched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum RuleRef {
+    /// Position in [`PolicyConfig::rules`](cofferdam_model::PolicyConfig::rules), counted from 0.
+    Rule(u32),
+    /// The default of that direction.
+    Default(Direction),
+}
+
+/// Why a verdict is what it is. Cloning one allocates nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reason {
+    pub rule: RuleRef,
+    /// The group of the peer's address; [`Group::Host`] for a name verdict, since the gateway answers names.
+    pub group: Group,
+    /// The name that decided, when a domain rule did.
+    pub name: Option<DomainName>,
+}
+
+/// Proof that the policy allows one flow. Only [`Policy::check`](crate::Policy::check) makes one and dialing consumes it, so a
+/// dial that skipped the policy does not compile. Neither `Clone` nor `Default`, on purpose.
+#[derive(Debug)]
+pub struct Permit {
+    pub(crate) protocol: Protocol,
+    pub(crate) peer: IpAddr,
+    pub(crate) port: Option<u16>,
+    pub(crate) reason: Reason,
+}
+
+impl Permit {
+    /// The protocol that was asked for.
+    #[must_use]
+    pub fn protocol(&self) -> Protocol {
+        self.protocol
+    }
+
+    /// The address that was asked for, as the caller gave it.
+    #[must_use]
+    pub fn peer(&self) -> IpAddr {
+        self.peer
+    }
+
+    /// The port that was asked for.
+    #[must_use]
+    pub fn port(&self) -> Option<u16> {
+        self.port
+    }
+
+    /// Which rule allowed it.
+    #[must_use]
+    pub fn reason(&self) -> &Reason {
+        &self.reason
+    }
+}
+
+/// The policy's refusal of one flow.
+#[derive(Debug)]
+pub struct Denial {
+    pub(crate) reason: Reason,
+}
+
+impl Denial {
+    /// Which rule denied it.
+    #[must_use]
+    pub fn reason(&self) -> &Reason {
+        &self.reason
+    }
+}
+
+/// The policy's answer about one flow.
+#[derive(Debug)]
+pub enum Verdict {
+    Allow(Permit),
+    Deny(Denial),
+}
+
+impl Verdict {
+    /// Why, whichever way it went.
+    #[must_use]
+    pub fn reason(&self) -> &Reason {
+        match self {
+            Verdict::Allow(permit) => permit.reason(),
+            Verdict::Deny(denial) => denial.reason(),
+        }
+    }
+
+    /// Whether the flow may pass.
+    #[must_use]
+    pub fn is_allow(&self) -> bool {
+        matches!(self, Verdict::Allow(_))
+    }
+}
+
+/// The policy's answer about resolving one name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NameVerdict {
+    Allow(Reason),
+    Deny(Reason),
+}
+
+impl NameVerdict {
+    /// Why, whichever way it went.
+    #[must_use]
+    pub fn reason(&self) -> &Reason {
+        match self {
+            NameVerdict::Allow(reason) | NameVerdict::Deny(reason) => reason,
+        }
+    }
+
+    /// Whether the name may be asked for.
+    #[must_use]
+    pub fn is_allow(&self) -> bool {
+        matches!(self, NameVerdict::Allow(_))
+    }
+}
