@@ -1,0 +1,126 @@
+//! What a caller says about a sandbox, and what it learns from one.
+
+use std::ffi::OsString;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use cofferdam_gateway::{GatewayConfig, NetnsSpec};
+use cofferdam_sys::confine::Capability;
+
+/// Everything one sandbox is made from.
+#[derive(Debug, Clone)]
+pub struct SandboxSpec {
+    /// Host name inside.
+    pub name: String,
+    /// The program and its arguments; the program is looked up on the `PATH` of [`env`](Self::env), inside.
+    pub command: Vec<OsString>,
+    /// The whole environment of the program: nothing is added to it.
+    pub env: Vec<(OsString, OsString)>,
+    /// Where the program starts, as a path inside.
+    pub workdir: PathBuf,
+    pub place: Place,
+    /// User and group id inside: 1000 by default, 0 with capabilities.
+    pub inside_uid: u32,
+    /// What the program may do in its own namespaces; empty by default.
+    pub capabilities: Vec<Capability>,
+    /// Lets the program make user namespaces of its own (nested sandboxes, browsers).
+    pub allow_userns: bool,
+    pub terminal: Terminal,
+    pub limits: ResourceLimits,
+    /// The lines of `/etc/hosts` besides localhost.
+    pub hosts: Vec<(IpAddr, Vec<String>)>,
+    /// The name servers in `/etc/resolv.conf`.
+    pub resolv: Vec<IpAddr>,
+    /// `None`: no interface but its own loopback.
+    pub network: Option<NetworkSpec>,
+}
+
+/// The network of a sandbox that has one.
+#[derive(Debug, Clone)]
+pub struct NetworkSpec {
+    pub gateway: GatewayConfig,
+    pub link: NetnsSpec,
+}
+
+/// Which files of the host a sandbox sees.
+#[derive(Debug, Clone, Default)]
+pub struct Place {
+    /// A directory that is writable inside, at the same path. See [`check_project`](crate::check_project).
+    pub project: Option<PathBuf>,
+    /// More files and directories of the host.
+    pub mounts: Vec<Mount>,
+    /// A directory whose content stands in for the host's `/usr`, `/etc` and so on.
+    pub rootfs: Option<PathBuf>,
+}
+
+/// One file or directory of the host, shown inside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mount {
+    /// Path on the host.
+    pub source: PathBuf,
+    /// Absolute path inside.
+    pub target: PathBuf,
+    pub read_only: bool,
+}
+
+/// What standard input, output and error are inside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Terminal {
+    /// Those of the supervisor. The program has a session of its own, so it cannot push input into a terminal there.
+    #[default]
+    Inherit,
+    /// A terminal of its own, relayed to the supervisor's standard input and output.
+    Pty,
+}
+
+/// Bounds on what the program may use up; `None` is unlimited.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ResourceLimits {
+    /// Bytes of memory.
+    pub memory: Option<u64>,
+    /// Processors, as a number of whole ones: 0.5 is half of one.
+    pub cpus: Option<f32>,
+    /// Processes and threads.
+    pub pids: Option<u32>,
+    /// Wall-clock time of the whole run.
+    pub timeout: Option<Duration>,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    pub status: Status,
+    pub gateway: GatewayFate,
+    /// What a user should be told: limits that could not be enforced, mounts that could not be made writable.
+    pub notices: Vec<String>,
+}
+
+/// How the program ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// It exited with this status, 0..=255.
+    Exited(i32),
+    /// It was killed by this signal.
+    Signaled(i32),
+    /// Its time was up, and it was ended.
+    TimedOut,
+    /// The sandbox's own pid 1 was killed from outside, and the program with it.
+    Lost,
+}
+
+/// What became of the gateway process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GatewayFate {
+    /// There was none, or it served until the program had ended.
+    Fine,
+    /// It ended before the program did; from then on the sandbox had no network.
+    Died(GatewayEnd),
+}
+
+/// How a gateway process ended that should not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GatewayEnd {
+    Exited(i32),
+    Signaled(i32),
+}
