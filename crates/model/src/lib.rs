@@ -6,6 +6,7 @@
 mod addr;
 mod config;
 mod event;
+mod groups;
 mod name;
 mod rule;
 mod time;
