@@ -1,0 +1,650 @@
+//! What a run tried and was not allowed to do, in ten lines.
+//!
+//! The tally reads the event stream, never log text. Denials are grouped by name and port, most frequent first, and
+//! each group says which flag would have allowed it. Every word in it that a guest or a remote chose (names) is
+//! printed with control characters escaped.
+//!
+//! Limits: [`MAX_GROUPS`] groups; denials beyond that are counted together and said aloud.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::net::{IpAddr, SocketAddr};
+
+use cofferdam_model::{Action, Direction, DropReason, Event, EventBody, Group, LimitKind, Protocol, RuleText};
+
+/// Different targets that are kept apart. A guest that denies itself a million names costs us one counter.
+pub const MAX_GROUPS: usize = 1024;
+
+/// Lines of the printed summary that name a target (`docs/cli.md`).
+pub const MAX_LINES: usize = 10;
+
+/// What the summary has to know about the flags of the run to give advice that works when it is followed.
+#[derive(Debug, Clone, Default)]
+pub struct Advice {
+    /// Whether `--allow` alone would switch the default to deny: true when neither `--net` nor `--allow` was given.
+    pub allow_changes_default: bool,
+    /// The gateway's own addresses, which people write as `host`.
+    pub gateway: Vec<IpAddr>,
+}
+
+/// Counts the events of one run.
+#[derive(Debug, Default)]
+pub struct Summary {
+    advice: Advice,
+    groups: BTreeMap<Key, Denied>,
+    /// Denials that found no room in `groups`.
+    beyond: u64,
+    totals: Totals,
+    dropped: BTreeMap<DropReason, u64>,
+    limits: BTreeMap<LimitKind, u64>,
+    notices: Vec<String>,
+}
+
+/// Plain counters of one run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Totals {
+    /// Flows that were allowed and opened.
+    pub flows_opened: u64,
+    /// Flows that were denied.
+    pub flows_denied: u64,
+    /// Flows that were allowed and could not be opened.
+    pub flows_failed: u64,
+    /// Payload bytes of closed flows, guest to remote.
+    pub bytes_out: u64,
+    /// Payload bytes of closed flows, remote to guest.
+    pub bytes_in: u64,
+    /// DNS queries of the guest.
+    pub dns_queries: u64,
+    /// DNS queries that were denied by name.
+    pub dns_denied: u64,
+}
+
+/// What a line of the summary is about.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    target: Target,
+    service: Service,
+    /// The same target denied by two rules is two lines: the remedies differ.
+    rule: String,
+    ingress: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Target {
+    Name(String),
+    Address(IpAddr),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Service {
+    /// A TCP or UDP port.
+    Port(u16),
+    /// An echo request.
+    Ping,
+    /// The name itself was not resolved.
+    Lookup,
+}
+
+#[derive(Debug, Clone)]
+struct Denied {
+    tcp: u64,
+    udp: u64,
+    ping: u64,
+    /// Look-ups by query type: a client asks for A and AAAA at once, and people count that as one attempt.
+    lookups: BTreeMap<u16, u64>,
+    rule: RuleText,
+    group: Option<Group>,
+    /// An address that stood behind the name, for targets that only a rule by address opens.
+    address: Option<IpAddr>,
+    first_decision: Option<String>,
+}
+
+/// One group of denials, as data: the form of `--json-summary`.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct DeniedTarget {
+    /// The name, or the address when no name led to it.
+    pub target: String,
+    /// Absent for pings and name look-ups.
+    pub port: Option<u16>,
+    /// `tcp`, `udp`, `icmp`, `dns`.
+    pub protocols: Vec<&'static str>,
+    /// How often it was tried.
+    pub count: u64,
+    /// Group of the address, when an address was denied.
+    pub group: Option<Group>,
+    /// The rule or default that said no.
+    pub rule: RuleText,
+    /// Id of the first of these decisions.
+    pub decision: Option<String>,
+    /// The flag that would allow it; absent when no flag does.
+    pub allow_with: Option<String>,
+}
+
+impl Summary {
+    /// An empty tally.
+    #[must_use]
+    pub fn new(advice: Advice) -> Summary {
+        Summary { advice, ..Summary::default() }
+    }
+
+    /// Counts one event.
+    pub fn record(&mut self, event: &Event) {
+        match &event.body {
+            EventBody::FlowDenied { decision, direction, protocol, guest, remote, group, names, rule } => {
+                self.totals.flows_denied += 1;
+                let flow = DeniedFlow { decision, direction: *direction, protocol: *protocol, guest: *guest };
+                self.deny_flow(&flow, *remote, *group, names, rule);
+            }
+            EventBody::DnsQuery { name, qtype, verdict, rule, decision, .. } => {
+                self.totals.dns_queries += 1;
+                if *verdict == Action::Deny {
+                    self.totals.dns_denied += 1;
+                    self.deny_lookup(name, *qtype, rule, decision.as_ref());
+                }
+            }
+            EventBody::FlowOpened { .. } => self.totals.flows_opened += 1,
+            EventBody::FlowClosed { counters, .. } => {
+                self.totals.bytes_out = self.totals.bytes_out.saturating_add(counters.bytes_out);
+                self.totals.bytes_in = self.totals.bytes_in.saturating_add(counters.bytes_in);
+            }
+            EventBody::FlowFailed { .. } => self.totals.flows_failed += 1,
+            EventBody::LimitReached { limit, count, .. } => {
+                let entry = self.limits.entry(*limit).or_default();
+                *entry = entry.saturating_add(*count);
+            }
+            EventBody::GatewayDropped { reason, count } => {
+                let entry = self.dropped.entry(*reason).or_default();
+                *entry = entry.saturating_add(*count);
+            }
+            EventBody::GatewayNotice { message } => self.note(message),
+            EventBody::SandboxStarted { .. } | EventBody::SandboxStopped { .. } => {}
+        }
+    }
+
+    /// Keeps a remark for the end of the run; repeated and surplus ones are left out.
+    pub fn note(&mut self, message: &str) {
+        if self.notices.len() < MAX_LINES && !self.notices.iter().any(|known| known == message) {
+            self.notices.push(message.to_owned());
+        }
+    }
+
+    /// Whether anything was denied.
+    #[must_use]
+    pub fn denied_anything(&self) -> bool {
+        self.beyond > 0 || !self.groups.is_empty()
+    }
+
+    /// The plain counters.
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        self.totals
+    }
+
+    /// Remarks of the gateway, oldest first.
+    #[must_use]
+    pub fn notices(&self) -> &[String] {
+        &self.notices
+    }
+
+    /// The denied targets, most frequent first; equally frequent ones by name.
+    #[must_use]
+    pub fn denied(&self) -> Vec<DeniedTarget> {
+        let mut rows: Vec<(&Key, &Denied)> = self.groups.iter().collect();
+        // The map is sorted by key and the sort is stable, so equal counts stay in the order of the keys.
+        rows.sort_by_key(|(_, denied)| std::cmp::Reverse(denied.count()));
+        rows.into_iter().map(|(key, denied)| self.row(key, denied)).collect()
+    }
+
+    /// The text for the end of a run, empty when there is nothing to say.
+    ///
+    /// With [`Detail::Always`] it also says that nothing was denied and how much went through.
+    #[must_use]
+    pub fn render(&self, detail: Detail) -> String {
+        let mut text = String::new();
+        let rows = self.denied();
+        let lines: Vec<[String; 4]> = rows.iter().take(MAX_LINES).map(columns).collect();
+        let widths: [usize; 3] =
+            [width(lines.iter().map(|[a, ..]| a)), width(lines.iter().map(|[_, b, ..]| b)), width(lines.iter().map(|[_, _, c, _]| c))];
+        let [target_width, count_width, rule_width] = widths;
+        for [target, count, rule, remedy] in &lines {
+            let line = format!("blocked  {target:target_width$}  {count:count_width$}  {rule:rule_width$}   {remedy}");
+            let _ = writeln!(text, "{}", line.trim_end());
+        }
+        let hidden: u64 = rows.iter().skip(MAX_LINES).map(|row| row.count).sum::<u64>().saturating_add(self.beyond);
+        if hidden > 0 {
+            let targets = rows.len().saturating_sub(MAX_LINES);
+            let plus = if self.beyond > 0 { "+" } else { "" };
+            let _ = writeln!(text, "blocked  {hidden} more on {targets}{plus} other targets (--json-summary FILE or --events FILE has them)");
+        }
+        if let Some(lost) = self.limits.get(&LimitKind::Events) {
+            let _ = writeln!(text, "note     {lost} events were lost because they came too fast; the counts above are too low");
+        }
+        if detail == Detail::Always {
+            self.render_totals(&mut text);
+        }
+        text
+    }
+
+    /// The whole tally as one JSON object.
+    #[must_use]
+    pub fn to_json(&self) -> serde_json::Value {
+        serde_json::json!({
+            "v": 1,
+            "denied": self.denied(),
+            "denied_beyond": self.beyond,
+            "totals": self.totals,
+            "dropped": self.dropped,
+            "limits": self.limits,
+            "notices": self.notices,
+        })
+    }
+
+    fn render_totals(&self, text: &mut String) {
+        let Totals { flows_opened, flows_denied, flows_failed, bytes_out, bytes_in, dns_queries, dns_denied } = self.totals;
+        if !self.denied_anything() {
+            let _ = writeln!(text, "blocked  nothing");
+        }
+        let _ = writeln!(
+            text,
+            "network  {flows_opened} flows opened, {flows_failed} failed, {flows_denied} denied; {bytes_out} bytes out, {bytes_in} in; \
+             {dns_queries} look-ups, {dns_denied} denied"
+        );
+        for (reason, count) in &self.dropped {
+            let _ = writeln!(text, "dropped  ×{count}  {}", word(reason));
+        }
+        for (limit, count) in &self.limits {
+            let _ = writeln!(text, "limit    ×{count}  {}", word(limit));
+        }
+    }
+
+    fn deny_flow(&mut self, flow: &DeniedFlow<'_>, remote: SocketAddr, group: Group, names: &[String], rule: &RuleText) {
+        let ingress = flow.direction == Direction::Ingress;
+        let address = remote.ip().to_canonical();
+        let target = match names.first() {
+            Some(name) => Target::Name(name.clone()),
+            None => Target::Address(address),
+        };
+        let service = match flow.protocol {
+            // Ingress is about the service's port, which is the guest's.
+            Protocol::Tcp | Protocol::Udp if ingress => Service::Port(flow.guest.port()),
+            Protocol::Tcp | Protocol::Udp => Service::Port(remote.port()),
+            Protocol::IcmpV4 | Protocol::IcmpV6 => Service::Ping,
+        };
+        let key = Key { target, service, rule: rule.text.clone(), ingress };
+        let Some(denied) = self.group_for(key, rule) else { return };
+        denied.group.get_or_insert(group);
+        denied.address.get_or_insert(address);
+        denied.first_decision.get_or_insert_with(|| flow.decision.clone());
+        match flow.protocol {
+            Protocol::Tcp => denied.tcp += 1,
+            Protocol::Udp => denied.udp += 1,
+            Protocol::IcmpV4 | Protocol::IcmpV6 => denied.ping += 1,
+        }
+    }
+
+    fn deny_lookup(&mut self, name: &str, qtype: u16, rule: &RuleText, decision: Option<&String>) {
+        let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+        let key = Key { target: Target::Name(name), service: Service::Lookup, rule: rule.text.clone(), ingress: false };
+        let Some(denied) = self.group_for(key, rule) else { return };
+        *denied.lookups.entry(qtype).or_default() += 1;
+        if let Some(decision) = decision {
+            denied.first_decision.get_or_insert_with(|| decision.clone());
+        }
+    }
+
+    fn group_for(&mut self, key: Key, rule: &RuleText) -> Option<&mut Denied> {
+        if self.groups.len() >= MAX_GROUPS && !self.groups.contains_key(&key) {
+            self.beyond = self.beyond.saturating_add(1);
+            return None;
+        }
+        Some(self.groups.entry(key).or_insert_with(|| Denied::new(rule.clone())))
+    }
+
+    fn row(&self, key: &Key, denied: &Denied) -> DeniedTarget {
+        let (target, port) = match (&key.target, key.service) {
+            (Target::Name(name), Service::Port(port)) => (name.clone(), Some(port)),
+            (Target::Name(name), Service::Ping | Service::Lookup) => (name.clone(), None),
+            (Target::Address(address), Service::Port(port)) => (address.to_string(), Some(port)),
+            (Target::Address(address), Service::Ping | Service::Lookup) => (address.to_string(), None),
+        };
+        DeniedTarget {
+            target,
+            port,
+            protocols: denied.protocols(),
+            count: denied.count(),
+            group: denied.group,
+            rule: denied.rule.clone(),
+            decision: denied.first_decision.clone(),
+            allow_with: self.remedy(key, denied),
+        }
+    }
+
+    /// The flag that, added to the same command line, lets this target through.
+    fn remedy(&self, key: &Key, denied: &Denied) -> Option<String> {
+        // Nothing opens the host's loopback; 127.0.0.1 in a sandbox is the sandbox's own.
+        if denied.group == Some(Group::Loopback) {
+            return None;
+        }
+        let destination = self.destination(key, denied);
+        // A later rule never overrides an earlier one, so the flag has to come first.
+        let place = if denied.rule.index.is_some() { ", before that rule" } else { "" };
+        let flag = match key.service {
+            _ if key.ingress => format!("--net-rule {}", quoted(&rule(":ingress", &destination, denied, key.service))),
+            Service::Port(53) if destination == "host" => "--net-rule allow@dns".to_owned(),
+            Service::Ping => format!("--net-rule {}", quoted(&rule("", &destination, denied, key.service))),
+            Service::Port(_) | Service::Lookup if self.advice.allow_changes_default => {
+                format!("--net-rule {}", quoted(&rule("", &destination, denied, key.service)))
+            }
+            Service::Port(port) => format!("--allow {}", quoted(&format!("{destination}:{port}"))),
+            Service::Lookup => format!("--allow {}", quoted(&destination)),
+        };
+        Some(format!("{flag}{place}"))
+    }
+
+    /// The destination as the rule grammar writes it.
+    fn destination(&self, key: &Key, denied: &Denied) -> String {
+        if let (Some(Group::Host), Some(address)) = (denied.group, denied.address) {
+            // The gateway's addresses differ from run to run; the word does not.
+            return if self.advice.gateway.contains(&address) { "host".to_owned() } else { bracketed(address) };
+        }
+        match (&key.target, denied.group, denied.address) {
+            // A rule by name opens public addresses alone; anything else needs its address.
+            (Target::Name(_), Some(group), Some(address)) if group != Group::Public => bracketed(address),
+            (Target::Name(name), _, _) => destination_name(name),
+            (Target::Address(address), _, _) => bracketed(*address),
+        }
+    }
+}
+
+/// How much [`Summary::render`] says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Detail {
+    /// What was denied.
+    Denials,
+    /// That, and the counters.
+    Always,
+}
+
+/// The parts of a denied flow that identify it.
+struct DeniedFlow<'a> {
+    decision: &'a String,
+    direction: Direction,
+    protocol: Protocol,
+    guest: SocketAddr,
+}
+
+impl Denied {
+    fn new(rule: RuleText) -> Denied {
+        Denied { tcp: 0, udp: 0, ping: 0, lookups: BTreeMap::new(), rule, group: None, address: None, first_decision: None }
+    }
+
+    fn count(&self) -> u64 {
+        let lookups = self.lookups.values().copied().max().unwrap_or(0);
+        self.tcp.saturating_add(self.udp).saturating_add(self.ping).saturating_add(lookups)
+    }
+
+    fn protocols(&self) -> Vec<&'static str> {
+        let seen = [("tcp", self.tcp > 0), ("udp", self.udp > 0), ("icmp", self.ping > 0), ("dns", !self.lookups.is_empty())];
+        seen.into_iter().filter(|(_, seen)| *seen).map(|(word, _)| word).collect()
+    }
+}
+
+/// The cells of one line: target, count, rule, remedy.
+fn columns(row: &DeniedTarget) -> [String; 4] {
+    let target = match row.target.parse::<IpAddr>() {
+        Ok(address) if row.port.is_some() => bracketed(address),
+        _ => escaped(&row.target),
+    };
+    let target = match row.port {
+        Some(port) => format!("{target}:{port}"),
+        None => target,
+    };
+    let target = match row.protocols.as_slice() {
+        ["udp"] => format!("{target}/udp"),
+        ["icmp"] => format!("{target} (ping)"),
+        ["dns"] => format!("{target} (look-up)"),
+        _ => target,
+    };
+    let remedy = match &row.allow_with {
+        Some(flag) => format!("→ {flag}"),
+        None => String::new(),
+    };
+    [target, format!("×{}", row.count), escaped(&row.rule.text), remedy]
+}
+
+fn rule(direction: &str, destination: &str, denied: &Denied, service: Service) -> String {
+    let protocols = match (denied.tcp > 0, denied.udp > 0) {
+        (true, false) => "tcp",
+        (false, true) => "udp",
+        (true, true) | (false, false) => "tcp+udp",
+    };
+    match service {
+        Service::Port(port) => format!("allow{direction}@{destination}:{protocols}:{port}"),
+        Service::Ping => format!("allow{direction}@{destination}:icmp"),
+        Service::Lookup => format!("allow{direction}@{destination}"),
+    }
+}
+
+/// A bare single label needs a prefix in the grammar.
+fn destination_name(name: &str) -> String {
+    if name.contains('.') { name.to_owned() } else { format!("domain={name}") }
+}
+
+fn bracketed(address: IpAddr) -> String {
+    match address {
+        IpAddr::V4(v4) => v4.to_string(),
+        IpAddr::V6(v6) => format!("[{v6}]"),
+    }
+}
+
+/// Shell words are quoted when a shell would read more into them: brackets are a pattern.
+fn quoted(word: &str) -> String {
+    let plain = word.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | ':' | '-' | '_' | '@' | '+' | '=' | '/'));
+    if plain { word.to_owned() } else { format!("'{}'", escaped(&word.replace('\'', ""))) }
+}
+
+/// `text` with everything that a terminal would act on made visible.
+#[must_use]
+pub fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() || is_invisible(c) {
+            out.extend(c.escape_default());
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
+/// Characters that reorder or hide text: bidirectional controls, zero-width ones, line separators.
+fn is_invisible(c: char) -> bool {
+    matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
+/// The word that serde writes for a fieldless variant.
+fn word(value: &impl serde::Serialize) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(word)) => word.replace('_', " "),
+        Ok(other) => other.to_string(),
+        Err(_) => String::new(),
+    }
+}
+
+fn width<'a>(cells: impl Iterator<Item = &'a String>) -> usize {
+    // Wider cells than this push their own line only.
+    cells.map(|cell| cell.chars().count()).max().unwrap_or(0).min(48)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cofferdam_model::{CloseReason, EventSource, FlowCounters, FlowId};
+
+    #[test]
+    fn prints_the_line_of_the_specification() {
+        let mut summary = Summary::new(listed());
+        for _ in 0..14 {
+            summary.record(&flow("93.184.216.34:443", &["telemetry.example.com"], Group::Public, default_deny()));
+        }
+        assert_eq!(
+            summary.render(Detail::Denials),
+            "blocked  telemetry.example.com:443  ×14  default egress deny   → --allow telemetry.example.com:443\n"
+        );
+    }
+
+    #[test]
+    fn sorts_by_count_and_stops_after_ten_lines() {
+        let mut summary = Summary::new(listed());
+        for port in 1..=13_u16 {
+            for _ in 0..port {
+                summary.record(&flow(&format!("8.8.8.8:{port}"), &[], Group::Public, default_deny()));
+            }
+        }
+        let text = summary.render(Detail::Denials);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 11);
+        assert!(lines[0].starts_with("blocked  8.8.8.8:13  ×13"), "{}", lines[0]);
+        assert!(lines[9].starts_with("blocked  8.8.8.8:4   ×4"), "{}", lines[9]);
+        assert!(lines[10].starts_with("blocked  6 more on 3 other targets"), "{}", lines[10]);
+    }
+
+    #[test]
+    fn counts_the_two_queries_of_one_lookup_once() {
+        let mut summary = Summary::new(listed());
+        summary.record(&lookup("Tracker.Example.", 1));
+        summary.record(&lookup("tracker.example", 28));
+        let text = summary.render(Detail::Denials);
+        assert_eq!(text, "blocked  tracker.example (look-up)  ×1  default egress deny   → --allow tracker.example\n");
+    }
+
+    #[test]
+    fn brackets_addresses_of_ipv6() {
+        let mut summary = Summary::new(listed());
+        summary.record(&flow("[2606:4700::1]:443", &[], Group::Public, default_deny()));
+        let text = summary.render(Detail::Denials);
+        assert_eq!(text, "blocked  [2606:4700::1]:443  ×1  default egress deny   → --allow '[2606:4700::1]:443'\n");
+    }
+
+    #[test]
+    fn names_that_lead_inside_are_opened_by_address() {
+        let mut summary = Summary::new(listed());
+        summary.record(&flow("10.0.0.5:80", &["intranet.example"], Group::Private, default_deny()));
+        assert_eq!(summary.denied()[0].allow_with.as_deref(), Some("--allow 10.0.0.5:80"));
+    }
+
+    #[test]
+    fn the_gateway_is_called_host_and_its_resolver_dns() {
+        let mut summary = Summary::new(listed());
+        summary.record(&flow("172.16.0.1:8080", &["host.cofferdam.internal"], Group::Host, default_deny()));
+        summary.record(&flow("172.16.0.1:53", &[], Group::Host, default_deny()));
+        summary.record(&flow("192.168.1.9:22", &[], Group::Host, default_deny()));
+        let remedies: Vec<_> = summary.denied().into_iter().filter_map(|row| row.allow_with).collect();
+        assert!(remedies.contains(&"--allow host:8080".to_owned()), "{remedies:?}");
+        assert!(remedies.contains(&"--net-rule allow@dns".to_owned()), "{remedies:?}");
+        assert!(remedies.contains(&"--allow 192.168.1.9:22".to_owned()), "{remedies:?}");
+    }
+
+    #[test]
+    fn advice_keeps_the_default_of_a_run_without_an_allow_list() {
+        let mut summary = Summary::new(Advice { allow_changes_default: true, gateway: vec![] });
+        summary.record(&flow("10.0.0.5:80", &[], Group::Private, default_deny()));
+        assert_eq!(summary.denied()[0].allow_with.as_deref(), Some("--net-rule allow@10.0.0.5:tcp:80"));
+    }
+
+    #[test]
+    fn a_rule_that_denied_has_to_be_preceded() {
+        let mut summary = Summary::new(listed());
+        let rule = RuleText { index: Some(0), text: "deny@any:tcp:25".into() };
+        summary.record(&flow("93.184.216.34:25", &[], Group::Public, rule));
+        assert_eq!(summary.denied()[0].allow_with.as_deref(), Some("--allow 93.184.216.34:25, before that rule"));
+    }
+
+    #[test]
+    fn pings_get_an_icmp_rule() {
+        let mut summary = Summary::new(listed());
+        let mut ping = flow("8.8.8.8:0", &[], Group::Public, default_deny());
+        if let EventBody::FlowDenied { protocol, .. } = &mut ping.body {
+            *protocol = Protocol::IcmpV4;
+        }
+        summary.record(&ping);
+        let text = summary.render(Detail::Denials);
+        assert_eq!(text, "blocked  8.8.8.8 (ping)  ×1  default egress deny   → --net-rule allow@8.8.8.8:icmp\n");
+    }
+
+    #[test]
+    fn escapes_what_a_terminal_would_act_on() {
+        let mut summary = Summary::new(listed());
+        summary.record(&lookup("\u{1b}]52;c;aGk=\u{7}\u{202e}.example", 1));
+        let text = summary.render(Detail::Denials);
+        assert!(!text.chars().any(|c| (c.is_control() && c != '\n') || c == '\u{202e}'), "{text:?}");
+        assert!(text.contains("\\u{1b}]52"), "{text:?}");
+    }
+
+    #[test]
+    fn a_flood_of_names_costs_one_counter() {
+        let mut summary = Summary::new(listed());
+        for n in 0..MAX_GROUPS + 500 {
+            summary.record(&lookup(&format!("n{n}.example"), 1));
+        }
+        assert_eq!(summary.groups.len(), MAX_GROUPS);
+        assert!(summary.render(Detail::Denials).contains(&format!("{} more on {}+ other targets", MAX_GROUPS - 10 + 500, MAX_GROUPS - 10)));
+    }
+
+    #[test]
+    fn says_that_nothing_was_denied_only_when_asked() {
+        let mut summary = Summary::new(listed());
+        let counters = FlowCounters { bytes_out: 5, bytes_in: 7 };
+        summary.record(&event(EventBody::FlowClosed { flow: FlowId(1), by: CloseReason::Guest, counters, duration_ms: 1 }));
+        assert_eq!(summary.render(Detail::Denials), "");
+        let text = summary.render(Detail::Always);
+        assert!(text.starts_with("blocked  nothing\n"), "{text}");
+        assert!(text.contains("5 bytes out, 7 in"), "{text}");
+    }
+
+    #[test]
+    fn lost_events_are_said_aloud() {
+        let mut summary = Summary::new(listed());
+        summary.record(&event(EventBody::LimitReached { limit: LimitKind::Events, bound: 10, count: 3 }));
+        assert!(summary.render(Detail::Denials).contains("3 events were lost"));
+    }
+
+    fn listed() -> Advice {
+        Advice { allow_changes_default: false, gateway: vec!["172.16.0.1".parse().unwrap()] }
+    }
+
+    fn default_deny() -> RuleText {
+        RuleText { index: None, text: "default egress deny".into() }
+    }
+
+    fn flow(remote: &str, names: &[&str], group: Group, rule: RuleText) -> Event {
+        event(EventBody::FlowDenied {
+            decision: "7k".into(),
+            direction: Direction::Egress,
+            protocol: Protocol::Tcp,
+            guest: "172.16.0.2:4000".parse().unwrap(),
+            remote: remote.parse().unwrap(),
+            group,
+            names: names.iter().map(|&n| n.to_owned()).collect(),
+            rule,
+        })
+    }
+
+    fn lookup(name: &str, qtype: u16) -> Event {
+        event(EventBody::DnsQuery {
+            name: name.into(),
+            qtype,
+            verdict: Action::Deny,
+            rule: default_deny(),
+            decision: Some("7k".into()),
+            answers: vec![],
+            rcode: Some(3),
+            resolver: None,
+            ms: 0.1,
+        })
+    }
+
+    fn event(body: EventBody) -> Event {
+        Event { v: 1, time: "2026-01-01T00:00:00Z".into(), mono_ns: 0, source: EventSource::Gateway, body }
+    }
+}
