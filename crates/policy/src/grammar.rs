@@ -62,3 +62,11 @@ pub fn format_rule(rule: &Rule) -> String {
     let _ = rule;
     String::new()
 }
+
+/// The word for an action.
+pub(crate) fn action_word(action: Action) -> &'static str {
+    match action {
+        Action::Allow => "allow",
+        Action::Deny => "deny",
+    }
+}

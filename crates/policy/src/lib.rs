@@ -10,6 +10,7 @@ pub mod grammar;
 mod facts;
 mod pins;
 mod policy;
+mod table;
 mod warnings;
 
 pub use facts::{Denial, Facts, NameVerdict, Permit, PinnedName, Reason, RuleRef, Verdict};

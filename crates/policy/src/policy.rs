@@ -1,35 +1,106 @@
-use cofferdam_model::{
-    Action, Classifier, Destination, Direction, DomainName, Group, PolicyConfig, Protocol, RuleText,
-};
+//! The verdict.
+//!
+//! Rules are tried in order, per direction, and the first that matches decides; when none does, the direction's default.
+//! "First" is found without trying: the rules are laid out by destination (see `table.rs`) and the lowest rank among the
+//! destinations that hold the flow's peer is the first match.
+//!
+//! | Destination | Matches a flow when |
+//! |---|---|
+//! | any | always |
+//! | group | the peer is in the group |
+//! | address, network | it holds the peer; an allow rule for a network passes over the host and metadata |
+//! | name, allow rule | a name pinned to the peer, asked for itself (no alias), matches |
+//! | name, deny rule | every such name is denied by this rule or an earlier one; or there is at most one such name and an alias matches |
+//!
+//! The last row keeps the other names on a shared address working: with several names on one address nothing in the packet
+//! tells them apart. An alias belongs to one of the names that led to it, and only with a single name it is known to which.
 
-use crate::{Denial, Facts, NameVerdict, Permit, Reason, RuleRef, Verdict, Warning};
+use cofferdam_model::{Action, Classifier, Destination, Direction, DomainName, Group, PolicyConfig, Rule, RuleText};
+
+use crate::table::Rank;
+use crate::table::names::{NameTree, Reach};
+use crate::table::ports::{Ranks, Service, Table};
+use crate::table::prefixes::Prefixes;
+use crate::{Denial, Facts, NameVerdict, Permit, PinnedName, Reason, RuleRef, Verdict, Warning, grammar, warnings};
 
 /// A compiled policy.
 #[derive(Debug)]
 pub struct Policy {
-    config: PolicyConfig,
+    rules: Box<[Rule]>,
+    default_egress: Action,
+    default_ingress: Action,
     classifier: Classifier,
+    egress: Side,
+    ingress: Side,
 }
 
 impl Policy {
     /// Compiles a validated configuration. Total: there is no configuration that does not compile.
     #[must_use]
     pub fn compile(config: &PolicyConfig, classifier: Classifier) -> Policy {
-        Policy { config: config.clone(), classifier }
+        Policy {
+            rules: config.rules.clone().into_boxed_slice(),
+            default_egress: config.default_egress,
+            default_ingress: config.default_ingress,
+            classifier,
+            egress: Side::new(&config.rules, Direction::Egress),
+            ingress: Side::new(&config.rules, Direction::Ingress),
+        }
     }
 
-    /// Whether the flow may pass.
+    /// Whether the flow may pass. Allocates nothing.
     #[must_use]
     pub fn check(&self, facts: &Facts<'_>) -> Verdict {
-        let group = self.classifier.classify(facts.peer);
-        Verdict::Deny(Denial { reason: Reason { rule: RuleRef::Default(facts.direction), group, name: None } })
+        let peer = facts.peer.to_canonical();
+        let group = self.classifier.classify(peer);
+        let service = Service { protocol: facts.protocol, port: facts.port };
+        let (side, default) = match facts.direction {
+            Direction::Egress => (&self.egress, self.default_egress),
+            Direction::Ingress => (&self.ingress, self.default_ingress),
+            // No flow goes both ways: the facts are wrong, so the answer is the closed one.
+            Direction::Any => {
+                debug_assert!(false, "facts of a flow without a direction");
+                let rule = RuleRef::Default(Direction::Any);
+                return Verdict::Deny(Denial { reason: Reason { rule, group, name: None } });
+            }
+        };
+        let by_address = side
+            .any
+            .lookup(service)
+            .min(side.group(group).lookup(service))
+            .min(side.prefixes.lookup(peer, group, service))
+            .first();
+        let (by_name, name) = side.by_name(facts.names, service);
+        let rank = by_address.min(by_name);
+        let name = name.filter(|_| by_name < by_address).cloned();
+        let (rule, action) = self.decide(rank, facts.direction, default);
+        let reason = Reason { rule, group, name };
+        match action {
+            Action::Allow => {
+                Verdict::Allow(Permit { protocol: facts.protocol, peer: facts.peer, port: facts.port, reason })
+            }
+            Action::Deny => Verdict::Deny(Denial { reason }),
+        }
     }
 
-    /// Whether `name` may be asked for, by a query that came over `transport`.
+    /// Whether `name` may be asked for, by a query that came over `transport`: the protocol and port it used towards the
+    /// gateway.
+    ///
+    /// Domain rules match the name whatever their protocols and ports; `any` and group `host` rules match the transport;
+    /// networks, addresses and other groups never match a name.
     #[must_use]
     pub fn check_name(&self, name: &DomainName, transport: &Facts<'_>) -> NameVerdict {
-        let _ = (name, transport);
-        NameVerdict::Deny(Reason { rule: RuleRef::Default(Direction::Egress), group: Group::Host, name: None })
+        let service = Service { protocol: transport.protocol, port: transport.port };
+        let side = &self.egress;
+        let by_transport = side.any.lookup(service).min(side.group(Group::Host).lookup(service)).first();
+        let by_name = side.names.first(name);
+        let (rule, action) = self.decide(by_transport.min(by_name), Direction::Egress, self.default_egress);
+        let name = (by_name < by_transport).then(|| name.clone());
+        let reason = Reason { rule, group: Group::Host, name };
+        match action {
+            Action::Allow => NameVerdict::Allow(reason),
+            Action::Deny => NameVerdict::Deny(reason),
+        }
     }
 
     /// What this policy takes addresses for.
@@ -38,26 +109,139 @@ impl Policy {
         &self.classifier
     }
 
-    /// A rule as text, for events.
+    /// The rules in order, as they were compiled.
+    #[must_use]
+    pub fn rules(&self) -> &[Rule] {
+        &self.rules
+    }
+
+    /// A rule or default as text, for events and messages.
     #[must_use]
     pub fn rule_text(&self, rule: RuleRef) -> RuleText {
-        let _ = rule;
-        RuleText { index: None, text: String::new() }
+        let default = |direction: &str, action: Action| RuleText {
+            index: None,
+            text: format!("default {direction} {}", grammar::action_word(action)),
+        };
+        match rule {
+            RuleRef::Rule(index) => {
+                let rule = usize::try_from(index).ok().and_then(|at| self.rules.get(at));
+                RuleText { index: Some(index), text: rule.map(grammar::format_rule).unwrap_or_default() }
+            }
+            RuleRef::Default(Direction::Egress) => default("egress", self.default_egress),
+            RuleRef::Default(Direction::Ingress) => default("ingress", self.default_ingress),
+            RuleRef::Default(Direction::Any) => default("any", Action::Deny),
+        }
     }
 
     /// Rules that have no effect or contradict.
     #[must_use]
     pub fn warnings(config: &PolicyConfig) -> Vec<Warning> {
-        let _ = config;
-        Vec::new()
+        warnings::find(config)
     }
 
     /// Whether any rule names a domain.
     #[must_use]
     pub fn uses_names(&self) -> bool {
-        self.config
-            .rules
-            .iter()
-            .any(|rule| matches!(rule.destination, Destination::Domain(_) | Destination::Suffix { .. }))
+        !self.egress.names.is_empty() || !self.ingress.names.is_empty()
+    }
+
+    fn decide(&self, rank: Rank, direction: Direction, default: Action) -> (RuleRef, Action) {
+        let Some(position) = rank.position() else { return (RuleRef::Default(direction), default) };
+        let rule = usize::try_from(position).ok().and_then(|at| self.rules.get(at));
+        (RuleRef::Rule(position), rule.map_or(Action::Deny, |rule| rule.action))
+    }
+}
+
+/// The rules of one direction, laid out by destination.
+#[derive(Debug)]
+struct Side {
+    any: Table,
+    /// In the order of [`Group::ALL`].
+    groups: [Table; 8],
+    prefixes: Prefixes,
+    names: NameTree,
+}
+
+impl Side {
+    fn new(rules: &[Rule], direction: Direction) -> Side {
+        let mut any = Vec::new();
+        let mut groups = Vec::new();
+        let mut prefixes = Vec::new();
+        let mut names = Vec::new();
+        for (position, rule) in rules.iter().enumerate() {
+            if rule.direction != direction && rule.direction != Direction::Any {
+                continue;
+            }
+            let rank = Rank::of(position);
+            match &rule.destination {
+                Destination::Any => any.push((rank, rule)),
+                Destination::Group(group) => groups.push((rank, rule, *group)),
+                Destination::Cidr(net) => prefixes.push((rank, rule, *net)),
+                Destination::Domain(name) => names.push((rank, rule, name, Reach::Exact)),
+                Destination::Suffix { name, apex: true } => names.push((rank, rule, name, Reach::Suffix)),
+                Destination::Suffix { name, apex: false } => names.push((rank, rule, name, Reach::Below)),
+            }
+        }
+        let of_group = |group: Group| {
+            let rules: Vec<(Rank, &Rule)> =
+                groups.iter().filter(|(_, _, g)| *g == group).map(|(rank, rule, _)| (*rank, *rule)).collect();
+            Table::new(&rules)
+        };
+        Side {
+            any: Table::new(&any),
+            groups: Group::ALL.map(of_group),
+            prefixes: Prefixes::new(&prefixes),
+            names: NameTree::new(&names),
+        }
+    }
+
+    fn group(&self, group: Group) -> &Table {
+        let [host, metadata, loopback, link_local, private, multicast, reserved, public] = &self.groups;
+        match group {
+            Group::Host => host,
+            Group::Metadata => metadata,
+            Group::Loopback => loopback,
+            Group::LinkLocal => link_local,
+            Group::Private => private,
+            Group::Multicast => multicast,
+            Group::Reserved => reserved,
+            Group::Public => public,
+        }
+    }
+
+    /// The first domain rule that matches a flow to an address with these names, and the name that it matched.
+    fn by_name<'a>(&self, names: &'a [PinnedName], service: Service) -> (Rank, Option<&'a DomainName>) {
+        if self.names.is_empty() {
+            return (Rank::NONE, None);
+        }
+        let mut allowed = (Rank::NONE, None);
+        // The rank by which every name is denied is the highest among the names' first denials.
+        let mut denied = (None, None);
+        let mut alias_denied = (Rank::NONE, None);
+        let mut asked_for = 0_usize;
+        for pinned in names {
+            let Ranks { allow, deny } = self.names.lookup(&pinned.name, service);
+            if pinned.alias {
+                if deny < alias_denied.0 {
+                    alias_denied = (deny, Some(&pinned.name));
+                }
+                continue;
+            }
+            asked_for += 1;
+            if allow < allowed.0 {
+                allowed = (allow, Some(&pinned.name));
+            }
+            if denied.0.is_none_or(|rank| rank < deny) {
+                denied = (Some(deny), Some(&pinned.name));
+            }
+        }
+        let mut first = allowed;
+        if let Some(rank) = denied.0.filter(|rank| *rank < first.0) {
+            first = (rank, denied.1);
+        }
+        if asked_for <= 1 && alias_denied.0 < first.0 {
+            first = alias_denied;
+        }
+        first
     }
 }

@@ -1,5 +1,7 @@
 use std::fmt;
 
+use cofferdam_model::PolicyConfig;
+
 /// A rule that has no effect or fights with another one. Positions count from 0.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Warning {
@@ -20,4 +22,10 @@ impl fmt::Display for Warning {
             }
         }
     }
+}
+
+/// Every rule that an earlier one covers.
+pub(crate) fn find(config: &PolicyConfig) -> Vec<Warning> {
+    let _ = config;
+    Vec::new()
 }

@@ -1,0 +1,124 @@
+use std::collections::BTreeMap;
+
+use cofferdam_model::{DomainName, Rule};
+
+use crate::table::Rank;
+use crate::table::ports::{Ranks, Service, Table};
+
+/// The rules whose destination is a name or a suffix: a trie over labels from right to left.
+#[derive(Debug, Default)]
+pub(crate) struct NameTree {
+    nodes: Box<[NameNode]>,
+}
+
+/// Which names a rule at a node is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// The name itself.
+    Exact,
+    /// The name and every name below it.
+    Suffix,
+    /// Every name below it.
+    Below,
+}
+
+#[derive(Debug, Default)]
+struct NameNode {
+    children: BTreeMap<Box<str>, u32>,
+    /// Rules that match the name of this node.
+    here: Option<Box<NameTable>>,
+    /// Rules that match every name below this node.
+    below: Option<Box<NameTable>>,
+}
+
+#[derive(Debug)]
+struct NameTable {
+    table: Table,
+    /// The first rule whatever its protocols and ports, which do not apply when a name is resolved.
+    first: Rank,
+}
+
+impl NameTree {
+    pub(crate) fn new(rules: &[(Rank, &Rule, &DomainName, Reach)]) -> NameTree {
+        if rules.is_empty() {
+            return NameTree::default();
+        }
+        let mut nodes = vec![NameNode::default()];
+        let mut at_node: BTreeMap<u32, Vec<(Rank, &Rule, Reach)>> = BTreeMap::new();
+        for (rank, rule, name, reach) in rules {
+            if let Some(id) = insert(&mut nodes, name) {
+                at_node.entry(id).or_default().push((*rank, *rule, *reach));
+            }
+        }
+        for (id, rules) in at_node {
+            if let Some(node) = node_mut(&mut nodes, id) {
+                node.here = NameTable::new(&rules, |reach| reach != Reach::Below);
+                node.below = NameTable::new(&rules, |reach| reach != Reach::Exact);
+            }
+        }
+        NameTree { nodes: nodes.into_boxed_slice() }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.nodes.is_empty()
+    }
+
+    /// The first rules that match `name` for a flow.
+    pub(crate) fn lookup(&self, name: &DomainName, service: Service) -> Ranks {
+        let mut ranks = Ranks::NONE;
+        self.visit(name, |table| ranks = ranks.min(table.table.lookup(service)));
+        ranks
+    }
+
+    /// The first rule that matches `name`, whatever its protocols and ports.
+    pub(crate) fn first(&self, name: &DomainName) -> Rank {
+        let mut rank = Rank::NONE;
+        self.visit(name, |table| rank = rank.min(table.first));
+        rank
+    }
+
+    fn visit(&self, name: &DomainName, mut found: impl FnMut(&NameTable)) {
+        let Some(mut node) = self.nodes.first() else { return };
+        let mut labels = name.labels().rev().peekable();
+        while let Some(label) = labels.next() {
+            let Some(id) = node.children.get(label) else { return };
+            let Some(child) = usize::try_from(*id).ok().and_then(|id| self.nodes.get(id)) else { return };
+            node = child;
+            let table = if labels.peek().is_none() { &node.here } else { &node.below };
+            if let Some(table) = table {
+                found(table);
+            }
+        }
+    }
+}
+
+impl NameTable {
+    fn new(rules: &[(Rank, &Rule, Reach)], wanted: impl Fn(Reach) -> bool) -> Option<Box<NameTable>> {
+        let rules: Vec<(Rank, &Rule)> =
+            rules.iter().filter(|(_, _, reach)| wanted(*reach)).map(|(rank, rule, _)| (*rank, *rule)).collect();
+        let first = rules.iter().map(|(rank, _)| *rank).min()?;
+        Some(Box::new(NameTable { table: Table::new(&rules), first }))
+    }
+}
+
+/// The node for `name`, made with all above it where missing.
+fn insert(nodes: &mut Vec<NameNode>, name: &DomainName) -> Option<u32> {
+    let mut at = 0;
+    for label in name.labels().rev() {
+        let next = u32::try_from(nodes.len()).ok()?;
+        let children = &mut node_mut(nodes, at)?.children;
+        at = match children.get(label) {
+            Some(id) => *id,
+            None => {
+                children.insert(label.into(), next);
+                nodes.push(NameNode::default());
+                next
+            }
+        };
+    }
+    Some(at)
+}
+
+fn node_mut(nodes: &mut [NameNode], id: u32) -> Option<&mut NameNode> {
+    nodes.get_mut(usize::try_from(id).ok()?)
+}
