@@ -2,7 +2,6 @@
 #![allow(unsafe_code, reason = "system calls that rustix does not wrap; every block says why it is sound")]
 
 pub mod confine;
-pub mod epoll;
 pub mod fdpass;
 pub mod mount;
 pub mod netlink;
@@ -10,6 +9,6 @@ pub mod nft;
 pub mod ns;
 pub mod process;
 pub mod socket;
-pub mod splice;
+pub mod transparent;
 pub mod tty;
 pub mod tun;

@@ -1,0 +1,376 @@
+//! The sockets around the resolver: the guest's queries over UDP (from the gate) and TCP (accepted connections to port
+//! 53), and the queries to the upstreams, one fresh socket each.
+//!
+//! Limits: [`CLIENTS`] queries without an answer (the oldest is forgotten, its client asks again), [`WINDOW`] queries
+//! under way and [`BACKLOG`] bytes of answers per TCP connection (past it we stop reading from it), [`IDLE`] without a
+//! query or an answer ends a TCP connection (RFC 7766 §6.2.3).
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use cofferdam_gate::{DnsClient, Gate};
+use cofferdam_model::{CloseReason, FlowCounters, FlowId, Time};
+use cofferdam_names::{ClientId, Output, Resolver, Transport, UpstreamId};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+
+use crate::events::EventWriter;
+use crate::hash::FlowHash;
+use crate::poller::{Poller, Ready, Token, Watch};
+
+const CLIENTS: usize = 4096;
+const WINDOW: usize = 64;
+const BACKLOG: usize = 128 * 1024;
+const IDLE: Duration = Duration::from_secs(30);
+
+/// The largest DNS message (RFC 1035 §4.2.2).
+const MESSAGE: usize = 65_535;
+
+pub(crate) struct Dns {
+    resolver: Resolver,
+    /// Who waits for an answer, oldest first.
+    clients: BTreeMap<u64, Client>,
+    next_client: u64,
+    upstreams: HashMap<u64, Upstream, FlowHash>,
+    connections: HashMap<u64, Connection, FlowHash>,
+    next_connection: u64,
+    buffer: Vec<u8>,
+}
+
+enum Client {
+    Udp(DnsClient),
+    Tcp(u64),
+}
+
+struct Upstream {
+    socket: OwnedFd,
+    /// TCP: what is still to be sent, and what has come so far, both with the length prefix. `None` for UDP.
+    stream: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+struct Connection {
+    socket: OwnedFd,
+    flow: FlowId,
+    server: SocketAddr,
+    input: Vec<u8>,
+    output: Vec<u8>,
+    readable: bool,
+    ended: bool,
+    waiting: usize,
+    active: Time,
+    counters: FlowCounters,
+}
+
+impl Dns {
+    pub(crate) fn new(resolver: Resolver) -> Dns {
+        Dns {
+            resolver,
+            clients: BTreeMap::new(),
+            next_client: 0,
+            upstreams: HashMap::default(),
+            connections: HashMap::default(),
+            next_connection: 0,
+            buffer: vec![0; MESSAGE],
+        }
+    }
+
+    /// The guest sent a datagram to port 53.
+    pub(crate) fn handle_datagram(&mut self, now: Time, query: DnsClient, message: &[u8]) {
+        let id = self.client(Client::Udp(query));
+        self.resolver.handle_query(now, id, Transport::Udp, query.server, message);
+    }
+
+    /// The guest connected to port 53 of `server`.
+    pub(crate) fn handle_accepted(
+        &mut self,
+        poller: &Poller,
+        now: Time,
+        flow: FlowId,
+        socket: OwnedFd,
+        server: SocketAddr,
+    ) -> bool {
+        let id = self.next_connection;
+        self.next_connection += 1;
+        if poller.add(&socket, Token::DnsClient(id), Watch::BothEdges).is_err() {
+            return false;
+        }
+        let connection = Connection {
+            socket,
+            flow,
+            server,
+            input: Vec::new(),
+            output: Vec::new(),
+            readable: false,
+            ended: false,
+            waiting: 0,
+            active: now,
+            counters: FlowCounters::default(),
+        };
+        self.connections.insert(id, connection);
+        true
+    }
+
+    /// A guest's TCP connection can be read or written.
+    pub(crate) fn handle_connection(&mut self, gate: &mut Gate, now: Time, id: u64, ready: Ready) {
+        if let Some(connection) = self.connections.get_mut(&id) {
+            connection.readable |= ready.read;
+            self.serve(gate, now, id);
+        }
+    }
+
+    /// An upstream answered, or its socket can be written.
+    pub(crate) fn handle_upstream(&mut self, now: Time, id: u64, ready: Ready) {
+        let Some(upstream) = self.upstreams.get_mut(&id) else { return };
+        let outcome = match &mut upstream.stream {
+            None => receive(&upstream.socket, &mut self.buffer),
+            Some((out, got)) => exchange(&upstream.socket, ready, out, got, &mut self.buffer),
+        };
+        match outcome {
+            Ok(None) => {}
+            Ok(Some(message)) => self.resolver.handle_answer(now, UpstreamId(id), &message),
+            Err(_) => {
+                self.upstreams.remove(&id);
+                self.resolver.handle_failure(now, UpstreamId(id));
+            }
+        }
+    }
+
+    pub(crate) fn poll_timeout(&self) -> Option<Time> {
+        let idle = self.connections.values().map(|c| c.active + IDLE).min();
+        [self.resolver.poll_timeout(), idle].into_iter().flatten().min()
+    }
+
+    pub(crate) fn handle_timeout(&mut self, gate: &mut Gate, now: Time) {
+        if self.resolver.poll_timeout().is_some_and(|at| at <= now) {
+            self.resolver.handle_timeout(now);
+        }
+        let idle = self.connections.iter().filter(|(_, c)| c.active + IDLE <= now).map(|(id, _)| *id);
+        for id in idle.collect::<Vec<_>>() {
+            self.close(gate, now, id, CloseReason::Idle);
+        }
+    }
+
+    /// Does what the resolver asks for.
+    pub(crate) fn drain(&mut self, poller: &Poller, gate: &mut Gate, events: &mut EventWriter, now: Time) {
+        while let Some(output) = self.resolver.poll_output() {
+            match output {
+                Output::Query { upstream, server, transport, message } => {
+                    match open(poller, upstream, server, transport, &message) {
+                        Ok(socket) => _ = self.upstreams.insert(upstream.0, socket),
+                        Err(_) => self.resolver.handle_failure(now, upstream),
+                    }
+                }
+                Output::Abandon { upstream } => _ = self.upstreams.remove(&upstream.0),
+                Output::Pin { name, alias, address, ttl } => {
+                    if gate.handle_pin(now, &name, alias, address, ttl).is_err() {
+                        self.resolver.handle_pin_refused();
+                    }
+                }
+                Output::Answer { client, message } => self.answer(gate, now, client, &message),
+                Output::Event(body) => events.push(now, body),
+            }
+        }
+    }
+
+    fn client(&mut self, client: Client) -> ClientId {
+        if self.clients.len() >= CLIENTS {
+            self.clients.pop_first();
+        }
+        let id = self.next_client;
+        self.next_client += 1;
+        self.clients.insert(id, client);
+        ClientId(id)
+    }
+
+    fn answer(&mut self, gate: &mut Gate, now: Time, client: ClientId, message: &[u8]) {
+        match self.clients.remove(&client.0) {
+            None => {}
+            Some(Client::Udp(query)) => gate.handle_dns_answer(now, query, message),
+            Some(Client::Tcp(id)) => {
+                let Some(connection) = self.connections.get_mut(&id) else { return };
+                let Ok(len) = u16::try_from(message.len()) else { return };
+                connection.waiting = connection.waiting.saturating_sub(1);
+                connection.active = now;
+                connection.output.extend_from_slice(&len.to_be_bytes());
+                connection.output.extend_from_slice(message);
+                self.serve(gate, now, id);
+            }
+        }
+    }
+
+    /// Reads queries as long as answers can be taken, writes answers, closes what is done.
+    fn serve(&mut self, gate: &mut Gate, now: Time, id: u64) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        if let Err(by) = connection.write() {
+            return self.close(gate, now, id, by);
+        }
+        loop {
+            let Some(connection) = self.connections.get_mut(&id) else { return };
+            if let Some(message) = connection.next_query() {
+                connection.waiting += 1;
+                connection.active = now;
+                let server = connection.server;
+                let client = self.client(Client::Tcp(id));
+                self.resolver.handle_query(now, client, Transport::Tcp, server, &message);
+                continue;
+            }
+            match connection.read(&mut self.buffer) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(by) => return self.close(gate, now, id, by),
+            }
+        }
+        let Some(connection) = self.connections.get(&id) else { return };
+        if connection.ended && connection.waiting == 0 && connection.output.is_empty() {
+            self.close(gate, now, id, CloseReason::Guest);
+        }
+    }
+
+    fn close(&mut self, gate: &mut Gate, now: Time, id: u64, by: CloseReason) {
+        if let Some(connection) = self.connections.remove(&id) {
+            gate.handle_closed(now, connection.flow, by, connection.counters);
+        }
+    }
+
+    /// Ends the connection of a flow that may no longer be.
+    pub(crate) fn close_flow(&mut self, gate: &mut Gate, now: Time, flow: FlowId) {
+        if let Some(id) = self.connections.iter().find(|(_, c)| c.flow == flow).map(|(id, _)| *id) {
+            self.close(gate, now, id, CloseReason::Policy);
+        }
+    }
+}
+
+impl Connection {
+    /// Whether more queries may be read.
+    fn takes(&self) -> bool {
+        self.waiting < WINDOW && self.output.len() < BACKLOG
+    }
+
+    /// Takes the next whole query off the input.
+    fn next_query(&mut self) -> Option<Vec<u8>> {
+        if !self.takes() {
+            return None;
+        }
+        let (prefix, rest) = self.input.split_first_chunk::<2>()?;
+        let len = usize::from(u16::from_be_bytes(*prefix));
+        let message = rest.get(..len)?.to_vec();
+        self.input.drain(..2 + len);
+        Some(message)
+    }
+
+    /// Reads once. `false`: nothing more for the time being.
+    fn read(&mut self, buffer: &mut [u8]) -> Result<bool, CloseReason> {
+        if !self.readable || !self.takes() || self.ended {
+            return Ok(false);
+        }
+        match rustix::net::recv(&self.socket, &mut *buffer, RecvFlags::DONTWAIT) {
+            Ok((0, _)) => {
+                self.ended = true;
+                Ok(false)
+            }
+            Ok((n, _)) => {
+                self.counters.bytes_out += n as u64;
+                self.input.extend_from_slice(buffer.get(..n).unwrap_or_default());
+                Ok(true)
+            }
+            Err(Errno::AGAIN) => {
+                self.readable = false;
+                Ok(false)
+            }
+            Err(Errno::INTR) => Ok(true),
+            Err(_) => Err(CloseReason::GuestReset),
+        }
+    }
+
+    fn write(&mut self) -> Result<(), CloseReason> {
+        while !self.output.is_empty() {
+            match rustix::net::send(&self.socket, &self.output, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+                Ok(n) => {
+                    self.counters.bytes_in += n as u64;
+                    self.output.drain(..n);
+                }
+                Err(Errno::AGAIN) => break,
+                Err(Errno::INTR) => {}
+                Err(_) => return Err(CloseReason::GuestReset),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Makes the socket for one query, connected so that only this server can answer and on a port that the kernel picks at
+/// random. A TCP query is sent once the connection stands.
+fn open(
+    poller: &Poller,
+    id: UpstreamId,
+    server: SocketAddr,
+    transport: Transport,
+    message: &[u8],
+) -> Result<Upstream, Errno> {
+    let family = if server.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let kind = match transport {
+        Transport::Udp => SocketType::DGRAM,
+        Transport::Tcp => SocketType::STREAM,
+    };
+    let socket = rustix::net::socket_with(family, kind, flags, None)?;
+    match rustix::net::connect(&socket, &server) {
+        Ok(()) | Err(Errno::INPROGRESS) => {}
+        Err(errno) => return Err(errno),
+    }
+    let (watch, stream) = match transport {
+        Transport::Udp => {
+            rustix::net::send(&socket, message, SendFlags::NOSIGNAL)?;
+            (Watch::Read, None)
+        }
+        Transport::Tcp => {
+            let len = u16::try_from(message.len()).map_err(|_| Errno::MSGSIZE)?;
+            let out = [&len.to_be_bytes(), message].concat();
+            (Watch::BothEdges, Some((out, Vec::new())))
+        }
+    };
+    poller.add(&socket, Token::Upstream(id.0), watch).map_err(crate::udp::errno_of)?;
+    Ok(Upstream { socket, stream })
+}
+
+fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> Result<Option<Vec<u8>>, Errno> {
+    match rustix::net::recv(socket, &mut *buffer, RecvFlags::DONTWAIT) {
+        Ok((n, _)) => Ok(Some(buffer.get(..n).unwrap_or_default().to_vec())),
+        Err(Errno::AGAIN | Errno::INTR) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// One query over TCP: sends what is left of it, then reads until the whole answer is there.
+fn exchange(
+    socket: &OwnedFd,
+    ready: Ready,
+    out: &mut Vec<u8>,
+    got: &mut Vec<u8>,
+    buffer: &mut [u8],
+) -> Result<Option<Vec<u8>>, Errno> {
+    while ready.write && !out.is_empty() {
+        match rustix::net::send(socket, out, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+            Ok(n) => _ = out.drain(..n),
+            Err(Errno::AGAIN) => break,
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    loop {
+        if let Some((prefix, rest)) = got.split_first_chunk::<2>()
+            && let Some(message) = rest.get(..usize::from(u16::from_be_bytes(*prefix)))
+        {
+            return Ok(Some(message.to_vec()));
+        }
+        match rustix::net::recv(socket, &mut *buffer, RecvFlags::DONTWAIT) {
+            Ok((0, _)) => return Err(Errno::CONNRESET),
+            Ok((n, _)) => got.extend_from_slice(buffer.get(..n).unwrap_or_default()),
+            Err(Errno::AGAIN) => return Ok(None),
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+}

@@ -1,0 +1,649 @@
+//! The relay: bytes between the two sockets of a TCP flow.
+//!
+//! # Theory of operation
+//!
+//! A flow is two connected, non-blocking sockets, both in edge-triggered epoll, and two *lanes*, one per direction. A lane
+//! knows whether its source may have something to read and whether its destination may take something; it is *pumped*
+//! when either becomes true and stops when either becomes false.
+//!
+//! | Lane has | Source | Destination | Effect |
+//! |---|---|---|---|
+//! | bytes in a pipe | – | ready | splice pipe → destination until empty; give the pipe back |
+//! | nothing | ready | ready | a small read and a send; when the read was full, splice source → pipe → destination |
+//! | nothing, source at its end | – | – | `shutdown(destination, SHUT_WR)`, once |
+//! | anything | reset | – | reset the destination (RST, not FIN) after what came before the reset was passed on |
+//!
+//! A pipe is lent to a lane only while it holds bytes, so an idle flow owns two sockets and this struct, nothing more. When a
+//! destination stops reading, one pipe's worth waits here and the source's own window closes: back-pressure is the
+//! kernel's, not a buffer of ours.
+//!
+//! Limits: [`TURN`] bytes per lane and turn, so that one flow cannot starve the others; pipes are pooled, at most
+//! [`POOL`] idle ones are kept. Without a pipe (`pipe-user-pages-soft`, descriptors) a lane falls back to read and write.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use cofferdam_model::{CloseReason, FlowCounters, FlowId};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, Shutdown};
+use rustix::pipe::{PipeFlags, SpliceFlags};
+
+use crate::hash::FlowHash;
+use crate::poller::{Poller, Ready, Token, Watch};
+
+/// The first read of a lane that was idle. Small exchanges never touch a pipe; a full read switches to splice.
+const SMALL: usize = 4096;
+
+/// What one splice may move, and the pipe's size: 256 KiB holds 64 pages, which is four of the kernel's 64 KiB segments.
+const CHUNK: usize = 256 * 1024;
+
+/// Bytes a lane may move before the others have their turn.
+const TURN: usize = 4 * CHUNK;
+
+/// Idle pipes that are kept. One is enough while no destination blocks; a few save making them under back-pressure.
+const POOL: usize = 8;
+
+/// Bytes of the buffer for lanes without a pipe.
+const COPY: usize = 64 * 1024;
+
+/// The relayed flows and what they share.
+pub(crate) struct Relay {
+    flows: HashMap<FlowId, Flow, FlowHash>,
+    tools: Tools,
+    /// Flows that used up their turn.
+    hungry: Vec<FlowId>,
+}
+
+/// A flow that has ended, for the gate's books.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ended {
+    pub(crate) flow: FlowId,
+    pub(crate) by: CloseReason,
+    pub(crate) counters: FlowCounters,
+}
+
+/// Which socket of a flow something is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Side {
+    Guest,
+    Remote,
+}
+
+struct Flow {
+    guest: Socket,
+    remote: Socket,
+    /// Guest to remote.
+    up: Lane,
+    /// Remote to guest.
+    down: Lane,
+    first_end: Option<Side>,
+    hungry: bool,
+}
+
+/// One end of a flow.
+struct Socket {
+    fd: OwnedFd,
+    /// Room to write is only watched once a send has found none: most flows never wait for it, and each socket that is
+    /// watched from the start costs a wake-up for nothing.
+    writes_watched: bool,
+}
+
+#[derive(Default)]
+struct Lane {
+    held: Held,
+    source_ready: bool,
+    destination_ready: bool,
+    /// The source said FIN, seen or announced by epoll: a short read does not mean that it is drained.
+    source_ends: bool,
+    /// The end of the source has been read.
+    ended: bool,
+    /// The end has been passed on.
+    shut: bool,
+    bulk: bool,
+    bytes: u64,
+}
+
+/// Bytes that were taken from the source and not yet by the destination.
+#[derive(Default)]
+enum Held {
+    #[default]
+    Nothing,
+    Pipe(Pipe, usize),
+    /// What a short send left over when no pipe could be had: never more than [`COPY`] bytes.
+    Bytes(Vec<u8>, usize),
+}
+
+struct Pipe {
+    read: OwnedFd,
+    write: OwnedFd,
+}
+
+/// Shared by all flows of the thread.
+struct Tools {
+    pool: Vec<Pipe>,
+    buffer: Vec<u8>,
+    /// Cleared for good when the kernel refuses to splice sockets.
+    splice: bool,
+}
+
+/// What a lane came to.
+enum Pumped {
+    Waiting,
+    UsedUp,
+    Reset(Side),
+}
+
+impl Relay {
+    pub(crate) fn new() -> Relay {
+        let tools = Tools { pool: Vec::new(), buffer: vec![0; COPY], splice: true };
+        Relay { flows: HashMap::default(), tools, hungry: Vec::new() }
+    }
+
+    /// Takes over the two sockets of a flow and watches them. `remote_watched`: the remote's is in the poller already,
+    /// in both directions. Gives the guest's socket back when it cannot be watched.
+    pub(crate) fn insert(
+        &mut self,
+        poller: &Poller,
+        id: FlowId,
+        guest: OwnedFd,
+        remote: OwnedFd,
+        remote_watched: bool,
+    ) -> Result<Option<Ended>, OwnedFd> {
+        if !remote_watched && poller.add(&remote, Token::Remote(id), Watch::ReadEdges).is_err() {
+            return Err(guest);
+        }
+        if poller.add(&guest, Token::Guest(id), Watch::ReadEdges).is_err() {
+            return Err(guest);
+        }
+        let mut flow = Flow {
+            guest: Socket { fd: guest, writes_watched: false },
+            remote: Socket { fd: remote, writes_watched: remote_watched },
+            up: Lane::default(),
+            down: Lane::default(),
+            first_end: None,
+            hungry: false,
+        };
+        // What a watched remote sent while the guest's handshake was under way was announced to nobody who listened.
+        flow.down.source_ready = remote_watched;
+        flow.down.source_ends = remote_watched;
+        self.flows.insert(id, flow);
+        Ok(if remote_watched { self.pump(poller, id) } else { None })
+    }
+
+    /// A socket of the flow became ready.
+    pub(crate) fn handle_ready(&mut self, poller: &Poller, id: FlowId, side: Side, ready: Ready) -> Option<Ended> {
+        let flow = self.flows.get_mut(&id)?;
+        let (out, back) = match side {
+            Side::Guest => (&mut flow.up, &mut flow.down),
+            Side::Remote => (&mut flow.down, &mut flow.up),
+        };
+        out.source_ready |= ready.read;
+        out.source_ends |= ready.hang_up;
+        back.destination_ready |= ready.write;
+        self.pump(poller, id)
+    }
+
+    /// Whether flows are waiting for another turn.
+    pub(crate) fn is_hungry(&self) -> bool {
+        !self.hungry.is_empty()
+    }
+
+    /// Gives every flow that used up its turn another one.
+    pub(crate) fn feed(&mut self, poller: &Poller, ended: &mut Vec<Ended>) {
+        for id in std::mem::take(&mut self.hungry) {
+            if let Some(flow) = self.flows.get_mut(&id) {
+                flow.hungry = false;
+            }
+            ended.extend(self.pump(poller, id));
+        }
+    }
+
+    /// Resets both ends of a flow.
+    pub(crate) fn reset(&mut self, id: FlowId, by: CloseReason) -> Option<Ended> {
+        let flow = self.flows.remove(&id)?;
+        Some(self.end(id, flow, by, true))
+    }
+
+    /// Moves what can be moved, in both directions.
+    fn pump(&mut self, poller: &Poller, id: FlowId) -> Option<Ended> {
+        let flow = self.flows.get_mut(&id)?;
+        let tools = &mut self.tools;
+        let mut up = flow.up.pump(&flow.guest, &flow.remote, [Side::Guest, Side::Remote], tools);
+        if matches!(up, Pumped::Reset(Side::Remote)) {
+            // What the remote said before it reset is still to be read.
+            flow.down.source_ready = true;
+        }
+        let down = flow.down.pump(&flow.remote, &flow.guest, [Side::Remote, Side::Guest], tools);
+        if matches!(down, Pumped::Reset(Side::Guest)) {
+            flow.up.source_ready = true;
+            up = flow.up.pump(&flow.guest, &flow.remote, [Side::Guest, Side::Remote], tools);
+        }
+        flow.watch_writes(poller, id);
+        if flow.first_end.is_none() {
+            flow.first_end = match (flow.up.ended, flow.down.ended) {
+                (true, _) => Some(Side::Guest),
+                (false, true) => Some(Side::Remote),
+                (false, false) => None,
+            };
+        }
+        let used_up = matches!(up, Pumped::UsedUp) || matches!(down, Pumped::UsedUp);
+        let reset = match (up, down) {
+            (Pumped::Reset(side), _) | (_, Pumped::Reset(side)) => Some(side),
+            (Pumped::Waiting | Pumped::UsedUp, Pumped::Waiting | Pumped::UsedUp) => None,
+        };
+        if let Some(side) = reset {
+            let flow = self.flows.remove(&id)?;
+            let by = match side {
+                Side::Guest => CloseReason::GuestReset,
+                Side::Remote => CloseReason::RemoteReset,
+            };
+            return Some(self.end(id, flow, by, true));
+        }
+        if flow.up.shut && flow.down.shut {
+            let flow = self.flows.remove(&id)?;
+            let by = match flow.first_end {
+                Some(Side::Remote) => CloseReason::Remote,
+                Some(Side::Guest) | None => CloseReason::Guest,
+            };
+            return Some(self.end(id, flow, by, false));
+        }
+        if used_up && !flow.hungry {
+            flow.hungry = true;
+            self.hungry.push(id);
+        }
+        None
+    }
+
+    fn end(&mut self, id: FlowId, mut flow: Flow, by: CloseReason, reset: bool) -> Ended {
+        if reset {
+            // Closing with a linger time of zero sends RST instead of FIN (socket(7)).
+            for socket in [&flow.guest, &flow.remote] {
+                let _ = rustix::net::sockopt::set_socket_linger(&socket.fd, Some(Duration::ZERO));
+            }
+        }
+        flow.up.release(&mut self.tools);
+        flow.down.release(&mut self.tools);
+        Ended { flow: id, by, counters: FlowCounters { bytes_out: flow.up.bytes, bytes_in: flow.down.bytes } }
+    }
+}
+
+impl Flow {
+    /// Has the poller report room to write on each socket that bytes are waiting for.
+    fn watch_writes(&mut self, poller: &Poller, id: FlowId) {
+        let ends = [(&self.up, &mut self.remote, Token::Remote(id)), (&self.down, &mut self.guest, Token::Guest(id))];
+        for (lane, socket, token) in ends {
+            let waits = !matches!(lane.held, Held::Nothing);
+            if waits && !socket.writes_watched {
+                // Failing would leave the lane waiting for its next read; the kernel has no reason to fail here.
+                socket.writes_watched = poller.modify(&socket.fd, token, Watch::BothEdges).is_ok();
+            }
+        }
+    }
+}
+
+impl Lane {
+    /// Moves bytes until one end blocks or the turn is used up. `sides` names source and destination.
+    fn pump(&mut self, source: &Socket, destination: &Socket, sides: [Side; 2], tools: &mut Tools) -> Pumped {
+        let [source_side, destination_side] = sides;
+        let (source, destination) = (&source.fd, &destination.fd);
+        let mut budget = TURN;
+        loop {
+            match self.flush(destination, tools) {
+                Ok(true) => {}
+                Ok(false) => return Pumped::Waiting,
+                Err(_) => return Pumped::Reset(destination_side),
+            }
+            if self.ended {
+                if !self.shut {
+                    self.shut = true;
+                    // The destination may be gone already; its own lane reports that.
+                    let _ = rustix::net::shutdown(destination, Shutdown::Write);
+                }
+                return Pumped::Waiting;
+            }
+            if !self.source_ready {
+                return Pumped::Waiting;
+            }
+            if budget == 0 {
+                return Pumped::UsedUp;
+            }
+            match self.fill(source, destination, tools) {
+                Ok(n) => {
+                    self.bytes = self.bytes.saturating_add(n as u64);
+                    budget = budget.saturating_sub(n.max(1));
+                }
+                Err((true, _)) => return Pumped::Reset(source_side),
+                Err((false, _)) => return Pumped::Reset(destination_side),
+            }
+        }
+    }
+
+    /// Passes on what is held. `false`: the destination takes no more for the time being.
+    fn flush(&mut self, destination: &OwnedFd, tools: &mut Tools) -> io::Result<bool> {
+        loop {
+            let moved = match &mut self.held {
+                Held::Nothing => return Ok(true),
+                Held::Pipe(..) | Held::Bytes(..) if !self.destination_ready => return Ok(false),
+                Held::Pipe(pipe, left) => {
+                    let flags = SpliceFlags::NONBLOCK | SpliceFlags::MOVE;
+                    rustix::pipe::splice(&pipe.read, None, destination, None, *left, flags)
+                        .inspect(|n| *left -= (*n).min(*left))
+                }
+                Held::Bytes(bytes, sent) => {
+                    let rest = bytes.get(*sent..).unwrap_or_default();
+                    rustix::net::send(destination, rest, SendFlags::NOSIGNAL).inspect(|n| *sent += *n)
+                }
+            };
+            match moved {
+                Ok(_) => {}
+                Err(Errno::AGAIN) => self.destination_ready = false,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            let empty = match &self.held {
+                Held::Nothing => true,
+                Held::Pipe(_, left) => *left == 0,
+                Held::Bytes(bytes, sent) => *sent >= bytes.len(),
+            };
+            if empty {
+                self.release(tools);
+            }
+        }
+    }
+
+    /// Takes something from the source; the lane holds nothing. An error says whether it is the source's.
+    fn fill(&mut self, source: &OwnedFd, destination: &OwnedFd, tools: &mut Tools) -> Result<usize, (bool, Errno)> {
+        if self.bulk
+            && tools.splice
+            && let Some(pipe) = tools.pipe()
+        {
+            return self.fill_pipe(source, pipe, tools);
+        }
+        let size = if self.bulk { COPY } else { SMALL };
+        let Some(buffer) = tools.buffer.get_mut(..size) else { return Ok(0) };
+        let n = match rustix::net::recv(source, &mut *buffer, RecvFlags::DONTWAIT) {
+            Ok((n, _)) => n,
+            Err(Errno::AGAIN) => {
+                // Nothing is left and no end was there: the next end has an edge of its own.
+                self.source_ready = false;
+                self.source_ends = false;
+                return Ok(0);
+            }
+            Err(Errno::INTR) => return Ok(0),
+            Err(error) => return Err((true, error)),
+        };
+        if n == 0 {
+            self.ended = true;
+            return Ok(0);
+        }
+        self.bulk = n == size;
+        // A short read has drained the socket, unless the end is still to be read (epoll(7), question 9).
+        self.source_ready = n == size || self.source_ends;
+        let taken = buffer.get(..n).unwrap_or_default();
+        let sent = match rustix::net::send(destination, taken, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+            Ok(sent) => sent,
+            Err(Errno::AGAIN | Errno::INTR) => 0,
+            Err(error) => return Err((false, error)),
+        };
+        if sent < n {
+            self.destination_ready = false;
+            self.held = Held::Bytes(taken.get(sent..).unwrap_or_default().to_vec(), 0);
+        }
+        Ok(n)
+    }
+
+    fn fill_pipe(&mut self, source: &OwnedFd, pipe: Pipe, tools: &mut Tools) -> Result<usize, (bool, Errno)> {
+        match rustix::pipe::splice(source, None, &pipe.write, None, CHUNK, SpliceFlags::NONBLOCK | SpliceFlags::MOVE) {
+            Ok(0) => {
+                self.ended = true;
+                tools.give_back(pipe);
+                Ok(0)
+            }
+            Ok(n) => {
+                self.bulk = n >= SMALL;
+                self.held = Held::Pipe(pipe, n);
+                // Unlike after a short read, more may be there: a splice also ends when the pipe's slots are used up.
+                Ok(n)
+            }
+            Err(error) => {
+                tools.give_back(pipe);
+                match error {
+                    Errno::AGAIN => {
+                        self.source_ready = false;
+                        self.bulk = false;
+                        Ok(0)
+                    }
+                    Errno::INTR => Ok(0),
+                    Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS => {
+                        tools.splice = false;
+                        Ok(0)
+                    }
+                    error => Err((true, error)),
+                }
+            }
+        }
+    }
+
+    /// Lets go of what is held, and of the pipe.
+    fn release(&mut self, tools: &mut Tools) {
+        if let Held::Pipe(pipe, left) = std::mem::take(&mut self.held)
+            && left == 0
+        {
+            tools.give_back(pipe);
+        }
+    }
+}
+
+impl Tools {
+    fn pipe(&mut self) -> Option<Pipe> {
+        if let Some(pipe) = self.pool.pop() {
+            return Some(pipe);
+        }
+        let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).ok()?;
+        // Past the user's soft limit a pipe keeps or gets a size of two pages, and splicing through it is slower than
+        // copying; such a pipe is not worth having.
+        let size = rustix::pipe::fcntl_setpipe_size(&write, CHUNK).ok()?;
+        (size >= CHUNK).then_some(Pipe { read, write })
+    }
+
+    fn give_back(&mut self, pipe: Pipe) {
+        if self.pool.len() < POOL {
+            self.pool.push(pipe);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{ErrorKind, Read, Write};
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    const FLOW: FlowId = FlowId(1);
+
+    /// A relay with one flow between two programs, each with its own connection.
+    struct World {
+        relay: Relay,
+        poller: Poller,
+        ended: Vec<Ended>,
+        guest: TcpStream,
+        remote: TcpStream,
+    }
+
+    fn connection() -> (TcpStream, OwnedFd) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let far = listener.accept().unwrap().0;
+        far.set_nonblocking(true).unwrap();
+        near.set_nonblocking(true).unwrap();
+        (near, far.into())
+    }
+
+    impl World {
+        fn new() -> World {
+            let ((guest, inner), (remote, outer)) = (connection(), connection());
+            let (mut relay, poller) = (Relay::new(), Poller::new().unwrap());
+            assert!(relay.insert(&poller, FLOW, inner, outer, false).unwrap().is_none());
+            World { relay, poller, ended: Vec::new(), guest, remote }
+        }
+
+        /// Runs the relay until nothing is ready any more.
+        fn settle(&mut self) {
+            let mut ready = Vec::new();
+            for _ in 0..10_000 {
+                self.poller.wait(Some(Duration::ZERO), &mut ready).unwrap();
+                if ready.is_empty() && !self.relay.is_hungry() {
+                    return;
+                }
+                for (token, ready) in ready.drain(..) {
+                    let side = if matches!(token, Token::Guest(_)) { Side::Guest } else { Side::Remote };
+                    self.ended.extend(self.relay.handle_ready(&self.poller, FLOW, side, ready));
+                }
+                self.relay.feed(&self.poller, &mut self.ended);
+            }
+            panic!("the relay does not come to rest");
+        }
+
+        /// Writes as much as the connection takes while the relay runs.
+        fn stuff(&mut self, byte: u8) -> usize {
+            let (block, mut total) = ([byte; 65_536], 0);
+            loop {
+                match self.guest.write(&block) {
+                    Ok(n) => total += n,
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                        let before = total;
+                        self.settle();
+                        match self.guest.write(&block) {
+                            Ok(n) => total += n,
+                            Err(_) if before == total => return total,
+                            Err(_) => {}
+                        }
+                    }
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        }
+
+        fn read(&mut self) -> Vec<u8> {
+            let (mut all, mut buffer) = (Vec::new(), vec![0; 1 << 20]);
+            loop {
+                self.settle();
+                match self.remote.read(&mut buffer) {
+                    Ok(0) => return all,
+                    Ok(n) => all.extend_from_slice(&buffer[..n]),
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => return all,
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn passes_small_exchanges_without_a_pipe() {
+        let mut world = World::new();
+        for i in 0..100u8 {
+            world.guest.write_all(&[i]).unwrap();
+            assert_eq!(world.read(), [i]);
+            world.remote.write_all(&[i, i]).unwrap();
+            world.settle();
+            let mut got = [0; 4];
+            assert_eq!(world.guest.read(&mut got).unwrap(), 2);
+        }
+        assert!(world.relay.tools.pool.is_empty());
+    }
+
+    #[test]
+    fn holds_back_a_sender_whose_remote_does_not_read() {
+        let mut world = World::new();
+        let sent = world.stuff(7);
+        assert!(sent > CHUNK);
+        let lane = &world.relay.flows[&FLOW].up;
+        let held = match &lane.held {
+            Held::Nothing => 0,
+            Held::Pipe(_, left) => *left,
+            Held::Bytes(bytes, done) => bytes.len() - done,
+        };
+        assert!(held <= CHUNK, "{held}");
+        let got = world.read();
+        assert_eq!(got.len(), sent);
+        assert!(got.iter().all(|b| *b == 7));
+        assert!(matches!(world.relay.flows[&FLOW].up.held, Held::Nothing));
+    }
+
+    #[test]
+    fn keeps_the_other_direction_open_after_a_fin() {
+        let mut world = World::new();
+        world.guest.write_all(b"question").unwrap();
+        world.guest.shutdown(std::net::Shutdown::Write).unwrap();
+        assert_eq!(world.read(), b"question");
+        assert_eq!(world.remote.read(&mut [0; 1]).unwrap(), 0);
+        assert!(world.ended.is_empty());
+        world.remote.write_all(b"answer").unwrap();
+        world.settle();
+        let mut got = [0; 16];
+        assert_eq!(world.guest.read(&mut got).unwrap(), 6);
+        world.remote.shutdown(std::net::Shutdown::Write).unwrap();
+        world.settle();
+        assert_eq!(world.guest.read(&mut got).unwrap(), 0);
+        let ended = world.ended[0];
+        assert_eq!(ended.by, CloseReason::Guest);
+        assert_eq!(ended.counters, FlowCounters { bytes_out: 8, bytes_in: 6 });
+    }
+
+    #[test]
+    fn passes_on_data_and_fin_that_arrive_together() {
+        let mut world = World::new();
+        world.remote.write_all(&[9; 5000]).unwrap();
+        world.remote.shutdown(std::net::Shutdown::Write).unwrap();
+        world.settle();
+        let mut got = vec![0; 10_000];
+        assert_eq!(world.guest.read(&mut got).unwrap(), 5000);
+        assert_eq!(world.guest.read(&mut got).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_reset_arrives_as_a_reset_after_what_came_before_it() {
+        for from_remote in [true, false] {
+            let mut world = World::new();
+            let (from, to) = if from_remote { (&world.remote, &world.guest) } else { (&world.guest, &world.remote) };
+            (&mut &*from).write_all(b"last words").unwrap();
+            let to = to.try_clone().unwrap();
+            rustix::net::sockopt::set_socket_linger(from, Some(Duration::ZERO)).unwrap();
+            let replacement = connection().0;
+            if from_remote {
+                world.settle();
+                world.remote = replacement;
+            } else {
+                world.settle();
+                world.guest = replacement;
+            }
+            world.settle();
+            let mut got = [0; 32];
+            assert_eq!((&to).read(&mut got).unwrap(), 10);
+            assert_eq!((&to).read(&mut got).unwrap_err().kind(), ErrorKind::ConnectionReset);
+            let by = if from_remote { CloseReason::RemoteReset } else { CloseReason::GuestReset };
+            assert_eq!(world.ended[0].by, by);
+        }
+    }
+
+    #[test]
+    fn copies_when_the_kernel_does_not_splice() {
+        let mut world = World::new();
+        world.relay.tools.splice = false;
+        let sent = world.stuff(3);
+        assert_eq!(world.read().len(), sent);
+    }
+
+    #[test]
+    fn a_reset_by_policy_ends_both_sides() {
+        let mut world = World::new();
+        assert_eq!(world.relay.reset(FLOW, CloseReason::Policy).unwrap().by, CloseReason::Policy);
+        for socket in [&world.guest, &world.remote] {
+            assert_eq!((&mut &*socket).read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+        }
+        assert!(world.relay.reset(FLOW, CloseReason::Policy).is_none());
+    }
+}
