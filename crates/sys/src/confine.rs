@@ -3,8 +3,22 @@
 //! Everything here only ever narrows. The order that works: capabilities, then [`no_new_privileges`], then Landlock,
 //! then seccomp last, since the filter may forbid the calls that the others need.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::io;
+use std::path::Path;
 use std::str::FromStr;
+
+use landlock::{
+    ABI, Access, AccessFs, PathBeneath, PathFd, RestrictionStatus, Ruleset, RulesetAttr, RulesetCreatedAttr,
+    RulesetError, RulesetStatus, Scope,
+};
+use rustix::io::Errno;
+use rustix::thread::{CapabilitySet, CapabilitySets};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    TargetArch, sock_filter,
+};
 
 /// One capability, capabilities(7).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -80,5 +94,386 @@ impl FromStr for Capability {
 impl fmt::Display for Capability {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(NAMES.get(usize::from(self.0)).unwrap_or(&"?"))
+    }
+}
+
+impl Capability {
+    fn set(self) -> CapabilitySet {
+        CapabilitySet::from_bits_retain(1 << self.0)
+    }
+}
+
+/// Every capability this kernel may know; numbers past the last one are refused with EINVAL and skipped.
+fn all() -> impl Iterator<Item = CapabilitySet> {
+    (0..u64::BITS).map(|number| CapabilitySet::from_bits_retain(1 << number))
+}
+
+/// Gives up every capability of the calling thread, in all five sets.
+///
+/// # Errors
+/// Those of capset(2) and prctl(2). Without `CAP_SETPCAP` the bounding set stays as it is; that is no error, since a
+/// thread with `no_new_privs` cannot gain from it.
+pub fn drop_all_capabilities() -> io::Result<()> {
+    keep_capabilities(&[])
+}
+
+/// Gives up every capability but `kept`, which end up in the permitted, effective, inheritable, ambient and bounding
+/// set, so that they outlive execve(2).
+///
+/// # Errors
+/// Those of capset(2) and prctl(2): the thread does not have one of `kept`.
+pub fn keep_capabilities(kept: &[Capability]) -> io::Result<()> {
+    let kept = kept.iter().fold(CapabilitySet::empty(), |sum, capability| sum | capability.set());
+    let own = rustix::thread::capabilities(None)?;
+    rustix::thread::clear_ambient_capability_set()?;
+    if own.effective.contains(CapabilitySet::SETPCAP) {
+        for capability in all().filter(|capability| !kept.contains(*capability)) {
+            match rustix::thread::remove_capability_from_bounding_set(capability) {
+                Ok(()) | Err(Errno::INVAL) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: kept };
+    rustix::thread::set_capabilities(None, sets)?;
+    for capability in all().filter(|capability| kept.contains(*capability)) {
+        rustix::thread::configure_capability_in_ambient_set(capability, true)?;
+    }
+    Ok(())
+}
+
+/// Sets `no_new_privs` for the calling thread: execve(2) never grants anything again.
+///
+/// # Errors
+/// Those of prctl(2); there is none on a kernel this program runs on.
+pub fn no_new_privileges() -> io::Result<()> {
+    Ok(rustix::thread::set_no_new_privs(true)?)
+}
+
+/// Puts an empty keyring in place of the session keyring, which holds what the user's login put there.
+///
+/// # Errors
+/// Those of keyctl(2); `Unsupported` on a kernel without keyrings, which has nothing to hide.
+pub fn new_session_keyring() -> io::Result<()> {
+    const KEYCTL_JOIN_SESSION_KEYRING: libc::c_long = 1;
+    // SAFETY: keyctl(2) with this command reads one pointer, which may be null for an anonymous keyring.
+    let rc = unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, std::ptr::null::<libc::c_char>()) };
+    if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// What a system call gets that a filter does not let through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// It fails with this error number.
+    Errno(i32),
+    /// The process is killed, as by SIGSYS.
+    KillProcess,
+}
+
+/// A system call a filter speaks of, with conditions on its arguments that must all hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Call {
+    number: i64,
+    conditions: Vec<(u8, Test)>,
+}
+
+/// What an argument is compared with. Comparisons see the low 32 bits alone, as the kernel does for file descriptors,
+/// flags, commands and address families: with 64 bits, a set high bit would slip past a filter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Test {
+    Equal(u32),
+    NotEqual(u32),
+    /// At least one of these bits is set; the mask has exactly one bit.
+    Bit(u32),
+}
+
+impl Call {
+    /// Any use of the system call with this number (`libc::SYS_…`).
+    #[must_use]
+    pub fn new(number: libc::c_long) -> Self {
+        Self { number, conditions: Vec::new() }
+    }
+
+    /// Only uses whose argument `index` (0..=5) passes `test`.
+    #[must_use]
+    pub fn when(mut self, index: u8, test: Test) -> Self {
+        self.conditions.push((index, test));
+        self
+    }
+}
+
+/// A compiled seccomp filter. Calls of other architectures kill the process; those of the x32 ABI are answered with
+/// ENOSYS.
+#[derive(Debug, Clone)]
+pub struct Filter {
+    program: BpfProgram,
+}
+
+/// A filter that cannot be made or installed.
+#[derive(Debug, thiserror::Error)]
+pub enum FilterError {
+    #[error("cannot compile the system call filter for this machine")]
+    Compile(#[source] seccompiler::BackendError),
+    #[error("cannot install the system call filter")]
+    Install(#[source] seccompiler::Error),
+}
+
+impl Filter {
+    /// Lets `calls` through and answers everything else with `otherwise`. Several entries for one call: any suffices.
+    ///
+    /// # Errors
+    /// An architecture the compiler does not know, an argument index above 5, or a filter that is too long.
+    pub fn allow(calls: Vec<Call>, otherwise: Answer) -> Result<Self, FilterError> {
+        Self::compile(calls, otherwise.into(), SeccompAction::Allow)
+    }
+
+    /// Answers `calls` with `answer` and lets everything else through. Several entries for one call: any suffices.
+    ///
+    /// # Errors
+    /// As of [`allow`](Self::allow).
+    pub fn deny(calls: Vec<Call>, answer: Answer) -> Result<Self, FilterError> {
+        Self::compile(calls, SeccompAction::Allow, answer.into())
+    }
+
+    fn compile(calls: Vec<Call>, otherwise: SeccompAction, listed: SeccompAction) -> Result<Self, FilterError> {
+        let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
+        let mut always = BTreeSet::new();
+        for call in calls {
+            let entry = rules.entry(call.number).or_default();
+            if call.conditions.is_empty() {
+                // To the compiler an empty list of rules is a call without conditions.
+                always.insert(call.number);
+            } else {
+                let conditions: Result<Vec<_>, _> = call.conditions.into_iter().map(condition).collect();
+                let rule = SeccompRule::new(conditions.map_err(FilterError::Compile)?).map_err(FilterError::Compile)?;
+                entry.push(rule);
+            }
+        }
+        for number in always {
+            rules.insert(number, Vec::new());
+        }
+        let machine = TargetArch::try_from(std::env::consts::ARCH).map_err(FilterError::Compile)?;
+        let filter = SeccompFilter::new(rules, otherwise, listed, machine).map_err(FilterError::Compile)?;
+        let body = BpfProgram::try_from(filter).map_err(FilterError::Compile)?;
+        let mut program = x32_prefix();
+        program.extend(body);
+        Ok(Self { program })
+    }
+}
+
+fn condition((index, test): (u8, Test)) -> Result<SeccompCondition, seccompiler::BackendError> {
+    let (operator, value) = match test {
+        Test::Equal(value) => (SeccompCmpOp::Eq, value),
+        Test::NotEqual(value) => (SeccompCmpOp::Ne, value),
+        Test::Bit(mask) => (SeccompCmpOp::MaskedEq(u64::from(mask)), mask),
+    };
+    SeccompCondition::new(index, SeccompCmpArgLen::Dword, operator, u64::from(value))
+}
+
+/// On x86-64 the x32 ABI shares the architecture value and has numbers of its own from 0x4000_0000 on, so a list of
+/// calls does not see them. Jumps in BPF are relative: the rest can follow unchanged.
+fn x32_prefix() -> BpfProgram {
+    if !cfg!(target_arch = "x86_64") {
+        return Vec::new();
+    }
+    const X32_SYSCALL_BIT: u32 = 0x4000_0000;
+    const LOAD_NUMBER: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS of seccomp_data.nr at offset 0
+    const JUMP_IF_AT_LEAST: u16 = 0x35; // BPF_JMP | BPF_JGE | BPF_K
+    const RETURN: u16 = 0x06; // BPF_RET | BPF_K
+    vec![
+        sock_filter { code: LOAD_NUMBER, jt: 0, jf: 0, k: 0 },
+        sock_filter { code: JUMP_IF_AT_LEAST, jt: 0, jf: 1, k: X32_SYSCALL_BIT },
+        sock_filter { code: RETURN, jt: 0, jf: 0, k: u32::from(SeccompAction::from(Answer::Errno(libc::ENOSYS))) },
+    ]
+}
+
+impl From<Answer> for SeccompAction {
+    fn from(answer: Answer) -> Self {
+        match answer {
+            Answer::Errno(errno) => Self::Errno(errno.unsigned_abs()),
+            Answer::KillProcess => Self::KillProcess,
+        }
+    }
+}
+
+/// Installs a filter for the calling thread and everything it starts. Several filters add up: the strictest answer
+/// wins. Sets `no_new_privs`.
+///
+/// # Errors
+/// Those of seccomp(2).
+pub fn install_seccomp(filter: &Filter) -> Result<(), FilterError> {
+    seccompiler::apply_filter(&filter.program).map_err(FilterError::Install)
+}
+
+/// How much of a Landlock ruleset the kernel enforces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Landlock {
+    /// Everything this version knows of.
+    Full,
+    /// What an older kernel knows of.
+    Partial,
+    /// The kernel has no Landlock, or it is turned off.
+    Absent,
+}
+
+/// What [`landlock_paths`] allows beneath a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PathAccess {
+    /// Read, list and execute.
+    Read,
+    /// All but connecting to Unix sockets that somebody outside made.
+    Write,
+    /// All.
+    WriteAndConnect,
+}
+
+/// The newest Landlock ABI whose rights this code has been written for.
+const LANDLOCK_ABI: ABI = ABI::V9;
+
+/// Takes away from the calling thread every access to files by path, abstract Unix sockets of others, and signals to
+/// processes that are not under the same rules. Descriptors that are open already keep working. Sets `no_new_privs`.
+///
+/// # Errors
+/// Those of landlock_restrict_self(2); a kernel without Landlock is not an error.
+pub fn landlock_deny_all_fs() -> io::Result<Landlock> {
+    landlock_paths(&[])
+}
+
+/// Leaves the calling thread the given accesses beneath the given paths and nothing else; otherwise as
+/// [`landlock_deny_all_fs`]. Paths that do not exist are left out.
+///
+/// # Errors
+/// Those of the Landlock calls; a kernel without Landlock is not an error.
+pub fn landlock_paths(paths: &[(&Path, PathAccess)]) -> io::Result<Landlock> {
+    let status = restrict(paths).map_err(io::Error::other)?;
+    Ok(match status.ruleset {
+        RulesetStatus::FullyEnforced => Landlock::Full,
+        RulesetStatus::PartiallyEnforced => Landlock::Partial,
+        RulesetStatus::NotEnforced => Landlock::Absent,
+    })
+}
+
+fn restrict(paths: &[(&Path, PathAccess)]) -> Result<RestrictionStatus, RulesetError> {
+    let mut ruleset = Ruleset::default()
+        .handle_access(AccessFs::from_all(LANDLOCK_ABI))?
+        .scope(Scope::from_all(LANDLOCK_ABI))?
+        .create()?;
+    for (path, access) in paths {
+        let Ok(beneath) = PathFd::new(path) else { continue };
+        let access = match access {
+            PathAccess::Read => AccessFs::from_read(LANDLOCK_ABI),
+            PathAccess::Write => AccessFs::from_all(LANDLOCK_ABI) & !AccessFs::ResolveUnix,
+            PathAccess::WriteAndConnect => AccessFs::from_all(LANDLOCK_ABI),
+        };
+        ruleset = ruleset.add_rule(PathBeneath::new(beneath, access))?;
+    }
+    ruleset.restrict_self()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs a check on a thread of its own, since what it takes away never comes back.
+    fn on_a_thread(check: impl FnOnce() + Send + 'static) {
+        std::thread::spawn(check).join().unwrap();
+    }
+
+    #[test]
+    fn takes_capability_names_in_both_spellings() {
+        assert_eq!("net_raw".parse::<Capability>().unwrap(), "CAP_NET_RAW".parse().unwrap());
+        assert_eq!("CAP_NET_RAW".parse::<Capability>().unwrap().to_string(), "NET_RAW");
+        assert_eq!("CHECKPOINT_RESTORE".parse::<Capability>().unwrap(), Capability(40));
+        for text in ["", "CAP_", "NET", "CAP_CAP_NET_RAW", "all"] {
+            assert!(text.parse::<Capability>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn drops_every_capability() {
+        on_a_thread(|| {
+            drop_all_capabilities().unwrap();
+            let sets = rustix::thread::capabilities(None).unwrap();
+            assert!(sets.permitted.is_empty() && sets.effective.is_empty() && sets.inheritable.is_empty());
+        });
+    }
+
+    #[test]
+    fn a_denied_call_gets_the_answer_and_others_pass() {
+        on_a_thread(|| {
+            let calls = vec![Call::new(libc::SYS_getpriority), Call::new(libc::SYS_socket).when(0, Test::Equal(40))];
+            install_seccomp(&Filter::deny(calls, Answer::Errno(libc::EXDEV)).unwrap()).unwrap();
+            assert_eq!(rustix::process::getpriority_process(None), Err(Errno::XDEV));
+            let vsock = rustix::net::AddressFamily::from_raw(40);
+            let kind = rustix::net::SocketType::STREAM;
+            assert_eq!(rustix::net::socket(vsock, kind, None).unwrap_err(), Errno::XDEV);
+            assert!(rustix::net::socket(rustix::net::AddressFamily::UNIX, kind, None).is_ok());
+        });
+    }
+
+    #[test]
+    fn a_condition_ignores_the_high_half_of_an_argument() {
+        on_a_thread(|| {
+            let calls = vec![Call::new(libc::SYS_ioctl).when(1, Test::Equal(0x5412))];
+            install_seccomp(&Filter::deny(calls, Answer::Errno(libc::EXDEV)).unwrap()).unwrap();
+            // SAFETY: ioctl(2) on a descriptor that does not exist touches no memory.
+            let rc = unsafe { libc::syscall(libc::SYS_ioctl, -1, 0x1_0000_5412_u64, 0) };
+            assert_eq!((rc, io::Error::last_os_error().raw_os_error()), (-1, Some(libc::EXDEV)));
+        });
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn calls_of_the_x32_abi_do_not_exist() {
+        on_a_thread(|| {
+            let calls = vec![Call::new(libc::SYS_getpriority)];
+            install_seccomp(&Filter::deny(calls, Answer::Errno(libc::EXDEV)).unwrap()).unwrap();
+            // SAFETY: getpid takes no arguments.
+            let rc = unsafe { libc::syscall(libc::SYS_getpid | 0x4000_0000) };
+            assert_eq!((rc, io::Error::last_os_error().raw_os_error()), (-1, Some(libc::ENOSYS)));
+        });
+    }
+
+    #[test]
+    fn an_entry_without_conditions_wins_over_one_with() {
+        on_a_thread(|| {
+            let calls =
+                vec![Call::new(libc::SYS_getpriority).when(0, Test::Equal(77)), Call::new(libc::SYS_getpriority)];
+            install_seccomp(&Filter::deny(calls, Answer::Errno(libc::EXDEV)).unwrap()).unwrap();
+            assert_eq!(rustix::process::getpriority_process(None), Err(Errno::XDEV));
+        });
+    }
+
+    #[test]
+    fn landlock_leaves_open_descriptors_and_closes_paths() {
+        on_a_thread(|| {
+            let open = std::fs::File::open("/etc/passwd").unwrap();
+            if landlock_deny_all_fs().unwrap() == Landlock::Absent {
+                eprintln!("SKIPPED: this kernel has no Landlock");
+                return;
+            }
+            assert!(open.metadata().is_ok());
+            assert_eq!(std::fs::File::open("/etc/passwd").unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+        });
+    }
+
+    #[test]
+    fn landlock_tells_reading_from_writing() {
+        let dir = std::env::temp_dir().join(format!("cofferdam-landlock-{}", std::process::id()));
+        std::fs::create_dir(&dir).unwrap();
+        let kept = dir.clone();
+        on_a_thread(move || {
+            let paths = [(Path::new("/"), PathAccess::Read), (kept.as_path(), PathAccess::Write)];
+            if landlock_paths(&paths).unwrap() == Landlock::Absent {
+                eprintln!("SKIPPED: this kernel has no Landlock");
+                return;
+            }
+            std::fs::write(kept.join("a"), "x").unwrap();
+            std::fs::remove_file(kept.join("a")).unwrap();
+            assert!(std::fs::read("/etc/passwd").is_ok());
+            let refused = std::fs::write("/var/tmp/cofferdam-landlock", "x").unwrap_err();
+            assert_eq!(refused.kind(), io::ErrorKind::PermissionDenied);
+        });
+        std::fs::remove_dir(&dir).unwrap();
     }
 }
