@@ -3,10 +3,15 @@
 //! | Stage | What is given up | Why not earlier |
 //! |---|---|---|
 //! | capabilities, `no_new_privs` | any privilege, and any way to get one | the descriptor limit is raised before |
-//! | Landlock | every path of the file system | – |
-//! | seccomp | every system call that the loop does not make | the stages above need theirs |
+//! | Landlock | every path of the file system, others' abstract sockets, signals to others | – |
+//! | seccomp | every system call that the loop does not make, memory that can be executed | the stages above need theirs |
 //!
-//! What stays: the descriptors that were handed over, TCP, UDP and ICMP sockets in the host's network, memory and time.
+//! What stays: the descriptors that were handed over, TCP, UDP and ICMP sockets in the host's network, memory and time. A
+//! kernel without Landlock loses that stage alone: no call that takes a path is let through by seccomp either.
+
+use std::io;
+
+use cofferdam_sys::confine::{self, Answer, Call, Filter, FilterError, Test};
 
 /// Proof that the process is confined. Only [`seal`] makes one, and the loop takes it.
 #[derive(Debug)]
@@ -14,8 +19,119 @@ pub(crate) struct Sealed(());
 
 /// Why the process could not be confined.
 #[derive(Debug, thiserror::Error)]
-pub enum SealError {}
+pub enum SealError {
+    #[error("cannot give up capabilities")]
+    Capabilities { source: io::Error },
+    #[error("cannot set no_new_privs")]
+    NoNewPrivileges { source: io::Error },
+    #[error("cannot restrict access to files with Landlock")]
+    Landlock { source: io::Error },
+    #[error("cannot restrict system calls with seccomp")]
+    Seccomp {
+        #[from]
+        source: FilterError,
+    },
+}
 
+/// Confines the process for good.
 pub(crate) fn seal() -> Result<Sealed, SealError> {
+    confine::drop_all_capabilities().map_err(|source| SealError::Capabilities { source })?;
+    confine::no_new_privileges().map_err(|source| SealError::NoNewPrivileges { source })?;
+    confine::landlock_deny_all_fs().map_err(|source| SealError::Landlock { source })?;
+    let executable = u32::try_from(libc::PROT_EXEC).unwrap_or(4);
+    let mapping = [libc::SYS_mmap, libc::SYS_mprotect].map(|call| Call::new(call).when(2, Test::Bit(executable)));
+    confine::install_seccomp(&Filter::deny(mapping.into(), Answer::Errno(libc::EPERM))?)?;
+    // EPERM rather than a kill: the call does not happen either way, and a library that asks for something it can do
+    // without must not take the sandbox's network down.
+    confine::install_seccomp(&Filter::allow(calls(), Answer::Errno(libc::EPERM))?)?;
     Ok(Sealed(()))
+}
+
+/// Every system call of the loop, and who makes it.
+fn calls() -> Vec<Call> {
+    let any = [
+        // The poller, and how it waits.
+        libc::SYS_epoll_create1,
+        libc::SYS_epoll_ctl,
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_epoll_wait,
+        libc::SYS_epoll_pwait,
+        libc::SYS_epoll_pwait2,
+        libc::SYS_clock_gettime,
+        libc::SYS_restart_syscall,
+        // The TUN, the ready byte, and messages on stderr.
+        libc::SYS_read,
+        libc::SYS_write,
+        libc::SYS_writev,
+        // Dials and mappings; the address families are further down.
+        libc::SYS_connect,
+        libc::SYS_setsockopt,
+        libc::SYS_getsockopt,
+        libc::SYS_accept4,
+        libc::SYS_accept,
+        libc::SYS_getsockname,
+        libc::SYS_shutdown,
+        libc::SYS_close,
+        // The relay.
+        libc::SYS_recvfrom,
+        libc::SYS_sendto,
+        libc::SYS_splice,
+        libc::SYS_pipe2,
+        libc::SYS_fcntl,
+        // Rows of datagrams and the error queue.
+        libc::SYS_recvmsg,
+        libc::SYS_recvmmsg,
+        libc::SYS_sendmsg,
+        // The allocator.
+        libc::SYS_brk,
+        libc::SYS_mmap,
+        libc::SYS_munmap,
+        libc::SYS_mremap,
+        libc::SYS_mprotect,
+        libc::SYS_madvise,
+        libc::SYS_futex,
+        // Keys of hash maps.
+        libc::SYS_getrandom,
+        // Signals and the end, in peace and in panic.
+        libc::SYS_rt_sigreturn,
+        libc::SYS_rt_sigaction,
+        libc::SYS_rt_sigprocmask,
+        libc::SYS_sigaltstack,
+        libc::SYS_getpid,
+        libc::SYS_gettid,
+        libc::SYS_tgkill,
+        libc::SYS_exit,
+        libc::SYS_exit_group,
+    ];
+    let families = [libc::AF_INET, libc::AF_INET6]
+        .map(|family| Call::new(libc::SYS_socket).when(0, Test::Equal(u32::try_from(family).unwrap_or(u32::MAX))));
+    any.into_iter().map(Call::new).chain(families).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::io::Errno;
+    use rustix::net::{AddressFamily, SocketType};
+
+    use super::*;
+
+    #[test]
+    fn a_sealed_thread_can_dial_and_nothing_else() {
+        // What is taken away concerns the thread alone and never comes back.
+        let run = || {
+            let _sealed = seal().unwrap();
+            let tcp = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None);
+            let unix = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None);
+            let packet = rustix::net::socket(AddressFamily::PACKET, SocketType::RAW, None);
+            let file = rustix::fs::open("/etc/passwd", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty());
+            let signal = rustix::process::test_kill_process(rustix::process::getpid());
+            (tcp.map(drop), unix.map(drop), packet.map(drop), file.map(drop), signal)
+        };
+        let (tcp, unix, packet, file, signal) = std::thread::spawn(run).join().unwrap();
+        assert_eq!(tcp, Ok(()));
+        assert_eq!(unix, Err(Errno::PERM));
+        assert_eq!(packet, Err(Errno::PERM));
+        assert_eq!(file, Err(Errno::PERM));
+        assert_eq!(signal, Err(Errno::PERM));
+    }
 }
