@@ -1,12 +1,48 @@
+//! The resolver of one sandbox: decides on each query and deals with its answer.
+//!
+//! # Theory of operation
+//!
+//! A message of the guest goes through the steps of `names.md` §2, and the first that applies ends it:
+//!
+//! 1. unreadable, or a kind of query that no stub needs → FORMERR, NOTIMP, REFUSED or silence;
+//! 2. the policy denies the name → NXDOMAIN with *Blocked*; nobody has been asked, so no label of it has left the machine;
+//! 3. a name of our own → answered;
+//! 4. a family that does not work here, or HTTPS/SVCB → an empty answer;
+//! 5. anything else → looked up ([`lookups`](crate::lookups)) at the configured resolvers, or, when the guest addressed
+//!    its query to some other resolver, at exactly that one.
+//!
+//! The answer is stripped to what belongs to the question, checked for addresses that the guest must not be led to
+//! ([`answer`](crate::answer)), pinned (not when the guest chose who answers), and then written anew for every query that
+//! waited for it. Pins come out before the answer that made them, so the guest cannot use an address earlier than the
+//! gate knows its name.
+//!
+//! Message ids come from ChaCha20 under a seed that the caller draws from the system. With the random port of each
+//! query's own socket, a forger has 32 bits to guess per query. A counter or a weaker generator would let a guest that
+//! sees its own zone's queries predict the ids of others.
+
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use cofferdam_model::{DomainName, EventBody, Time};
-use cofferdam_policy::Policy;
+use chacha20::ChaCha20Rng;
+use chacha20::rand_core::{Rng as _, SeedableRng as _};
+use cofferdam_model::{Action, DecisionId, Direction, DomainName, EventBody, LimitKind, Protocol, RuleText, Time};
+use cofferdam_policy::{Facts, NameVerdict, Policy, RuleRef, Verdict};
 
 use crate::ResolverConfig;
+use crate::answer::{self, Answer, Arrival, Bindings, Objection, Question};
+use crate::lookups::{Effects, Finished, Key, Lookups, MAX_WAITERS, Route, Waiter};
+use crate::query::{self, Query, Received};
+use crate::reply::{self, ExtendedError, Head, Rcode, Reply};
+use crate::special;
+use crate::wire::{flags, kind};
+
+/// How often a reached limit is reported.
+const LIMIT_REPORT_EVERY: Duration = Duration::from_secs(1);
+/// Random bits in a decision id: ten characters, and no two alike for one user for all practical purposes.
+const DECISION_BITS: u32 = 50;
 
 /// One query of the guest, as the caller numbers them. Never reused while its answer is outstanding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -46,14 +82,42 @@ pub enum Output {
 pub struct Resolver {
     config: ResolverConfig,
     policy: Arc<Policy>,
+    lookups: Lookups,
+    random: ChaCha20Rng,
     outputs: VecDeque<Output>,
+    overflow: Overflow,
+}
+
+/// Queries that gave way, until somebody was told.
+#[derive(Debug, Default)]
+struct Overflow {
+    count: u64,
+    reported: Option<Time>,
+}
+
+/// How a query ended, for its event.
+#[derive(Debug)]
+struct Ending {
+    verdict: Action,
+    rule: RuleText,
+    decision: Option<DecisionId>,
+    answers: Vec<IpAddr>,
+    rcode: u16,
+    resolver: Option<SocketAddr>,
 }
 
 impl Resolver {
     /// A resolver that has nothing under way.
     #[must_use]
     pub fn new(config: ResolverConfig, policy: Arc<Policy>) -> Resolver {
-        Resolver { config, policy, outputs: VecDeque::new() }
+        Resolver {
+            lookups: Lookups::new(&config.upstreams, config.query_timeout),
+            random: ChaCha20Rng::from_seed(config.seed),
+            config,
+            policy,
+            outputs: VecDeque::new(),
+            overflow: Overflow::default(),
+        }
     }
 
     /// The guest sent `message` to `server`. Where `server` is not the gateway, the policy has already allowed the guest
@@ -66,35 +130,332 @@ impl Resolver {
         server: SocketAddr,
         message: &[u8],
     ) {
-        let _ = (now, client, transport, server, message, &self.config, &self.policy);
+        match query::receive(message) {
+            Received::Nothing => {}
+            Received::Refused(message) => self.outputs.push_back(Output::Answer { client, message }),
+            Received::Query(query) => self.decide(now, client, transport, server, query),
+        }
     }
 
     /// Something arrived on the socket of `upstream`.
     pub fn handle_answer(&mut self, now: Time, upstream: UpstreamId, message: &[u8]) {
-        let _ = (now, upstream, message);
+        let Some(asked) = self.lookups.asked(upstream) else { return };
+        let transport = asked.transport;
+        let arrival = answer::read(message, asked.id, asked.question);
+        let random = &mut self.random;
+        let mut draw_id = || draw_id(random);
+        let mut effects = Effects { now, draw_id: &mut draw_id, outputs: &mut self.outputs };
+        match (arrival, transport) {
+            (Arrival::Answer(answer), _) => {
+                let finished = self.lookups.answered(&mut effects, upstream);
+                if let Some(finished) = finished {
+                    self.deliver(now, finished, answer);
+                }
+            }
+            (Arrival::Truncated, Transport::Udp) => self.lookups.truncated(&mut effects, upstream),
+            // There is no larger transport to ask over.
+            (Arrival::Truncated, Transport::Tcp) | (Arrival::Broken, _) => {
+                let finished = self.lookups.broken(&mut effects, upstream);
+                self.give_up(now, finished);
+            }
+            (Arrival::Foreign, _) => {
+                let finished = self.lookups.foreign(&mut effects, upstream);
+                self.give_up(now, finished);
+            }
+        }
     }
 
     /// The socket of `upstream` could not be made, broke, or was closed by the other side. The caller has dropped it.
     pub fn handle_failure(&mut self, now: Time, upstream: UpstreamId) {
-        let _ = (now, upstream);
+        let finished = self.step(now, |lookups, effects| lookups.failed(effects, upstream));
+        self.give_up(now, finished);
     }
 
-    /// The pin that was taken from `poll_output` last could not be made: its answer must not reach the guest.
-    pub fn handle_pin_refused(&mut self) {}
+    /// The pin that was taken from `poll_output` last could not be made. Its answer must not reach the guest, which could
+    /// not use it and would not know why: it gets SERVFAIL, and may ask again when there is room.
+    pub fn handle_pin_refused(&mut self) {
+        // What follows a pin is the rest of its group: pins, then the answers that they belong to, then their events.
+        while let Some(Output::Pin { .. }) = self.outputs.front() {
+            self.outputs.pop_front();
+        }
+        for output in &mut self.outputs {
+            match output {
+                Output::Answer { message, .. } => *message = reply::to_servfail(message),
+                Output::Event(EventBody::DnsQuery { answers, rcode, .. }) => {
+                    answers.clear();
+                    *rcode = u8::try_from(Rcode::ServFail.code()).ok();
+                }
+                Output::Event(_) | Output::Query { .. } | Output::Abandon { .. } | Output::Pin { .. } => break,
+            }
+        }
+    }
 
     /// Time has passed; needed when [`Resolver::poll_timeout`] is reached.
     pub fn handle_timeout(&mut self, now: Time) {
-        let _ = now;
+        while let Some(finished) = self.step(now, |lookups, effects| lookups.expired(effects)) {
+            self.give_up(now, Some(finished));
+        }
+        self.report_overflow(now);
     }
 
     /// When to call [`Resolver::handle_timeout`]; `None` while nothing is under way.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Time> {
-        None
+        let report = self.overflow.reported.filter(|_| self.overflow.count > 0);
+        let report = report.map(|reported| reported + LIMIT_REPORT_EVERY);
+        self.lookups.poll_timeout().into_iter().chain(report).min()
     }
 
     /// What to do next; drain to `None` after every input.
     pub fn poll_output(&mut self) -> Option<Output> {
         self.outputs.pop_front()
     }
+
+    fn step<T>(&mut self, now: Time, step: impl FnOnce(&mut Lookups, &mut Effects<'_>) -> T) -> T {
+        let random = &mut self.random;
+        let mut draw_id = || draw_id(random);
+        let mut effects = Effects { now, draw_id: &mut draw_id, outputs: &mut self.outputs };
+        step(&mut self.lookups, &mut effects)
+    }
+
+    fn decide(&mut self, now: Time, client: ClientId, transport: Transport, server: SocketAddr, query: Query) {
+        let rule = match self.check(&query, transport, server) {
+            Ok(rule) => rule,
+            Err(rule) => return self.deny(client, transport, &query, rule),
+        };
+        let waiter = Waiter { client, transport, query, rule, since: now };
+        if let Some(domain) = &waiter.query.domain
+            && let Some(special) = special::look_up(domain, &self.config.gateway)
+        {
+            let (reply, answers) = special.reply(&waiter.query);
+            return self.answer_ourselves(now, &waiter, &reply, answers);
+        }
+        if self.has_nothing_for(waiter.query.qtype) {
+            let reply = Reply::new(&waiter.query, Head::of(Rcode::NoError)).with_denial_soa();
+            return self.answer_ourselves(now, &waiter, &reply, Vec::new());
+        }
+        let key = self.key(&waiter, server);
+        let finished = self.step(now, |lookups, effects| lookups.ask(effects, key, waiter));
+        self.give_up(now, finished);
+        let pushed_out = self.step(now, |lookups, effects| lookups.overflow(effects));
+        if pushed_out.is_some() {
+            self.overflow.count += 1;
+            self.give_up(now, pushed_out);
+            self.report_overflow(now);
+        }
+    }
+
+    /// The rule that allows the query, or the one that denies it.
+    fn check(&self, query: &Query, transport: Transport, server: SocketAddr) -> Result<RuleRef, RuleRef> {
+        let protocol = match transport {
+            Transport::Udp => Protocol::Udp,
+            Transport::Tcp => Protocol::Tcp,
+        };
+        let (peer, port) = (server.ip(), Some(server.port()));
+        let facts = Facts { direction: Direction::Egress, protocol, peer, port, names: &[] };
+        match &query.domain {
+            Some(domain) => match self.policy.check_name(domain, &facts) {
+                NameVerdict::Allow(reason) => Ok(reason.rule),
+                NameVerdict::Deny(reason) => Err(reason.rule),
+            },
+            // The root has no name that a rule could match; what is left is whether the query itself may be sent.
+            None => match self.policy.check(&facts) {
+                Verdict::Allow(permit) => Ok(permit.reason().rule),
+                Verdict::Deny(denial) => Err(denial.reason().rule),
+            },
+        }
+    }
+
+    fn deny(&mut self, client: ClientId, transport: Transport, query: &Query, rule: RuleRef) {
+        let decision = self.draw_decision();
+        let message = denial(query, decision).emit(Reply::limit(query, transport));
+        self.outputs.push_back(Output::Answer { client, message });
+        let ending = Ending {
+            verdict: Action::Deny,
+            rule: self.policy.rule_text(rule),
+            decision: Some(decision),
+            answers: Vec::new(),
+            rcode: Rcode::NxDomain.code(),
+            resolver: None,
+        };
+        self.report(query, Duration::ZERO, ending);
+    }
+
+    fn answer_ourselves(&mut self, now: Time, waiter: &Waiter, reply: &Reply<'_>, answers: Vec<IpAddr>) {
+        let message = reply.emit(Reply::limit(&waiter.query, waiter.transport));
+        self.outputs.push_back(Output::Answer { client: waiter.client, message });
+        let ending = Ending {
+            verdict: Action::Allow,
+            rule: self.policy.rule_text(waiter.rule),
+            decision: None,
+            answers,
+            rcode: reply.rcode(),
+            resolver: None,
+        };
+        self.report(&waiter.query, now.since(waiter.since), ending);
+    }
+
+    /// Whether the answer to `qtype` is empty whatever the name (`names.md` §2 step 5): addresses of a family that does
+    /// not work here would only make clients wait. HTTPS and SVCB records name addresses and keys beside the names that
+    /// policies speak of; without them clients use A and AAAA, and names stay visible.
+    fn has_nothing_for(&self, qtype: u16) -> bool {
+        match qtype {
+            kind::A => !self.config.families.ipv4,
+            kind::AAAA => !self.config.families.ipv6,
+            kind::SVCB | kind::HTTPS => true,
+            _ => false,
+        }
+    }
+
+    fn key(&self, waiter: &Waiter, server: SocketAddr) -> Key {
+        let query = &waiter.query;
+        let is_ours = self.config.gateway.contains(&server.ip());
+        let route = if is_ours { Route::Configured } else { Route::Chosen(server) };
+        let mut kept = query.flags & (flags::RECURSION_DESIRED | flags::AUTHENTIC_DATA | flags::CHECKING_DISABLED);
+        if is_ours {
+            // Without RD a query shows what somebody else on this host has looked up lately.
+            kept |= flags::RECURSION_DESIRED;
+        }
+        Key {
+            route,
+            transport: waiter.transport,
+            question: Question { name: query.name.to_lowercase().as_bytes().to_vec(), qtype: query.qtype },
+            flags: kept,
+            dnssec_ok: query.edns.is_some_and(|edns| edns.dnssec_ok),
+        }
+    }
+
+    /// Pins what an answer binds and hands it to everybody who waits for it.
+    fn deliver(&mut self, now: Time, finished: Finished, mut answer: Answer<'_>) {
+        let cleared = answer.clear(&finished.key.question, self.config.families, &self.config.rebinding);
+        let bindings = match cleared {
+            Ok(bindings) => bindings,
+            Err(Objection::Chain) => return self.fail(now, &finished, &ExtendedError::other("unusable CNAME chain")),
+            Err(Objection::Rebinding { address, group }) => {
+                let text = format!("rebinding protection: {address} is in group {}", group.word());
+                return self.block(now, &finished, &RuleText { index: None, text });
+            }
+        };
+        if finished.key.route == Route::Configured {
+            self.pin(&finished, &bindings);
+        }
+        // AD says nothing to a client that did not ask for it (RFC 6840 §5.8); all who share a lookup asked alike.
+        let asked_for_ad = finished.key.dnssec_ok || finished.key.flags & flags::AUTHENTIC_DATA != 0;
+        if !asked_for_ad {
+            answer.head.flags &= !flags::AUTHENTIC_DATA;
+        }
+        for waiter in &finished.waiters {
+            let mut reply = Reply::new(&waiter.query, answer.head);
+            reply.answer = Cow::Borrowed(&answer.answer);
+            reply.authority = Cow::Borrowed(&answer.authority);
+            reply.additional = Cow::Borrowed(&answer.additional);
+            reply.errors = Cow::Borrowed(&answer.errors);
+            let message = reply.emit(Reply::limit(&waiter.query, waiter.transport));
+            self.outputs.push_back(Output::Answer { client: waiter.client, message });
+        }
+        for waiter in &finished.waiters {
+            let ending = Ending {
+                verdict: Action::Allow,
+                rule: self.policy.rule_text(waiter.rule),
+                decision: None,
+                answers: bindings.addresses.iter().map(|(address, _)| *address).collect(),
+                rcode: answer.head.rcode,
+                resolver: finished.server,
+            };
+            self.report(&waiter.query, now.since(waiter.since), ending);
+        }
+    }
+
+    fn pin(&mut self, finished: &Finished, bindings: &Bindings) {
+        let qname = finished.waiters.first().and_then(|waiter| waiter.query.domain.as_ref());
+        let names = qname.map(|name| (name, false)).into_iter();
+        let names = names.chain(bindings.aliases.iter().map(|name| (name, true)));
+        for (name, alias) in names {
+            for &(address, ttl) in &bindings.addresses {
+                self.outputs.push_back(Output::Pin { name: name.clone(), alias, address, ttl });
+            }
+        }
+    }
+
+    /// Answers as if the name did not exist, because of what the answer says.
+    fn block(&mut self, now: Time, finished: &Finished, rule: &RuleText) {
+        for waiter in &finished.waiters {
+            let decision = self.draw_decision();
+            let message = denial(&waiter.query, decision).emit(Reply::limit(&waiter.query, waiter.transport));
+            self.outputs.push_back(Output::Answer { client: waiter.client, message });
+            let ending = Ending {
+                verdict: Action::Deny,
+                rule: rule.clone(),
+                decision: Some(decision),
+                answers: Vec::new(),
+                rcode: Rcode::NxDomain.code(),
+                resolver: finished.server,
+            };
+            self.report(&waiter.query, now.since(waiter.since), ending);
+        }
+    }
+
+    fn give_up(&mut self, now: Time, finished: Option<Finished>) {
+        if let Some(finished) = finished {
+            self.fail(now, &finished, &ExtendedError::unreachable());
+        }
+    }
+
+    fn fail(&mut self, now: Time, finished: &Finished, error: &ExtendedError) {
+        for waiter in &finished.waiters {
+            let reply = Reply::new(&waiter.query, Head::of(Rcode::ServFail)).with_error(error.clone());
+            let message = reply.emit(Reply::limit(&waiter.query, waiter.transport));
+            self.outputs.push_back(Output::Answer { client: waiter.client, message });
+            let ending = Ending {
+                verdict: Action::Allow,
+                rule: self.policy.rule_text(waiter.rule),
+                decision: None,
+                answers: Vec::new(),
+                rcode: Rcode::ServFail.code(),
+                resolver: finished.server,
+            };
+            self.report(&waiter.query, now.since(waiter.since), ending);
+        }
+    }
+
+    fn report(&mut self, query: &Query, took: Duration, ending: Ending) {
+        let Ending { verdict, rule, decision, answers, rcode, resolver } = ending;
+        self.outputs.push_back(Output::Event(EventBody::DnsQuery {
+            name: query.domain.as_ref().map_or_else(|| ".".to_owned(), ToString::to_string),
+            qtype: query.qtype,
+            verdict,
+            rule,
+            decision: decision.map(|decision| decision.to_string()),
+            answers,
+            rcode: u8::try_from(rcode).ok(),
+            resolver,
+            ms: took.as_secs_f64() * 1000.0,
+        }));
+    }
+
+    fn report_overflow(&mut self, now: Time) {
+        let is_due = self.overflow.reported.is_none_or(|reported| now.since(reported) >= LIMIT_REPORT_EVERY);
+        if self.overflow.count == 0 || !is_due {
+            return;
+        }
+        let bound = u64::try_from(MAX_WAITERS).unwrap_or(u64::MAX);
+        let count = std::mem::take(&mut self.overflow.count);
+        self.overflow.reported = Some(now);
+        self.outputs.push_back(Output::Event(EventBody::LimitReached { limit: LimitKind::DnsQueries, bound, count }));
+    }
+
+    fn draw_decision(&mut self) -> DecisionId {
+        DecisionId(self.random.next_u64() >> (u64::BITS - DECISION_BITS))
+    }
+}
+
+/// NXDOMAIN that says why to those who can hear it (`names.md` §2 step 3).
+fn denial(query: &Query, decision: DecisionId) -> Reply<'_> {
+    let reply = Reply::new(query, Head::authoritative(Rcode::NxDomain));
+    reply.with_denial_soa().with_error(ExtendedError::blocked(decision))
+}
+
+fn draw_id(random: &mut ChaCha20Rng) -> u16 {
+    let [high, low, ..] = random.next_u32().to_be_bytes();
+    u16::from_be_bytes([high, low])
 }

@@ -1,0 +1,293 @@
+//! What an upstream's answer may say to the guest.
+//!
+//! An answer counts only for the question that was asked, and in its answer section only along the chain: the qname, the
+//! name that its CNAME leads to, and so on. Records beside the chain are somebody's claim about names that nobody asked
+//! for; they are neither delivered nor pinned. Addresses count only at the end of the chain (a name with a CNAME has no
+//! other data, RFC 1034 §3.6.2).
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
+
+use cofferdam_model::{Direction, DomainName, Group, Protocol};
+use cofferdam_policy::{Facts, Policy};
+
+use crate::config::{Families, Rebinding};
+use crate::reply::{ExtendedError, Head, Rcode};
+use crate::wire::{CLASS_IN, Malformed, Name, Reader, Record, flags, kind};
+
+/// The most names in one chain. Resolvers give up on longer ones as well (unbound: 11, BIND: 16 restarts).
+const MAX_CHAIN: usize = 16;
+/// The most addresses of one answer that are delivered and pinned; what is beyond is left out of both, so that every
+/// address that the guest sees is pinned. A quarter of what one name may have pinned.
+const MAX_ADDRESSES: usize = 256;
+/// The most extended errors that are passed on.
+const MAX_ERRORS: usize = 4;
+/// The most text that is passed on with one.
+const MAX_ERROR_TEXT: usize = 255;
+
+/// What was asked of an upstream.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Question {
+    /// Wire form in lower case.
+    pub(crate) name: Vec<u8>,
+    pub(crate) qtype: u16,
+}
+
+/// What arrived on the socket of a query.
+#[derive(Debug)]
+pub(crate) enum Arrival<'a> {
+    /// Not an answer to this query: another id or question. Perhaps a forgery.
+    Foreign,
+    /// The answer did not fit; ask again over TCP.
+    Truncated,
+    /// An answer to this query that cannot be understood.
+    Broken,
+    Answer(Answer<'a>),
+}
+
+/// An upstream's answer, as it was understood.
+#[derive(Debug)]
+pub(crate) struct Answer<'a> {
+    pub(crate) head: Head,
+    pub(crate) answer: Vec<Record<'a>>,
+    pub(crate) authority: Vec<Record<'a>>,
+    pub(crate) additional: Vec<Record<'a>>,
+    pub(crate) errors: Vec<ExtendedError>,
+}
+
+/// Reads what an upstream sent in answer to the query with `id` and `question`.
+pub(crate) fn read<'a>(message: &'a [u8], id: u16, question: &Question) -> Arrival<'a> {
+    let mut reader = Reader::new(message);
+    let Ok((flags, counts)) = read_header(&mut reader, id, question) else { return Arrival::Foreign };
+    if flags & flags::TRUNCATED != 0 {
+        return Arrival::Truncated;
+    }
+    match read_records(reader, flags, counts) {
+        Ok(answer) => Arrival::Answer(answer),
+        Err(Malformed) => Arrival::Broken,
+    }
+}
+
+/// Header and question, when they answer what was asked.
+fn read_header(reader: &mut Reader<'_>, id: u16, question: &Question) -> Result<(u16, [u16; 3]), Malformed> {
+    let answered_id = reader.word()?;
+    let flags = reader.word()?;
+    let questions = reader.word()?;
+    let counts = [reader.word()?, reader.word()?, reader.word()?];
+    if answered_id != id || flags & flags::RESPONSE == 0 || flags & flags::OPCODE != 0 {
+        return Err(Malformed);
+    }
+    // Servers that could not or would not read the query send its header back alone.
+    let [answers, authorities, _] = counts;
+    if questions == 0 && flags & flags::RCODE != 0 && answers == 0 && authorities == 0 {
+        return Ok((flags, counts));
+    }
+    let name = reader.plain_name()?;
+    let same = name.as_bytes().eq_ignore_ascii_case(&question.name)
+        && reader.word()? == question.qtype
+        && reader.word()? == CLASS_IN;
+    if questions == 1 && same { Ok((flags, counts)) } else { Err(Malformed) }
+}
+
+fn read_records(mut reader: Reader<'_>, flags: u16, counts: [u16; 3]) -> Result<Answer<'_>, Malformed> {
+    let [answers, authorities, additionals] = counts;
+    let answer = read_section(&mut reader, answers)?;
+    let authority = read_section(&mut reader, authorities)?;
+    let mut additional = read_section(&mut reader, additionals)?;
+    let mut rcode = flags & flags::RCODE;
+    let mut errors = Vec::new();
+    // OPT is between two neighbours: what concerns the guest is taken out of it, and the guest gets one of ours.
+    if let Some(opt) = additional.iter().find(|record| record.kind == kind::OPT) {
+        let [extended, ..] = opt.ttl.to_be_bytes();
+        rcode |= u16::from(extended) << 4;
+        errors = read_errors(opt.bytes().unwrap_or(&[]));
+    }
+    additional.retain(|record| record.kind != kind::OPT);
+    let kept = flags::AUTHORITATIVE | flags::RECURSION_AVAILABLE | flags::AUTHENTIC_DATA;
+    Ok(Answer { head: Head { rcode, flags: flags & kept }, answer, authority, additional, errors })
+}
+
+fn read_section<'a>(reader: &mut Reader<'a>, count: u16) -> Result<Vec<Record<'a>>, Malformed> {
+    // Not sized by the count, which may lie.
+    let mut records = Vec::new();
+    for _ in 0..count {
+        records.push(reader.record()?);
+    }
+    Ok(records)
+}
+
+/// The extended errors among the options of an OPT record, as far as they can be read.
+fn read_errors(options: &[u8]) -> Vec<ExtendedError> {
+    let mut reader = Reader::new(options);
+    let mut errors = Vec::new();
+    while errors.len() < MAX_ERRORS {
+        let (Ok(code), Ok(length)) = (reader.word(), reader.word()) else { break };
+        let Ok(data) = reader.bytes(usize::from(length)) else { break };
+        let (15, Some((info, text))) = (code, data.split_first_chunk::<2>()) else { continue };
+        let text = text.get(..MAX_ERROR_TEXT).unwrap_or(text).to_vec();
+        errors.push(ExtendedError { code: u16::from_be_bytes(*info), text });
+    }
+    errors
+}
+
+/// An answer that may not be delivered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Objection {
+    /// It carries an address that the guest must not be led to.
+    Rebinding { address: IpAddr, group: Group },
+    /// Its CNAME chain loops, is too long, or leads through a name that no rule could speak of.
+    Chain,
+}
+
+/// The names and addresses of an answer that was cleared for delivery.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Bindings {
+    /// The names of the CNAME chain after the qname.
+    pub(crate) aliases: Vec<DomainName>,
+    /// The addresses at the end of the chain. A client may keep one for as long as the chain's shortest TTL.
+    pub(crate) addresses: Vec<(IpAddr, Duration)>,
+}
+
+impl Answer<'_> {
+    /// Strips what does not belong to the question asked and judges the rest.
+    pub(crate) fn clear(
+        &mut self,
+        question: &Question,
+        families: Families,
+        rebinding: &Rebinding,
+    ) -> Result<Bindings, Objection> {
+        let chain = Chain::follow(question, &self.answer)?;
+        self.answer.retain(|record| chain.holds(record));
+        // Addresses beside an error are of no use to a client, and not to be believed either.
+        let is_error = self.head.rcode != Rcode::NoError.code();
+        let deliverable = |record: &Record<'_>| match record.kind {
+            kind::A => families.ipv4 && !is_error,
+            kind::AAAA => families.ipv6 && !is_error,
+            // Without their `ech` parameter checked and their hints treated as addresses, these would hide names.
+            kind::SVCB | kind::HTTPS => false,
+            _ => true,
+        };
+        self.answer.retain(deliverable);
+        let mut addresses = Vec::new();
+        for record in &self.answer {
+            let Some(address) = address_of(record) else { continue };
+            if let Some(group) = forbidden(address, rebinding) {
+                return Err(Objection::Rebinding { address, group });
+            }
+            let ttl = seconds(record.ttl).min(chain.ttl);
+            addresses.push((address, ttl));
+        }
+        addresses.truncate(MAX_ADDRESSES);
+        let mut seen = 0;
+        self.answer.retain(|record| {
+            seen += usize::from(address_of(record).is_some());
+            address_of(record).is_none() || seen <= MAX_ADDRESSES
+        });
+        // Glue is a courtesy: what must not be delivered is left out of it without a word.
+        for section in [&mut self.authority, &mut self.additional] {
+            section.retain(|record| {
+                let is_harmless = address_of(record).is_none_or(|address| forbidden(address, rebinding).is_none());
+                record.class == CLASS_IN && deliverable(record) && is_harmless
+            });
+        }
+        Ok(Bindings { aliases: chain.aliases, addresses })
+    }
+}
+
+/// The names that an answer leads through.
+struct Chain {
+    /// From the qname to the last target.
+    names: Vec<Name>,
+    /// `names` without the qname, in the words of policies.
+    aliases: Vec<DomainName>,
+    /// The shortest TTL of its CNAME records.
+    ttl: Duration,
+}
+
+impl Chain {
+    fn follow(question: &Question, records: &[Record<'_>]) -> Result<Chain, Objection> {
+        let mut chain = Chain { names: Vec::new(), aliases: Vec::new(), ttl: Duration::MAX };
+        let Ok(qname) = Reader::new(&question.name).plain_name() else { return Err(Objection::Chain) };
+        chain.names.push(qname);
+        if question.qtype == kind::CNAME {
+            return Ok(chain);
+        }
+        while let Some((target, ttl)) = chain.next(records) {
+            let Some(alias) = target.to_domain() else { return Err(Objection::Chain) };
+            if chain.names.len() == MAX_CHAIN || chain.names.iter().any(|name| name.same(target)) {
+                return Err(Objection::Chain);
+            }
+            chain.names.push(target.clone());
+            chain.aliases.push(alias);
+            chain.ttl = chain.ttl.min(ttl);
+        }
+        Ok(chain)
+    }
+
+    fn next<'r>(&self, records: &'r [Record<'_>]) -> Option<(&'r Name, Duration)> {
+        let last = self.names.last()?;
+        let cname = records.iter().find(|record| is_cname(record) && record.name.same(last))?;
+        Some((cname.target()?, seconds(cname.ttl)))
+    }
+
+    /// Whether a record of the answer section belongs to the chain.
+    fn holds(&self, record: &Record<'_>) -> bool {
+        if record.class != CLASS_IN {
+            return false;
+        }
+        // A DNAME explains the CNAMEs made from it; validators want to see it and its signature (RFC 6672 §5.3).
+        let explains = record.kind == kind::DNAME || record.covered_kind() == Some(kind::DNAME);
+        if explains && self.names.iter().any(|name| name.is_within(&record.name)) {
+            return true;
+        }
+        let Some(place) = self.names.iter().position(|name| name.same(&record.name)) else { return false };
+        match self.names.get(place + 1) {
+            // The end of the chain: any data that the name has.
+            None => true,
+            Some(next) if is_cname(record) => record.target().is_some_and(|target| target.same(next)),
+            Some(_) => record.covered_kind() == Some(kind::CNAME),
+        }
+    }
+}
+
+fn is_cname(record: &Record<'_>) -> bool {
+    record.kind == kind::CNAME && record.class == CLASS_IN
+}
+
+/// A TTL; one with the highest bit set counts as zero (RFC 2181 §8).
+fn seconds(ttl: u32) -> Duration {
+    Duration::from_secs(u64::from(if ttl > i32::MAX.unsigned_abs() { 0 } else { ttl }))
+}
+
+/// The address in an address record of class IN, which [`Reader::record`] has seen to have the right length.
+fn address_of(record: &Record<'_>) -> Option<IpAddr> {
+    match record.kind {
+        kind::A => Some(Ipv4Addr::from(<[u8; 4]>::try_from(record.bytes()?).ok()?).into()),
+        kind::AAAA => Some(Ipv6Addr::from(<[u8; 16]>::try_from(record.bytes()?).ok()?).into()),
+        _ => None,
+    }
+}
+
+/// The group of an address that must not be delivered (`names.md` §3).
+fn forbidden(address: IpAddr, rebinding: &Rebinding) -> Option<Group> {
+    let Rebinding::Guard { explicit } = rebinding else { return None };
+    let group = explicit.classifier().classify(address);
+    let possible = match group {
+        Group::Public => return None,
+        // No rule makes these reachable by name: credentials, and services that trust whoever reaches them.
+        Group::Metadata | Group::Loopback => false,
+        Group::Host | Group::LinkLocal | Group::Private | Group::Multicast | Group::Reserved => {
+            !address.to_canonical().is_unspecified()
+        }
+    };
+    (!(possible && allows(explicit, address))).then_some(group)
+}
+
+/// Whether a policy that has only rules without ports allows some protocol to `address`.
+fn allows(explicit: &Policy, address: IpAddr) -> bool {
+    const PROTOCOLS: [Protocol; 4] = [Protocol::Tcp, Protocol::Udp, Protocol::IcmpV4, Protocol::IcmpV6];
+    PROTOCOLS.into_iter().any(|protocol| {
+        let facts = Facts { direction: Direction::Egress, protocol, peer: address, port: None, names: &[] };
+        explicit.check(&facts).is_allow()
+    })
+}
