@@ -1,1 +1,24 @@
 //! End-to-end tests: real clients in a sandbox, real servers in a closed world.
+//!
+//! A [`World`] is two network namespaces without any uplink (`world/up.sh` says what is in them): the *host*, where
+//! Cofferdam runs, and the *world*, where nginx, dnsmasq, sshd, git and some servers with bad manners run. A test asks
+//! for a [`Sandbox`] there, runs an unmodified program in it, and looks at what the program says.
+//!
+//! Everything works without root: then the world's namespaces belong to a user namespace, and Cofferdam runs in one of
+//! its own, where it is an ordinary user without capabilities. As root the world is root's and Cofferdam runs as root.
+//! Run both; they differ in whom Cofferdam has to become, and in who owns the files.
+//!
+//! | Environment | Means |
+//! |---|---|
+//! | `COFFERDAM_BIN` | the program under test; `target/release/cofferdam` without it |
+//! | `COFFERDAM_TEST_LONG=1` | gigabytes in place of megabytes, 200 kills in place of 20, 30 s of flood in place of 3 s |
+//! | `COFFERDAM_TEST_DIRECT=1` | no sandbox: the clients run on the host itself, to show that a failure is the world's |
+//! | `COFFERDAM_TEST_KEEP=1` | the world's folder stays, with the servers' logs |
+
+mod ran;
+mod sandbox;
+mod world;
+
+pub use ran::Ran;
+pub use sandbox::Sandbox;
+pub use world::{Family, World, long};

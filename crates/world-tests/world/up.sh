@@ -1,0 +1,138 @@
+#!/bin/sh
+# Makes the closed world of these tests, prints `up`, and keeps it until stdin ends. It is process 1 of a pid namespace,
+# so that everything started here ends with it. WORLD_HAS_ROOT=1 says that it has the machine's root and not just a user
+# namespace's.
+#
+#   up.sh DIR        DIR: an empty folder, for everything that the world needs and leaves
+#
+# The network namespace that this starts in is the *host*: the machine that runs Cofferdam. It makes a second one, the
+# *world*, with every server in it. One veth joins the two; neither has an uplink.
+#
+#   host   lan0 192.168.77.2/24, 2606:4700:77::2/64, default routes into the world
+#   world  lan0 192.168.77.1/24, 2606:4700:77::1/64; on its loopback the addresses below
+#
+#   web     93.184.215.14  2606:2800:21f:cb07::14    every server
+#   dns     93.184.215.53  2606:2800:21f:cb07::53    dnsmasq, the host's resolver
+#   other   151.101.1.69   2a04:4e42::645            the same servers, another public address
+#   inside  10.77.0.5      fd12:3456:789a::5         the same servers on a private address
+#   meta    169.254.169.254                          the same servers where clouds keep their credentials
+#   lan     192.168.77.50                            the same servers on the host's own network
+#   prohibited, unreachable, silent: 93.184.215.97, .98, .99 and 2606:2800:21f:cb07::97, ::98, ::99
+#
+# Public addresses are from real public space, so that any classifier takes them for public. They exist only here.
+set -eu
+DIR=$1 FILES=$(cd "$(dirname "$0")" && pwd)
+PATH=/usr/sbin:/usr/bin:/sbin:/bin
+export PATH
+umask 022
+chmod 0755 "$DIR"
+mkdir -p "$DIR/etc" "$DIR/log" "$DIR/run/nginx" "$DIR/home/.ssh" "$DIR/work" "$DIR/www/files" "$DIR/www/upload" \
+	"$DIR/www/simple/wallpkg" "$DIR/git"
+exec 2>"$DIR/log/up"
+set -x
+
+# ---- the two namespaces ----
+unshare --net sleep infinity </dev/null >/dev/null &
+WORLD=$!
+until [ "$(readlink /proc/$WORLD/ns/net)" != "$(readlink /proc/self/ns/net)" ]; do sleep 0.01; done
+world() { nsenter -t $WORLD -n -- "$@"; }
+
+for in_namespace in "" world; do
+	$in_namespace ip link set lo up
+	$in_namespace sysctl -qw net.ipv6.conf.all.disable_ipv6=0 net.ipv6.conf.default.accept_dad=0 \
+		net.ipv6.conf.default.accept_ra=0 net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0
+done
+ip link add lan0 type veth peer name lan0 netns $WORLD
+ip addr add 192.168.77.2/24 dev lan0
+ip -6 addr add 2606:4700:77::2/64 dev lan0 nodad
+world ip addr add 192.168.77.1/24 dev lan0
+world ip -6 addr add 2606:4700:77::1/64 dev lan0 nodad
+ip link set lan0 up
+world ip link set lan0 up
+ip route add default via 192.168.77.1
+ip -6 route add default via 2606:4700:77::1
+# Distributions open ping sockets to everyone by this; a fresh namespace has them closed.
+if [ "$WORLD_HAS_ROOT" = 1 ]; then ping_groups="0 2147483647"; else ping_groups="0 0"; fi
+sysctl -qw "net.ipv4.ping_group_range=$ping_groups"
+
+for address in 93.184.215.14 93.184.215.53 151.101.1.69 10.77.0.5 169.254.169.254 192.168.77.50; do
+	world ip addr add $address/32 dev lo
+done
+for address in 2606:2800:21f:cb07::14 2606:2800:21f:cb07::53 2a04:4e42::645 fd12:3456:789a::5; do
+	world ip -6 addr add $address/128 dev lo nodad
+done
+world ip route add prohibit 93.184.215.97
+world ip route add unreachable 93.184.215.98
+world ip route add blackhole 93.184.215.99
+world ip -6 route add prohibit 2606:2800:21f:cb07::97
+world ip -6 route add unreachable 2606:2800:21f:cb07::98
+world ip -6 route add blackhole 2606:2800:21f:cb07::99
+world sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 net.ipv4.icmp_ratelimit=0 \
+	net.ipv6.icmp.ratelimit=0 net.ipv4.ip_unprivileged_port_start=0
+
+# ---- what its machines know ----
+printf 'nameserver 93.184.215.53\noptions timeout:2 attempts:2\n' >"$DIR/etc/resolv.conf"
+{ cat /etc/passwd; echo "guest:x:1500:1500::$DIR/home:/bin/bash"; } >"$DIR/etc/passwd"
+# Without a group `tty`, sshd leaves a terminal to its user's group and needs no privilege for it.
+{ grep -v ^tty: /etc/group; echo "guest:x:1500:"; } >"$DIR/etc/group"
+for file in resolv.conf passwd group; do mount --bind "$DIR/etc/$file" /etc/$file; done
+for file in dnsmasq.conf nginx.conf sshd.conf; do sed "s|@DIR@|$DIR|g" "$FILES/$file" >"$DIR/etc/$file"; done
+
+# ---- keys and content ----
+names=DNS:wall-test.com,DNS:*.wall-test.com,IP:93.184.215.14,IP:151.101.1.69,IP:10.77.0.5
+names=$names,IP:2606:2800:21f:cb07::14,IP:2a04:4e42::645,IP:fd12:3456:789a::5
+curve="-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes"
+openssl req -x509 $curve -days 30 -subj "/CN=world authority" -keyout "$DIR/etc/ca.key" -out "$DIR/etc/ca.pem"
+openssl req $curve -subj "/CN=wall-test.com" -keyout "$DIR/etc/web.key" -out "$DIR/etc/web.csr"
+echo "subjectAltName=$names" >"$DIR/etc/web.ext"
+openssl x509 -req -days 30 -in "$DIR/etc/web.csr" -CA "$DIR/etc/ca.pem" -CAkey "$DIR/etc/ca.key" -CAcreateserial \
+	-extfile "$DIR/etc/web.ext" -out "$DIR/etc/web.pem"
+ssh-keygen -q -t ed25519 -N "" -f "$DIR/etc/ssh_host_key"
+ssh-keygen -q -t ed25519 -N "" -f "$DIR/etc/client_key"
+cp "$DIR/etc/client_key.pub" "$DIR/home/.ssh/authorized_keys"
+echo "hello from the world" >"$DIR/www/index.html"
+# Neither compressible nor periodic, so that a block that is swapped, lost or repeated shows in the checksum.
+head -c "$WORLD_BIG_FILE_BYTES" /dev/zero | openssl enc -aes-128-ctr -pass pass:world -pbkdf2 -nosalt >"$DIR/www/files/big"
+sha256sum <"$DIR/www/files/big" | cut -d" " -f1 >"$DIR/etc/big.sha256"
+python3 "$FILES/make_wheel.py" "$DIR/www/simple/wallpkg"
+
+GIT_CONFIG_GLOBAL=$DIR/etc/gitconfig GIT_CONFIG_SYSTEM=/dev/null HOME=$DIR/home
+export GIT_CONFIG_GLOBAL GIT_CONFIG_SYSTEM HOME
+printf '[init]\n\tdefaultBranch = main\n[user]\n\tname = world\n\temail = world@wall-test.com\n' >"$GIT_CONFIG_GLOBAL"
+git init -q "$DIR/run/seed"
+echo "hello from the world" >"$DIR/run/seed/README"
+git -C "$DIR/run/seed" add README
+git -C "$DIR/run/seed" commit -qm "Say hello"
+git clone -q --bare "$DIR/run/seed" "$DIR/git/project.git"
+git -C "$DIR/git/project.git" config http.receivepack true
+chmod 0600 "$DIR/etc/ssh_host_key" "$DIR/etc/client_key"
+chmod 0777 "$DIR/work"
+if [ "$WORLD_HAS_ROOT" = 1 ]; then
+	chown -R 1500:1500 "$DIR/home" "$DIR/run" "$DIR/log" "$DIR/git" "$DIR/www/upload" "$DIR/etc/ssh_host_key" "$DIR/etc/web.key"
+fi
+
+# ---- the servers: none has privilege ----
+serve() {
+	log=$DIR/log/$1
+	shift
+	world "$FILES/as_guest.sh" "$@" </dev/null >"$log" 2>&1 &
+}
+serve dnsmasq dnsmasq --keep-in-foreground --conf-file="$DIR/etc/dnsmasq.conf"
+serve nginx nginx -e "$DIR/log/nginx.error" -c "$DIR/etc/nginx.conf"
+serve fcgiwrap fcgiwrap -c 2 -s "unix:$DIR/run/fcgi"
+serve sshd /usr/sbin/sshd -D -e -f "$DIR/etc/sshd.conf"
+serve git git daemon --reuseaddr --export-all --base-path="$DIR/git"
+serve iperf3 iperf3 -s -p 5201
+serve manners python3 "$FILES/manners.py"
+# "TCP port" for each server that has to be there before the first test.
+for port in 53 80 443 22 9418 5201 7; do
+	tries=0
+	until world ss -Htln "sport = :$port" | grep -q .; do
+		tries=$((tries + 1))
+		if [ $tries -gt 200 ]; then echo "nothing listens on port $port after ten seconds" >&2; exit 1; fi
+		sleep 0.05
+	done
+done
+echo up
+cat >/dev/null
+if [ "${WORLD_KEEP:-0}" != 1 ]; then rm -rf "$DIR"; fi
