@@ -1,78 +1,119 @@
-use std::collections::VecDeque;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use cofferdam_model::{CloseReason, DomainName, FlowCounters, FlowId, Time};
+use cofferdam_model::{CloseReason, DomainName, DropReason, FlowCounters, FlowId, Time};
 use cofferdam_policy::{PinsFull, Policy};
 
-use crate::api::{Accepted, DialError, DnsClient, EchoError, GateConfig, Output, UdpError};
-use crate::wire::virtio::Offload;
+use crate::api::{Accepted, DialError, DnsClient, EchoError, GateConfig, Link4, Output, UdpError};
+use crate::context::Context;
+use crate::echo::Echoes;
+use crate::hash::Seeded;
+use crate::tcp::{Connections, DNS_PORT};
+use crate::udp::Mappings;
+use crate::wire::icmp::IcmpError;
+use crate::wire::ip::{IpPacket, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP};
+use crate::wire::virtio::{self, Offload};
 
 /// The gate of one sandbox.
 #[derive(Debug)]
 pub struct Gate {
-    policy: Arc<Policy>,
-    outputs: VecDeque<Output>,
+    cx: Context,
+    connections: Connections,
+    mappings: Mappings,
+    echoes: Echoes,
 }
 
 impl Gate {
     /// A gate with empty tables.
     #[must_use]
     pub fn new(config: GateConfig, policy: Arc<Policy>) -> Gate {
-        let _ = config;
-        Gate { policy, outputs: VecDeque::new() }
+        let (numbers, _) = config.seed.as_chunks::<8>();
+        let mut numbers = numbers.iter().map(|bytes| u64::from_le_bytes(*bytes));
+        let mut number = || numbers.next().unwrap_or_default();
+        let hasher = Seeded::new([number(), number()]);
+        let numbers = [number(), number()];
+        Gate {
+            cx: Context::new(config, policy, hasher, numbers),
+            connections: Connections::new(hasher),
+            mappings: Mappings::new(hasher),
+            echoes: Echoes::new(hasher),
+        }
     }
 
     /// One frame as read from the TUN: the ten bytes of `virtio_net_hdr`, then the packet.
     pub fn handle_frame(&mut self, now: Time, frame: &[u8]) {
-        let _ = (now, frame);
+        let Some((header, packet)) = frame.split_first_chunk::<{ virtio::HEADER_LEN }>() else {
+            return self.cx.drop(now, DropReason::Truncated);
+        };
+        match Offload::parse(header) {
+            Some(offload) => self.handle_packet(now, offload, packet),
+            None => self.cx.drop(now, DropReason::BadHeader),
+        }
     }
 
     /// One packet that the guest sent.
     pub fn handle_packet(&mut self, now: Time, offload: Offload, packet: &[u8]) {
-        let _ = (now, offload, packet);
+        let cx = &mut self.cx;
+        let packet = match IpPacket::parse(packet).and_then(|packet| check_addresses(&cx.config, packet)) {
+            Ok(packet) => packet,
+            Err(reason) => return cx.drop(now, reason),
+        };
+        match (packet.dst, packet.protocol) {
+            (_, PROTO_TCP) => self.connections.handle_segment(cx, now, offload, &packet),
+            (_, PROTO_UDP) => self.mappings.handle_packet(cx, now, offload, &packet),
+            (IpAddr::V4(_), PROTO_ICMP) | (IpAddr::V6(_), PROTO_ICMPV6) => {
+                self.echoes.handle_packet(cx, now, offload, &packet);
+            }
+            (_, _) => {
+                cx.drop(now, DropReason::UnsupportedProtocol);
+                cx.emit_error_from(packet.dst, packet.src, IcmpError::UnknownProtocol, packet.bytes);
+            }
+        }
     }
 
     /// The dial of `flow` has ended.
     pub fn handle_dialed(&mut self, now: Time, flow: FlowId, result: Result<(), DialError>) {
-        let _ = (now, flow, result);
+        self.connections.handle_dialed(&mut self.cx, now, flow, result);
     }
 
     /// A connection was accepted: `guest` is its peer, `remote` the address it was made to. `None`: reset it.
     pub fn handle_accepted(&mut self, now: Time, guest: SocketAddr, remote: SocketAddr) -> Option<Accepted> {
-        let _ = (now, guest, remote);
-        None
+        self.connections.handle_accepted(&mut self.cx, now, guest, remote)
     }
 
     /// An accepted TCP flow has ended, relayed or DNS.
     pub fn handle_closed(&mut self, now: Time, flow: FlowId, by: CloseReason, counters: FlowCounters) {
-        let _ = (now, flow, by, counters);
+        self.connections.handle_closed(&mut self.cx, now, flow, by, counters);
     }
 
     /// The flow's UDP socket received `payload`; with `segment`, a batch of datagrams of that size.
     pub fn handle_udp_reply(&mut self, now: Time, flow: FlowId, payload: &[u8], segment: Option<u16>) {
-        let _ = (now, flow, payload, segment);
+        self.mappings.handle_reply(&mut self.cx, now, flow, payload, segment);
     }
 
     /// The flow's UDP socket reported an error, or could not be opened.
     pub fn handle_udp_error(&mut self, now: Time, flow: FlowId, error: UdpError) {
-        let _ = (now, flow, error);
+        self.mappings.handle_error(&mut self.cx, now, flow, error);
     }
 
     /// The flow's ICMP socket received an echo reply.
     pub fn handle_echo_reply(&mut self, now: Time, flow: FlowId, sequence: u16, payload: &[u8]) {
-        let _ = (now, flow, sequence, payload);
+        self.echoes.handle_reply(&mut self.cx, now, flow, sequence, payload);
     }
 
     /// The flow's ICMP socket reported an error, or could not be opened.
     pub fn handle_echo_error(&mut self, now: Time, flow: FlowId, error: EchoError) {
-        let _ = (now, flow, error);
+        self.echoes.handle_error(&mut self.cx, now, flow, error);
     }
 
     /// The resolver's answer to a UDP query of the guest.
     pub fn handle_dns_answer(&mut self, now: Time, query: DnsClient, message: &[u8]) {
-        let _ = (now, query, message);
+        let ours = is_guest(&self.cx.config, query.guest.ip()) && query.server.port() == DNS_PORT;
+        if !ours {
+            return self.cx.drop(now, DropReason::Unexpected);
+        }
+        self.cx.emit_udp(now, query.server, query.guest, message, None);
     }
 
     /// The sandbox's DNS has told the guest that `name` has `address`.
@@ -87,34 +128,89 @@ impl Gate {
         address: IpAddr,
         ttl: Duration,
     ) -> Result<(), PinsFull> {
-        let _ = (now, name, alias, address, ttl);
-        Ok(())
+        self.cx.pins.insert(now, name, alias, address, ttl)
     }
 
     /// A deadline has passed.
     pub fn handle_timeout(&mut self, now: Time) {
-        let _ = now;
+        self.connections.handle_timeout(&mut self.cx, now);
+        self.mappings.handle_timeout(&mut self.cx, now);
+        self.echoes.handle_timeout(&mut self.cx, now);
+        for event in self.cx.reports.due(now) {
+            self.cx.event(event);
+        }
     }
 
-    /// The gateway ends: reports what is still counted and the UDP and ICMP flows that are still open.
+    /// The gateway ends: reports what is counted but not told yet and ends the UDP and ICMP flows that are still open.
     pub fn handle_shutdown(&mut self, now: Time) {
-        let _ = now;
+        self.mappings.handle_shutdown(&mut self.cx, now);
+        self.echoes.handle_shutdown(&mut self.cx, now);
+        for event in self.cx.reports.rest() {
+            self.cx.event(event);
+        }
     }
 
     /// What to do next; drain to `None` after each `handle_*`.
     pub fn poll_output(&mut self) -> Option<Output> {
-        self.outputs.pop_front()
+        self.cx.outputs.pop_front()
     }
 
     /// When to call [`Gate::handle_timeout`].
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Time> {
-        None
+        let deadlines = [
+            self.connections.deadline(&self.cx),
+            self.mappings.deadline(),
+            self.echoes.deadline(),
+            self.cx.reports.deadline(),
+        ];
+        deadlines.into_iter().flatten().min()
     }
 
     /// The policy that is in force.
     #[must_use]
     pub fn policy(&self) -> &Arc<Policy> {
-        &self.policy
+        &self.cx.policy
     }
+}
+
+/// Lets a packet pass that the guest sent under its own address to one that can be a remote.
+///
+/// The kernel has filtered sources already, and this is the wall behind that wall. Packets for addresses that name no
+/// single remote end here without an answer, whatever the policy says: nothing may reach the host's loopback or a
+/// group of hosts, and nobody answers for them.
+fn check_addresses<'a>(config: &GateConfig, packet: IpPacket<'a>) -> Result<IpPacket<'a>, DropReason> {
+    if !is_guest(config, packet.src) {
+        return Err(DropReason::ForgedSource);
+    }
+    let usable = match packet.dst {
+        IpAddr::V4(dst) => {
+            let nowhere = dst.is_loopback() || dst.is_unspecified() || dst.is_multicast() || dst.is_broadcast();
+            !nowhere && dst != config.v4.guest && !is_broadcast_of(config.v4, dst)
+        }
+        IpAddr::V6(dst) => {
+            let nowhere = dst.is_loopback() || dst.is_unspecified() || dst.is_multicast();
+            // IPv4-mapped addresses stay within a host (RFC 4942 §2.2): on the wire they are an attack.
+            !nowhere && dst.to_ipv4_mapped().is_none() && config.v6.is_none_or(|link| dst != link.guest)
+        }
+    };
+    if usable { Ok(packet) } else { Err(DropReason::UnusableAddress) }
+}
+
+fn is_guest(config: &GateConfig, address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address == config.v4.guest,
+        IpAddr::V6(address) => config.v6.is_some_and(|link| link.guest == address),
+    }
+}
+
+/// Whether `dst` is the link's broadcast address, in today's form or with a host part of zeros (RFC 1122 §3.2.1.3).
+/// Links of two addresses (RFC 3021) have none.
+fn is_broadcast_of(link: Link4, dst: Ipv4Addr) -> bool {
+    if link.prefix >= 31 {
+        return false;
+    }
+    let mask = u32::MAX.checked_shl(32 - u32::from(link.prefix)).unwrap_or(0);
+    let network = link.gateway.to_bits() & mask;
+    dst.to_bits() == network || dst.to_bits() == network | !mask
 }

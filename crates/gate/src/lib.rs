@@ -5,7 +5,17 @@
 //! are pairs of an [`Output`] and a later `handle_*` call, time is an argument.
 
 mod api;
+mod context;
+mod echo;
 mod gate;
+mod hash;
+mod key;
+mod quote;
+mod reply;
+mod report;
+mod table;
+mod tcp;
+mod udp;
 pub mod wire;
 
 pub use api::{Accepted, DialError, DnsClient, EchoError, GateConfig, Link4, Link6, Output, UdpError};

@@ -77,10 +77,8 @@ mod tests {
     #[test]
     fn reads_back_what_it_writes() {
         let partial = Offload { needs_csum: Some(PartialChecksum { start: 20, offset: 16 }), udp_segment: None };
-        let batch = Offload {
-            needs_csum: Some(PartialChecksum { start: 40, offset: 6 }),
-            udp_segment: NonZeroU16::new(1200),
-        };
+        let batch =
+            Offload { needs_csum: Some(PartialChecksum { start: 40, offset: 6 }), udp_segment: NonZeroU16::new(1200) };
         for offload in [Offload::NONE, partial, batch] {
             assert_eq!(Offload::parse(&offload.emit()), Some(offload));
         }

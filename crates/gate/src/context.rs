@@ -1,0 +1,232 @@
+use std::collections::VecDeque;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use cofferdam_model::{
+    CloseReason, Direction, DomainName, DropReason, EventBody, FlowCounters, FlowId, LimitKind, Protocol, Time,
+};
+use cofferdam_policy::{Facts, Permit, Pins, Policy, Reason, Verdict};
+
+use crate::api::{GateConfig, Output};
+use crate::hash::Seeded;
+use crate::reply::Replies;
+use crate::report::Reports;
+use crate::wire::icmp::IcmpError;
+use crate::wire::virtio::Offload;
+
+/// Names of one address that an event lists; a flood of names pinned to one address must not make long events.
+const NAMES_IN_EVENT: usize = 16;
+
+/// What every protocol needs: the configuration, the policy with its pins, and the way out.
+#[derive(Debug)]
+pub(crate) struct Context {
+    pub(crate) config: GateConfig,
+    pub(crate) policy: Arc<Policy>,
+    pub(crate) pins: Pins,
+    pub(crate) outputs: VecDeque<Output>,
+    pub(crate) reports: Reports,
+    replies: Replies,
+    next_flow: u64,
+}
+
+/// A verdict with what events tell about it.
+#[derive(Debug)]
+pub(crate) enum Decision {
+    Allow(Permit, About),
+    Deny(About),
+}
+
+/// Why a flow was allowed or denied.
+#[derive(Debug)]
+pub(crate) struct About {
+    reason: Reason,
+    names: Box<[DomainName]>,
+}
+
+impl Context {
+    pub(crate) fn new(config: GateConfig, policy: Arc<Policy>, hasher: Seeded, numbers: [u64; 2]) -> Context {
+        let [decisions, fragments] = numbers;
+        Context {
+            replies: Replies::new(usize::from(config.mtu), fragments),
+            config,
+            policy,
+            pins: Pins::new(),
+            outputs: VecDeque::new(),
+            // 45 bits: nine characters of the printed form at most, and room to count.
+            reports: Reports::new(hasher, decisions >> 19),
+            next_flow: 0,
+        }
+    }
+
+    pub(crate) fn new_flow(&mut self) -> FlowId {
+        self.next_flow += 1;
+        FlowId(self.next_flow)
+    }
+
+    /// Asks the policy about a flow of the guest to `peer`.
+    pub(crate) fn decide(&mut self, now: Time, protocol: Protocol, peer: IpAddr, port: Option<u16>) -> Decision {
+        let names = self.pins.names_of(now, peer);
+        let verdict = self.policy.check(&Facts { direction: Direction::Egress, protocol, peer, port, names });
+        let names = names.iter().take(NAMES_IN_EVENT).map(|pinned| pinned.name.clone()).collect();
+        match verdict {
+            Verdict::Allow(permit) => {
+                let reason = permit.reason().clone();
+                Decision::Allow(permit, About { reason, names })
+            }
+            Verdict::Deny(denial) => Decision::Deny(About { reason: denial.reason().clone(), names }),
+        }
+    }
+
+    /// The host's loopback of `address`'s family when `address` is one of the gateway's own: the host alias.
+    pub(crate) fn host_alias(&self, address: IpAddr) -> Option<IpAddr> {
+        if !self.is_gateway(address) {
+            return None;
+        }
+        Some(match address {
+            IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+            IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        })
+    }
+
+    pub(crate) fn is_gateway(&self, address: IpAddr) -> bool {
+        self.gateway(address) == Some(address)
+    }
+
+    /// The gateway's address of `peer`'s family.
+    pub(crate) fn gateway(&self, peer: IpAddr) -> Option<IpAddr> {
+        match peer {
+            IpAddr::V4(_) => Some(IpAddr::V4(self.config.v4.gateway)),
+            IpAddr::V6(_) => self.config.v6.map(|link| IpAddr::V6(link.gateway)),
+        }
+    }
+
+    pub(crate) fn output(&mut self, output: Output) {
+        self.outputs.push_back(output);
+    }
+
+    pub(crate) fn emit(&mut self, offload: Offload, packet: Vec<u8>) {
+        self.output(Output::Emit { offload, packet });
+    }
+
+    /// An ICMP error of the gateway to `guest` about the packet whose first bytes are `quote`.
+    pub(crate) fn emit_error(&mut self, guest: IpAddr, error: IcmpError, quote: &[u8]) {
+        if let Some(gateway) = self.gateway(guest) {
+            self.emit_error_from(gateway, guest, error, quote);
+        }
+    }
+
+    /// An ICMP error that looks as if `from` had sent it.
+    pub(crate) fn emit_error_from(&mut self, from: IpAddr, guest: IpAddr, error: IcmpError, quote: &[u8]) {
+        if let Some(packet) = Replies::error(from, guest, error, quote) {
+            self.emit(Offload::NONE, packet);
+        }
+    }
+
+    /// A UDP payload for the guest, in as many packets as it takes. `segment`: a batch of datagrams of that size.
+    pub(crate) fn emit_udp(
+        &mut self,
+        now: Time,
+        src: SocketAddr,
+        dst: SocketAddr,
+        payload: &[u8],
+        segment: Option<u16>,
+    ) {
+        if self.replies.udp(&mut self.outputs, src, dst, payload, segment).is_none() {
+            self.drop(now, DropReason::BadHeader);
+        }
+    }
+
+    /// An echo reply for the guest, in as many packets as it takes.
+    pub(crate) fn emit_echo_reply(
+        &mut self,
+        now: Time,
+        ends: (IpAddr, IpAddr),
+        ident: u16,
+        sequence: u16,
+        payload: &[u8],
+    ) {
+        if self.replies.echo(&mut self.outputs, ends, ident, sequence, payload).is_none() {
+            self.drop(now, DropReason::BadHeader);
+        }
+    }
+
+    /// Counts a packet that goes nowhere.
+    pub(crate) fn drop(&mut self, now: Time, reason: DropReason) {
+        if let Some(event) = self.reports.count_drop(now, reason) {
+            self.event(event);
+        }
+    }
+
+    /// Counts that a limit was reached.
+    pub(crate) fn limit(&mut self, now: Time, limit: LimitKind, bound: u64) {
+        if let Some(event) = self.reports.count_limit(now, limit, bound) {
+            self.event(event);
+        }
+    }
+
+    pub(crate) fn event(&mut self, event: EventBody) {
+        self.output(Output::Event(event));
+    }
+
+    pub(crate) fn report_denied(&mut self, now: Time, protocol: Protocol, ends: Ends, about: &About) {
+        let Some(decision) = self.reports.count_denial(now, protocol, ends.remote) else {
+            self.limit(now, LimitKind::Events, Reports::denial_bound());
+            return;
+        };
+        let event = EventBody::FlowDenied {
+            decision: decision.to_string(),
+            direction: Direction::Egress,
+            protocol,
+            guest: ends.guest,
+            remote: ends.remote,
+            group: about.reason.group,
+            names: about.names(),
+            rule: self.policy.rule_text(about.reason.rule),
+        };
+        self.event(event);
+    }
+
+    pub(crate) fn report_opened(&mut self, flow: FlowId, protocol: Protocol, ends: Ends, about: &About) {
+        let event = EventBody::FlowOpened {
+            flow,
+            direction: Direction::Egress,
+            protocol,
+            guest: ends.guest,
+            remote: ends.remote,
+            group: about.reason.group,
+            names: about.names(),
+            rule: self.policy.rule_text(about.reason.rule),
+        };
+        self.event(event);
+    }
+
+    pub(crate) fn report_closed(&mut self, flow: FlowId, by: CloseReason, counters: FlowCounters, lived: Duration) {
+        let duration_ms = u64::try_from(lived.as_millis()).unwrap_or(u64::MAX);
+        self.event(EventBody::FlowClosed { flow, by, counters, duration_ms });
+    }
+
+    pub(crate) fn report_failed(
+        &mut self,
+        flow: FlowId,
+        protocol: Protocol,
+        ends: Ends,
+        error: &dyn std::error::Error,
+    ) {
+        let (guest, remote) = (ends.guest, ends.remote);
+        self.event(EventBody::FlowFailed { flow, protocol, guest, remote, error: error.to_string() });
+    }
+}
+
+impl About {
+    fn names(&self) -> Vec<String> {
+        self.names.iter().map(DomainName::to_string).collect()
+    }
+}
+
+/// Both ends of a flow as the guest sees them. ICMP has port 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ends {
+    pub(crate) guest: SocketAddr,
+    pub(crate) remote: SocketAddr,
+}

@@ -1,0 +1,328 @@
+//! TCP connections from their SYN to their end.
+//!
+//! The gate holds a SYN back until the policy has allowed the connection and the remote has answered. Then it puts the
+//! SYN back into the TUN, the kernel completes the handshake, and the shell accepts what the gate was waiting for. From
+//! there on kernel and relay carry the connection; its entry stays, to count and to end it.
+//!
+//! | State    | Event                          | Next     | Effect                                            |
+//! |----------|--------------------------------|----------|---------------------------------------------------|
+//! | –        | SYN, denied                    | –        | RST, ICMP or nothing (`deny_with`)                |
+//! | –        | SYN, allowed                   | Dialing  | dial                                              |
+//! | –        | SYN to port 53, allowed        | Injected | emit SYN                                          |
+//! | Dialing  | SYN again                      | Dialing  | kept in place of the first                        |
+//! | Dialing  | dialed                         | Injected | emit SYN                                          |
+//! | Dialing  | dial failed                    | –        | RST or ICMP unreachable, as a router would        |
+//! | Dialing  | `connect_timeout`              | –        | abandon the dial, ICMP host unreachable           |
+//! | Injected | SYN again                      | Injected | emit it: the kernel's SYN-ACK may be lost         |
+//! | Injected | accepted                       | Live     | the shell relays or answers DNS                   |
+//! | Injected | [`ACCEPT_TIMEOUT`]             | –        | abandon the dial, report it as failed             |
+//! | Live     | SYN again                      | Live     | emit it: the kernel answers (RFC 9293 §3.10.7.4)  |
+//! | Live     | closed                         | –        |                                                   |
+//!
+//! Limits: `max_connections` in all; at it a new SYN gets RST. [`MAX_PENDING`] in Dialing and Injected; at it the oldest
+//! Injected entry makes room (a guest that does not finish its handshakes), and while there is none a new SYN gets RST.
+//! A SYN is kept without data, so an entry is bounded by the longest headers.
+//!
+//! Not here: segments other than SYNs, which nft sends to the kernel's TCP.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use cofferdam_model::{CloseReason, DenyWith, DropReason, FlowCounters, FlowId, LimitKind, Protocol, Time};
+
+use crate::api::{Accepted, DialError, Output};
+use crate::context::{About, Context, Decision, Ends};
+use crate::hash::Seeded;
+use crate::key::Key;
+use crate::table::{Slot, Table};
+use crate::wire::icmp::IcmpError;
+use crate::wire::ip::{IpEnds, IpPacket};
+use crate::wire::tcp::{self, Syn};
+use crate::wire::virtio::Offload;
+
+/// Connections in Dialing and Injected (spec `gateway.md` §2).
+const MAX_PENDING: usize = 1_024;
+/// How long a handshake may take after the remote has answered: the guest's kernel sits a veth away, and its
+/// retransmitted SYN (after 1 s, RFC 6298 §2) starts the time anew.
+const ACCEPT_TIMEOUT: Duration = Duration::from_secs(3);
+/// The port that the gateway answers itself, whatever the address.
+pub(crate) const DNS_PORT: u16 = 53;
+
+const DIALING: usize = 0;
+const INJECTED: usize = 1;
+const LIVE: usize = 2;
+
+#[derive(Debug)]
+pub(crate) struct Connections {
+    table: Table<Key, Connection, 3>,
+}
+
+#[derive(Debug)]
+struct Connection {
+    ends: Ends,
+    state: State,
+    serves: Serves,
+    about: About,
+}
+
+#[derive(Debug)]
+enum State {
+    Dialing { syn: HeldSyn },
+    Injected,
+    Live { since: Time },
+}
+
+/// Who is at the other end of an accepted connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Serves {
+    Relay,
+    Dns,
+}
+
+/// Why a connection that the remote had taken went no further.
+#[derive(Debug, thiserror::Error)]
+#[error("the guest did not finish the handshake")]
+struct Unfinished;
+
+/// A SYN to be put back.
+#[derive(Debug)]
+struct HeldSyn {
+    header: Syn,
+    offload: Offload,
+    packet: Vec<u8>,
+}
+
+impl Connections {
+    pub(crate) fn new(hasher: Seeded) -> Connections {
+        Connections { table: Table::new(hasher) }
+    }
+
+    /// A TCP segment of the guest.
+    pub(crate) fn handle_segment(&mut self, cx: &mut Context, now: Time, offload: Offload, packet: &IpPacket<'_>) {
+        let syn = match Syn::parse(packet, offload) {
+            Ok(syn) => syn,
+            Err(reason) => return cx.drop(now, reason),
+        };
+        let ends = Ends {
+            guest: SocketAddr::new(packet.src, syn.src_port),
+            remote: SocketAddr::new(packet.dst, syn.dst_port),
+        };
+        match self.table.find(&key(ends)) {
+            Some(slot) => self.handle_syn_again(cx, now, slot, HeldSyn::new(packet, syn, offload)),
+            None => self.handle_first_syn(cx, now, ends, packet, syn, offload),
+        }
+    }
+
+    fn handle_syn_again(&mut self, cx: &mut Context, now: Time, slot: Slot, again: Option<HeldSyn>) {
+        let (Some(again), Some((_, connection))) = (again, self.table.get_mut(slot)) else { return };
+        match &mut connection.state {
+            State::Dialing { syn } => *syn = again,
+            State::Injected => {
+                cx.emit(again.offload, again.packet);
+                self.table.touch(now, slot, INJECTED);
+            }
+            State::Live { .. } => cx.emit(again.offload, again.packet),
+        }
+    }
+
+    fn handle_first_syn(
+        &mut self,
+        cx: &mut Context,
+        now: Time,
+        ends: Ends,
+        packet: &IpPacket<'_>,
+        syn: Syn,
+        offload: Offload,
+    ) {
+        let (permit, about) = match cx.decide(now, Protocol::Tcp, ends.remote.ip(), Some(ends.remote.port())) {
+            Decision::Allow(permit, about) => (permit, about),
+            Decision::Deny(about) => {
+                cx.report_denied(now, Protocol::Tcp, ends, &about);
+                return match cx.config.deny_with {
+                    DenyWith::Reset => emit_reset(cx, ends, &syn),
+                    DenyWith::Icmp => cx.emit_error(packet.src, IcmpError::Prohibited, packet.bytes),
+                    DenyWith::Drop => {}
+                };
+            }
+        };
+        if let Err((limit, bound)) = self.make_room(cx) {
+            cx.limit(now, limit, bound);
+            return emit_reset(cx, ends, &syn);
+        }
+        let Some(syn) = HeldSyn::new(packet, syn, offload) else { return };
+        let flow = cx.new_flow();
+        if ends.remote.port() == DNS_PORT {
+            cx.emit(syn.offload, syn.packet);
+            let connection = Connection { ends, state: State::Injected, serves: Serves::Dns, about };
+            self.table.insert(now, INJECTED, key(ends), flow, connection);
+            return;
+        }
+        let (remote, fallback) = dial_target(cx, ends.remote);
+        cx.output(Output::Dial { flow, remote, fallback, permit });
+        let connection = Connection { ends, state: State::Dialing { syn }, serves: Serves::Relay, about };
+        self.table.insert(now, DIALING, key(ends), flow, connection);
+    }
+
+    /// Makes sure that there is room for one more, or says which limit is in the way.
+    fn make_room(&mut self, cx: &mut Context) -> Result<(), (LimitKind, u64)> {
+        let bound = cx.config.limits.max_connections;
+        if bound != 0 && u32::try_from(self.table.len()).is_ok_and(|len| len >= bound) {
+            return Err((LimitKind::Connections, u64::from(bound)));
+        }
+        let pending = self.table.list_len(DIALING) + self.table.list_len(INJECTED);
+        if pending >= MAX_PENDING {
+            let bound = u64::try_from(MAX_PENDING).unwrap_or(u64::MAX);
+            let (oldest, _) = self.table.front(INJECTED).ok_or((LimitKind::PendingConnections, bound))?;
+            self.abandon(cx, oldest);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn handle_dialed(&mut self, cx: &mut Context, now: Time, flow: FlowId, result: Result<(), DialError>) {
+        let Some(slot) = self.table.find_flow(flow) else { return };
+        let Some((_, connection)) = self.table.get_mut(slot) else { return };
+        let State::Dialing { syn } = &mut connection.state else { return };
+        match result {
+            Ok(()) => {
+                cx.emit(syn.offload, std::mem::take(&mut syn.packet));
+                connection.state = State::Injected;
+                self.table.touch(now, slot, INJECTED);
+            }
+            Err(error) => self.fail(cx, now, slot, error),
+        }
+    }
+
+    /// Ends a dial as the network would have: RFC 1122 §4.2.3.9, and what Linux makes of each ICMP code.
+    fn fail(&mut self, cx: &mut Context, now: Time, slot: Slot, error: DialError) {
+        let Some(removed) = self.table.remove(slot) else { return };
+        let connection = removed.value;
+        let State::Dialing { syn } = connection.state else { return };
+        let ends = connection.ends;
+        let icmp = match error {
+            DialError::Refused => None,
+            DialError::NetUnreachable => Some(IcmpError::NetUnreachable),
+            DialError::HostUnreachable | DialError::TimedOut => Some(IcmpError::HostUnreachable),
+            DialError::Prohibited => Some(IcmpError::Prohibited),
+            DialError::Resources => {
+                let len = u64::try_from(self.table.len()).unwrap_or(u64::MAX);
+                cx.limit(now, LimitKind::Descriptors, len);
+                None
+            }
+        };
+        match icmp {
+            Some(icmp) => cx.emit_error(ends.guest.ip(), icmp, &syn.packet),
+            None => emit_reset(cx, ends, &syn.header),
+        }
+        cx.report_failed(removed.flow, Protocol::Tcp, ends, &error);
+    }
+
+    pub(crate) fn handle_accepted(
+        &mut self,
+        cx: &mut Context,
+        now: Time,
+        guest: SocketAddr,
+        remote: SocketAddr,
+    ) -> Option<Accepted> {
+        let ends = Ends { guest: canonical(guest), remote: canonical(remote) };
+        let found = self.table.find(&key(ends));
+        let waiting = found.filter(|slot| {
+            let entry = self.table.get_mut(*slot);
+            entry.is_some_and(|(_, entry)| entry.ends == ends && matches!(entry.state, State::Injected))
+        });
+        let Some(slot) = waiting else {
+            cx.drop(now, DropReason::Unexpected);
+            return None;
+        };
+        self.table.touch(now, slot, LIVE);
+        let (flow, connection) = self.table.get_mut(slot)?;
+        connection.state = State::Live { since: now };
+        match connection.serves {
+            Serves::Relay => {
+                cx.report_opened(flow, Protocol::Tcp, ends, &connection.about);
+                Some(Accepted::Relay(flow))
+            }
+            // The resolver reports each query; the connection itself goes nowhere.
+            Serves::Dns => Some(Accepted::Dns(flow)),
+        }
+    }
+
+    pub(crate) fn handle_closed(
+        &mut self,
+        cx: &mut Context,
+        now: Time,
+        flow: FlowId,
+        by: CloseReason,
+        counters: FlowCounters,
+    ) {
+        let Some(slot) = self.table.find_flow(flow) else { return };
+        let Some(removed) = self.table.remove(slot) else { return };
+        if let (State::Live { since }, Serves::Relay) = (removed.value.state, removed.value.serves) {
+            cx.report_closed(flow, by, counters, now.since(since));
+        }
+    }
+
+    pub(crate) fn handle_timeout(&mut self, cx: &mut Context, now: Time) {
+        let connect_timeout = cx.config.limits.connect_timeout;
+        while let Some((slot, since)) = self.table.front(DIALING)
+            && since + connect_timeout <= now
+        {
+            if let Some((flow, _)) = self.table.get_mut(slot) {
+                cx.output(Output::AbandonDial { flow });
+            }
+            self.fail(cx, now, slot, DialError::TimedOut);
+        }
+        while let Some((slot, since)) = self.table.front(INJECTED)
+            && since + ACCEPT_TIMEOUT <= now
+        {
+            self.abandon(cx, slot);
+        }
+    }
+
+    pub(crate) fn deadline(&self, cx: &Context) -> Option<Time> {
+        let dialing = self.table.front(DIALING).map(|(_, since)| since + cx.config.limits.connect_timeout);
+        let injected = self.table.front(INJECTED).map(|(_, since)| since + ACCEPT_TIMEOUT);
+        dialing.into_iter().chain(injected).min()
+    }
+
+    /// Gives an Injected entry up: the guest has not finished its handshake.
+    fn abandon(&mut self, cx: &mut Context, slot: Slot) {
+        let Some(removed) = self.table.remove(slot) else { return };
+        if removed.value.serves == Serves::Relay {
+            cx.output(Output::AbandonDial { flow: removed.flow });
+            // The remote has seen a connection, so that the record must show one.
+            cx.report_failed(removed.flow, Protocol::Tcp, removed.value.ends, &Unfinished);
+        }
+    }
+}
+
+impl HeldSyn {
+    fn new(packet: &IpPacket<'_>, header: Syn, offload: Offload) -> Option<HeldSyn> {
+        let (packet, offload) = tcp::keep(packet, &header, offload)?;
+        Some(HeldSyn { header, offload, packet })
+    }
+}
+
+fn key(ends: Ends) -> Key {
+    Key::new(ends.remote.ip(), [ends.remote.port(), ends.guest.port(), 0])
+}
+
+/// A dual-stack listener names IPv4 peers by their IPv4-mapped form.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// What the host dials: its own loopback for the host alias, IPv4 first (spec `gateway.md` §5).
+fn dial_target(cx: &Context, remote: SocketAddr) -> (SocketAddr, Option<SocketAddr>) {
+    if cx.host_alias(remote.ip()).is_none() {
+        return (remote, None);
+    }
+    let loopback = |address: IpAddr| SocketAddr::new(address, remote.port());
+    (loopback(Ipv4Addr::LOCALHOST.into()), Some(loopback(Ipv6Addr::LOCALHOST.into())))
+}
+
+fn emit_reset(cx: &mut Context, ends: Ends, syn: &Syn) {
+    let reset = IpEnds::new(ends.remote.ip(), ends.guest.ip()).and_then(|ends| tcp::emit_reset(ends, syn));
+    if let Some(packet) = reset {
+        cx.emit(Offload::NONE, packet);
+    }
+}
