@@ -1,0 +1,76 @@
+//! Listening sockets that take connections to addresses that are not theirs (`IP_TRANSPARENT`, ip(7)), as TPROXY needs.
+
+use std::fmt;
+use std::io;
+use std::mem;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use rustix::net::sockopt::{set_ipv6_v6only, set_tcp_congestion, set_tcp_nodelay};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto};
+
+/// Which IP a socket speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IpVersion {
+    V4,
+    V6,
+}
+
+impl fmt::Display for IpVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            IpVersion::V4 => "IPv4",
+            IpVersion::V6 => "IPv6",
+        })
+    }
+}
+
+/// A non-blocking, close-on-exec TCP listener on any address of the calling thread's network namespace. Connections
+/// inherit `TCP_NODELAY` and the congestion control `congestion`.
+///
+/// # Errors
+/// The name of the refused call and the system's reason: `EPERM` for `IP_TRANSPARENT` without `CAP_NET_ADMIN` there,
+/// `EADDRINUSE` for a taken port, `ENOENT` for an unknown `congestion`, `EAFNOSUPPORT` for an IP that the kernel lacks.
+pub fn transparent_listener(
+    version: IpVersion,
+    port: u16,
+    backlog: i32,
+    congestion: &str,
+) -> Result<OwnedFd, (&'static str, io::Error)> {
+    let family = match version {
+        IpVersion::V4 => AddressFamily::INET,
+        IpVersion::V6 => AddressFamily::INET6,
+    };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, Some(ipproto::TCP))
+        .map_err(|e| ("socket", e.into()))?;
+    let address: SocketAddr = match version {
+        IpVersion::V4 => {
+            set_option(&socket, libc::SOL_IP, libc::IP_TRANSPARENT, 1).map_err(|e| ("IP_TRANSPARENT", e))?;
+            (Ipv4Addr::UNSPECIFIED, port).into()
+        }
+        IpVersion::V6 => {
+            set_option(&socket, libc::SOL_IPV6, libc::IPV6_TRANSPARENT, 1).map_err(|e| ("IPV6_TRANSPARENT", e))?;
+            set_ipv6_v6only(&socket, true).map_err(|e| ("IPV6_V6ONLY", e.into()))?;
+            (Ipv6Addr::UNSPECIFIED, port).into()
+        }
+    };
+    set_tcp_nodelay(&socket, true).map_err(|e| ("TCP_NODELAY", e.into()))?;
+    set_tcp_congestion(&socket, congestion).map_err(|e| ("TCP_CONGESTION", e.into()))?;
+    rustix::net::bind(&socket, &address).map_err(|e| ("bind", e.into()))?;
+    rustix::net::listen(&socket, backlog).map_err(|e| ("listen", e.into()))?;
+    Ok(socket)
+}
+
+/// Sets an option whose value is an `int`.
+pub(crate) fn set_option(
+    socket: impl AsFd,
+    level: libc::c_int,
+    name: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
+    let len = libc::socklen_t::try_from(mem::size_of::<libc::c_int>()).map_err(io::Error::other)?;
+    // SAFETY: the value is a live c_int of the given size, which the kernel only reads; the descriptor is borrowed.
+    let rc = unsafe { libc::setsockopt(socket.as_fd().as_raw_fd(), level, name, (&raw const value).cast(), len) };
+    if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
