@@ -15,10 +15,12 @@
 //! | `COFFERDAM_TEST_DIRECT=1` | no sandbox: the clients run on the host itself, to show that a failure is the world's |
 //! | `COFFERDAM_TEST_KEEP=1` | the world's folder stays, with the servers' logs |
 
+mod marked;
 mod ran;
 mod sandbox;
 mod world;
 
+pub use marked::{Marked, Process};
 pub use ran::Ran;
 pub use sandbox::Sandbox;
 pub use world::{Family, World, long};

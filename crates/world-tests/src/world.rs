@@ -8,10 +8,10 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use crate::{Ran, Sandbox};
+use crate::{Marked, Ran, Sandbox};
 
 /// What `world/up.sh` and its neighbours need beside them; in the binary, so that a test can be run from anywhere.
-const FILES: [(&str, &str); 9] = [
+const FILES: [(&str, &str); 10] = [
     ("up.sh", include_str!("../world/up.sh")),
     ("enter.sh", include_str!("../world/enter.sh")),
     ("as_guest.sh", include_str!("../world/as_guest.sh")),
@@ -20,6 +20,7 @@ const FILES: [(&str, &str); 9] = [
     ("sshd.conf", include_str!("../world/sshd.conf")),
     ("make_wheel.py", include_str!("../world/make_wheel.py")),
     ("manners.py", include_str!("../world/manners.py")),
+    ("flood.py", include_str!("../world/flood.py")),
     ("sockets.py", include_str!("../world/sockets.py")),
 ];
 
@@ -118,6 +119,13 @@ impl World {
             fs::set_permissions(folder.join(to), fs::Permissions::from_mode(0o644)).expect("the file is ours");
         }
         Sandbox::new(self, folder)
+    }
+
+    /// A word by which the processes of a run can be found, when the program inside has it among its arguments.
+    #[must_use]
+    pub fn marked(&self) -> Marked {
+        let number = self.sandboxes.fetch_add(1, Ordering::Relaxed);
+        Marked::new(format!("9{}{number:05}", std::process::id()), &self.cofferdam)
     }
 
     /// Runs a program on the host itself, as whoever Cofferdam runs as there.

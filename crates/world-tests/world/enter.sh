@@ -2,7 +2,7 @@
 # Runs a command on the world's host, which sees the world's names and users. Started by `nsenter` in the host's network
 # namespace, with privilege there, in a mount namespace of its own.
 #   enter.sh DIR root|guest CMD [ARG...]
-# WORLD_BREAK, if set, is a piece of shell that takes something away from the machine first.
+# WORLD_BREAK, if set, is a piece of shell that takes something away from the machine first; it may `exec "$@"` itself.
 DIR=$1 WHO=$2
 shift 2
 for file in resolv.conf passwd group; do
