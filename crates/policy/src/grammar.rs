@@ -1,72 +1,64 @@
 //! The rule grammar: text in, rules out, and back.
+//!
+//! ```ebnf
+//! value     = token , { "," , token } ;                 (* pieces trimmed, empty ones skipped; order is rule order *)
+//! token     = action , [ ":" , direction ] , "@" , right ;
+//! right     = target , [ ":" , protos , [ ":" , ports ] ] ;
+//! target    = "any" | group | "dns" | "[" ipv6 [ "/" len ] "]" | ipv4 [ "/" len ] | "*." name | "." name
+//!           | "suffix=" name | "suffix!=" name | "domain=" name | name-with-a-dot | "@" list ;
+//! protos    = proto , { "+" , proto } ;  proto = "any" | "tcp" | "udp" | "icmpv4" | "icmpv6" | "icmp" ;
+//! ports     = range , { "+" , range } ;  range = "any" | port | port "-" port ;
+//! ```
+//!
+//! `*.x` and `suffix=x` stand for `x` and every name below it, `.x` for the names below only. `suffix!=` accepts a public
+//! suffix, which the others refuse. A list stands for one rule per entry. Words are lower case; names are not case sensitive.
 
-use std::fmt;
-use std::ops::Range;
+mod error;
+mod format;
+mod name;
+mod parse;
+mod piece;
 
-use cofferdam_model::{Action, Rule};
+use cofferdam_model::{Action, Destination, PortRange, Rule};
 
-/// What is wrong with one token, and where.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RuleError {
-    /// The text that was parsed.
-    pub source: String,
-    /// The place in `source`, in bytes.
-    pub span: Range<usize>,
-    /// What is wrong and what was expected.
-    pub message: String,
-    /// What to write in its place.
-    pub help: Option<String>,
-}
+pub use error::{RuleError, RuleErrorKind, RuleErrors};
+pub(crate) use parse::with_target;
 
-/// Everything that is wrong with a text. Not empty.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RuleErrors(pub Vec<RuleError>);
+/// The port of DNS (RFC 1035 §4.2).
+const DNS_PORT: PortRange = PortRange { start: 53, end: 53 };
 
-impl fmt::Display for RuleErrors {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (at, error) in self.0.iter().enumerate() {
-            if at > 0 {
-                f.write_str("\n")?;
-            }
-            f.write_str(&error.message)?;
-        }
-        Ok(())
-    }
-}
-
-impl std::error::Error for RuleErrors {}
-
-/// Parses rules in the grammar `action[:direction]@target[:protocols[:ports]]`, separated by commas.
+/// Parses rules in the grammar, separated by commas.
 ///
 /// # Errors
 ///
-/// Everything that is wrong with `text`; one bad token refuses the whole.
+/// Everything that is wrong with `text`, one error per token; one bad token refuses the whole.
 pub fn parse_rules(text: &str) -> Result<Vec<Rule>, RuleErrors> {
-    let _ = text;
-    Ok(Vec::new())
+    parse::rules(text)
 }
 
-/// Parses the short form of `--allow` and `--deny`: `target[:ports]`, tcp and udp, egress.
+/// Parses the short form of `--allow` and `--deny`: `target[:ports]`, which stands for tcp and udp, egress. Several may be
+/// separated by commas.
 ///
 /// # Errors
 ///
-/// Everything that is wrong with `text`.
+/// Everything that is wrong with `text`, one error per token.
 pub fn parse_short(action: Action, text: &str) -> Result<Vec<Rule>, RuleErrors> {
-    let _ = (action, text);
-    Ok(Vec::new())
+    parse::short(action, text)
 }
 
-/// A rule in the grammar, normalised. Parsing it gives the rule back.
+/// A rule in the grammar, normalised. Parsing it gives the rule back, with its ports sorted and united.
 #[must_use]
 pub fn format_rule(rule: &Rule) -> String {
-    let _ = rule;
-    String::new()
+    format::rule(rule)
+}
+
+/// A destination as a target of the grammar.
+#[must_use]
+pub fn format_destination(destination: &Destination) -> String {
+    format::destination(destination)
 }
 
 /// The word for an action.
 pub(crate) fn action_word(action: Action) -> &'static str {
-    match action {
-        Action::Allow => "allow",
-        Action::Deny => "deny",
-    }
+    format::action(action)
 }

@@ -6,14 +6,18 @@
 
 pub mod file;
 pub mod grammar;
+pub mod preset;
 
 mod facts;
+mod nearest;
 mod pins;
 mod policy;
+mod rule_problem;
 mod table;
 mod warnings;
 
 pub use facts::{Denial, Facts, NameVerdict, Permit, PinnedName, Reason, RuleRef, Verdict};
 pub use pins::{Pins, PinsFull};
 pub use policy::Policy;
+pub use rule_problem::RuleProblem;
 pub use warnings::Warning;

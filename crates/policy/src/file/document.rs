@@ -1,0 +1,92 @@
+//! From a text to a raw configuration.
+
+use serde::Deserialize;
+use serde::de::{DeserializeOwned, IgnoredAny};
+
+use crate::file::error::ConfigError;
+use crate::file::raw::{RawFile, RawNetwork};
+use crate::nearest::nearest;
+
+#[derive(Debug, Clone, Copy)]
+enum Format {
+    Toml,
+    Json,
+    Yaml,
+}
+
+/// Tells the two forms apart without looking at anything else.
+#[derive(Deserialize)]
+struct Probe {
+    network: Option<IgnoredAny>,
+}
+
+/// Reads a document: `{network: …}` or the wire form.
+pub(super) fn read(name: &str, text: &str) -> Result<RawNetwork, ConfigError> {
+    let format = match name.rsplit_once('.').map(|(_, extension)| extension.to_ascii_lowercase()).as_deref() {
+        Some("toml") => Format::Toml,
+        Some("json") => Format::Json,
+        Some("yaml" | "yml") => Format::Yaml,
+        Some(_) | None => {
+            let message = "unknown kind of file; expected a name that ends in `.toml`, `.json`, `.yaml` or `.yml`";
+            return Err(ConfigError::new(name, message));
+        }
+    };
+    // An empty YAML document is null, an empty TOML document a table: both say nothing.
+    if text.trim().is_empty() && !matches!(format, Format::Json) {
+        return Ok(RawNetwork::default());
+    }
+    let probe: Probe = decode(format, name, text)?;
+    match probe.network {
+        Some(_) => decode::<RawFile>(format, name, text).map(|file| file.network),
+        None => decode(format, name, text),
+    }
+}
+
+fn decode<T: DeserializeOwned>(format: Format, name: &str, text: &str) -> Result<T, ConfigError> {
+    let message = match format {
+        Format::Toml => match toml::from_str(text) {
+            Ok(value) => return Ok(value),
+            Err(error) => with_place(text, error.span().map(|span| span.start), error.message()),
+        },
+        Format::Json => match serde_json::from_str(text) {
+            Ok(value) => return Ok(value),
+            Err(error) => error.to_string(),
+        },
+        Format::Yaml => match serde_saphyr::from_str(text) {
+            Ok(value) => return Ok(value),
+            Err(error) => match error.location() {
+                Some(place) => {
+                    format!("{} at line {} column {}", yaml_message(&error), place.line(), place.column())
+                }
+                None => yaml_message(&error),
+            },
+        },
+    };
+    let help = misspelt(&message);
+    Err(ConfigError::new(name, message).help(help))
+}
+
+/// The first line of the error: the parser adds a drawing of the document below it.
+fn yaml_message(error: &serde_saphyr::Error) -> String {
+    let text = error.without_snippet().to_string();
+    let line = text.lines().next().unwrap_or_default();
+    line.split(" at line ").next().unwrap_or(line).to_owned()
+}
+
+fn with_place(text: &str, start: Option<usize>, message: &str) -> String {
+    let Some(before) = start.and_then(|start| text.get(..start)) else { return message.to_owned() };
+    let line = before.matches('\n').count() + 1;
+    let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+    format!("{message} at line {line} column {column}")
+}
+
+/// Serde names the unknown word first and then those it knows, each in backticks.
+fn misspelt(message: &str) -> Option<String> {
+    if !message.contains("unknown field") && !message.contains("unknown variant") {
+        return None;
+    }
+    let mut words = message.split('`').skip(1).step_by(2);
+    let unknown = words.next()?;
+    let known = words.chain(["network"]);
+    nearest(unknown, known).map(|word| format!("did you mean `{word}`?"))
+}

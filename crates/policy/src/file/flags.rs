@@ -1,0 +1,217 @@
+use cofferdam_model::{Action, DenyWith, NetworkConfig, Rule};
+
+use crate::file::error::{ConfigError, ConfigErrors};
+use crate::file::resolve::{Base, Defaults, Resolved, apply, take};
+use crate::file::{default_network, document, values};
+use crate::grammar::{self, RuleErrors};
+use crate::preset::Preset;
+
+/// One flag of the command line that shapes the network. The order of the items is that of the command line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FlagItem {
+    /// `--net PROFILE,…`
+    Net(String),
+    /// `--no-net`
+    NoNet,
+    /// `--net-rule RULES`
+    NetRule(String),
+    /// `--allow TARGET[:PORTS]`
+    Allow(String),
+    /// `--deny TARGET[:PORTS]`
+    Deny(String),
+    /// `--net-default-egress`; `--net-default` is this and the next.
+    DefaultEgress(Action),
+    /// `--net-default-ingress`
+    DefaultIngress(Action),
+    /// `--net-conf FILE`, already read: its name tells the format (`.toml`, `.json`, `.yaml`, `.yml`).
+    Conf { name: String, text: String },
+    /// `--deny-with`
+    DenyWith(DenyWith),
+    /// `--dns-nameserver`
+    Nameserver(String),
+    /// `--dns-query-timeout-ms`
+    QueryTimeoutMs(u64),
+    /// `--max-connections`
+    MaxConnections(u32),
+    /// `--max-udp-connections`
+    MaxUdpConnections(u32),
+    /// `--mtu`
+    Mtu(u32),
+    /// `--ipv4-pool`
+    Ipv4Pool(String),
+    /// `--ipv6-pool`
+    Ipv6Pool(String),
+    /// `--no-ipv6`
+    NoIpv6,
+}
+
+/// What the flags about the policy add up to.
+#[derive(Debug, Default)]
+struct Flags {
+    rules: Vec<Rule>,
+    profiles: Vec<String>,
+    no_net: bool,
+    short_allow: bool,
+    defaults: Defaults,
+}
+
+/// The network that the flags ask for.
+///
+/// Rules stand in the order of the flags, before those of a file, before those of the profile. What stands behind them:
+///
+/// | Flags | Then |
+/// |---|---|
+/// | `--net` | these profiles (also in place of a file's preset) |
+/// | `--net-conf` | what the file says |
+/// | `--allow` or `--net-default-egress`, without both | deny for egress; nothing else is open |
+/// | otherwise | preset `public-only` |
+///
+/// # Errors
+///
+/// Everything that is wrong with any of them.
+pub fn from_flags(items: &[FlagItem]) -> Result<NetworkConfig, ConfigErrors> {
+    let mut errors = Vec::new();
+    let mut config = default_network();
+    let file = read_file(items, &mut config, &mut errors);
+    let mut flags = Flags::default();
+    let mut nameservers = Vec::new();
+    for item in items {
+        match item {
+            FlagItem::Net(text) => flags.profiles.push(text.clone()),
+            FlagItem::NoNet => flags.no_net = true,
+            FlagItem::NetRule(text) => {
+                flags.push("--net-rule", grammar::parse_rules(text), &mut errors);
+            }
+            FlagItem::Allow(text) => {
+                flags.short_allow = true;
+                flags.push_short("--allow", Action::Allow, text, &mut errors);
+            }
+            FlagItem::Deny(text) => flags.push_short("--deny", Action::Deny, text, &mut errors),
+            FlagItem::DefaultEgress(action) => flags.defaults.egress = Some(*action),
+            FlagItem::DefaultIngress(action) => flags.defaults.ingress = Some(*action),
+            FlagItem::Conf { .. } => {}
+            FlagItem::DenyWith(deny_with) => config.deny_with = *deny_with,
+            FlagItem::Nameserver(text) => {
+                take(&mut errors, "--dns-nameserver", values::nameserver(text), |server| nameservers.push(server));
+            }
+            FlagItem::QueryTimeoutMs(ms) => {
+                let timeout = values::timeout(*ms);
+                take(&mut errors, "--dns-query-timeout-ms", timeout, |timeout| config.dns.query_timeout = timeout);
+            }
+            FlagItem::MaxConnections(bound) => config.limits.max_connections = *bound,
+            FlagItem::MaxUdpConnections(bound) => config.limits.max_udp_connections = *bound,
+            FlagItem::Mtu(mtu) => take(&mut errors, "--mtu", values::mtu(*mtu), |mtu| config.interface.mtu = mtu),
+            FlagItem::Ipv4Pool(text) => {
+                take(&mut errors, "--ipv4-pool", values::ipv4_pool(text), |pool| config.interface.ipv4_pool = pool);
+            }
+            FlagItem::Ipv6Pool(text) => {
+                take(&mut errors, "--ipv6-pool", values::ipv6_pool(text), |pool| config.interface.ipv6_pool = pool);
+            }
+            FlagItem::NoIpv6 => config.interface.ipv6 = Some(false),
+        }
+    }
+    if !nameservers.is_empty() {
+        config.dns.nameservers = nameservers;
+    }
+    finish(flags, file, &mut config, &mut errors);
+    if errors.is_empty() { Ok(config) } else { Err(ConfigErrors(errors)) }
+}
+
+/// The network that a file asks for; `name` tells the format by its ending.
+///
+/// # Errors
+///
+/// Everything that is wrong with it.
+pub fn parse(name: &str, text: &str) -> Result<NetworkConfig, ConfigErrors> {
+    from_flags(&[FlagItem::Conf { name: name.to_owned(), text: text.to_owned() }])
+}
+
+/// Files come below flags, so they are applied first, wherever they stand among them.
+fn read_file(items: &[FlagItem], config: &mut NetworkConfig, errors: &mut Vec<ConfigError>) -> Option<Resolved> {
+    let mut files = items.iter().filter_map(|item| match item {
+        FlagItem::Conf { name, text } => Some((name, text)),
+        FlagItem::Net(_)
+        | FlagItem::NoNet
+        | FlagItem::NetRule(_)
+        | FlagItem::Allow(_)
+        | FlagItem::Deny(_)
+        | FlagItem::DefaultEgress(_)
+        | FlagItem::DefaultIngress(_)
+        | FlagItem::DenyWith(_)
+        | FlagItem::Nameserver(_)
+        | FlagItem::QueryTimeoutMs(_)
+        | FlagItem::MaxConnections(_)
+        | FlagItem::MaxUdpConnections(_)
+        | FlagItem::Mtu(_)
+        | FlagItem::Ipv4Pool(_)
+        | FlagItem::Ipv6Pool(_)
+        | FlagItem::NoIpv6 => None,
+    });
+    let (name, text) = files.next()?;
+    if let Some((second, _)) = files.next() {
+        errors.push(ConfigError::new(
+            "--net-conf",
+            format!("given twice, with {name:?} and {second:?}; one file is read"),
+        ));
+    }
+    match document::read(name, text) {
+        Ok(raw) => Some(apply(name, raw, config, errors)),
+        Err(error) => {
+            errors.push(error);
+            None
+        }
+    }
+}
+
+/// Puts the policy together.
+fn finish(flags: Flags, file: Option<Resolved>, config: &mut NetworkConfig, errors: &mut Vec<ConfigError>) {
+    let profile = match flags.profiles.as_slice() {
+        [] => None,
+        profiles => match Preset::parse(&profiles.join(",")) {
+            Ok(preset) => Some(preset),
+            Err(error) => return errors.push(ConfigError::new("--net", error)),
+        },
+    };
+    let no_net = flags.no_net || profile == Some(Preset::None);
+    if no_net && (!flags.rules.is_empty() || profile.as_ref().is_some_and(Preset::enabled)) {
+        let message = "no network at all leaves nothing for `--net` and rules to open or close";
+        let origin = if flags.no_net { "--no-net" } else { "--net none" };
+        return errors.push(ConfigError::new(origin, message).help("leave one of them out".to_owned()));
+    }
+    let (file_rules, file_base, file_enabled) = match file {
+        Some(Resolved { rules, base, enabled }) => (rules, Some(base), enabled),
+        None => (Vec::new(), None, None),
+    };
+    let base = match (profile, file_base) {
+        _ if no_net => Base::Preset(Preset::None, Defaults::default()),
+        (Some(profile), _) => Base::Preset(profile, Defaults::default()),
+        (None, Some(Some(base))) => base,
+        (None, Some(None)) => Base::Preset(Preset::standard(), Defaults::default()),
+        (None, None) if flags.short_allow || flags.defaults.egress.is_some() => Base::ByHand(Defaults::default()),
+        (None, None) => Base::Preset(Preset::standard(), Defaults::default()),
+    };
+    let (enabled, mut policy) = base.policy();
+    policy.default_egress = flags.defaults.egress.unwrap_or(policy.default_egress);
+    policy.default_ingress = flags.defaults.ingress.unwrap_or(policy.default_ingress);
+    let behind = std::mem::take(&mut policy.rules);
+    policy.rules = if no_net { Vec::new() } else { [flags.rules, file_rules, behind].concat() };
+    config.enabled = enabled && file_enabled != Some(false);
+    config.policy = policy;
+}
+
+impl Flags {
+    fn push(&mut self, origin: &str, parsed: Result<Vec<Rule>, RuleErrors>, errors: &mut Vec<ConfigError>) {
+        match parsed {
+            Ok(rules) => self.rules.extend(rules),
+            Err(RuleErrors(wrong)) => errors.extend(wrong.into_iter().map(|error| ConfigError::rule(origin, error))),
+        }
+    }
+
+    fn push_short(&mut self, origin: &str, action: Action, text: &str, errors: &mut Vec<ConfigError>) {
+        if text.trim().is_empty() {
+            let message = "empty target; expected an address, a network, a name, a group or a list";
+            return errors.push(ConfigError::new(origin, message));
+        }
+        self.push(origin, grammar::parse_short(action, text), errors);
+    }
+}

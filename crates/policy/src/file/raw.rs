@@ -1,0 +1,304 @@
+//! A configuration as it is written, before anything in it was looked at.
+
+use std::fmt;
+
+use cofferdam_model::{Action, DenyWith, Direction};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde::de::{self, IgnoredAny, MapAccess, Visitor, value::MapAccessDeserializer};
+
+/// A configuration file: `[network]`, or the wire form at the top.
+#[derive(Debug, JsonSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "only its schema is used: which form a document has is decided before it is read")]
+pub(super) enum Document {
+    File(Box<RawFile>),
+    Wire(Box<RawNetwork>),
+}
+
+/// A file with the network in a table of its own.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawFile {
+    pub(super) network: RawNetwork,
+}
+
+/// The network of a sandbox.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawNetwork {
+    /// `false`: no interface at all.
+    pub(super) enabled: Option<bool>,
+    /// A preset or profiles separated by commas; rules go before its rules.
+    pub(super) preset: Option<String>,
+    /// What happens to egress that no rule matches.
+    pub(super) default_egress: Option<Action>,
+    /// What happens to ingress that no rule matches.
+    pub(super) default_ingress: Option<Action>,
+    /// Rules in order, in the short grammar or as objects.
+    pub(super) rules: Option<Vec<RawRuleEntry>>,
+    /// Names that are denied before any rule is tried.
+    pub(super) deny_domains: Option<Vec<String>>,
+    /// Suffixes that are denied before any rule is tried; with a leading dot only the names below.
+    pub(super) deny_domain_suffixes: Option<Vec<String>>,
+    /// The whole policy, in place of `preset`, `default_egress`, `default_ingress` and `rules`.
+    pub(super) policy: Option<RawPolicy>,
+    /// What a guest is told when a flow is denied.
+    pub(super) deny_with: Option<DenyWith>,
+    pub(super) dns: Option<RawDns>,
+    pub(super) interface: Option<RawInterface>,
+    /// TCP connections at once; 0 for no bound.
+    pub(super) max_connections: Option<u32>,
+    /// UDP mappings at once; 0 for no bound.
+    pub(super) max_udp_connections: Option<u32>,
+    /// How long the gateway waits for a remote to accept a connection.
+    pub(super) connect_timeout_ms: Option<u64>,
+
+    #[schemars(skip)]
+    pub(super) network_mode: Option<IgnoredAny>,
+    #[schemars(skip)]
+    pub(super) network_allowlist: Option<IgnoredAny>,
+    #[schemars(skip)]
+    pub(super) network_denylist: Option<IgnoredAny>,
+    #[schemars(skip)]
+    pub(super) tls: Option<IgnoredAny>,
+    #[schemars(skip)]
+    pub(super) ports: Option<IgnoredAny>,
+    #[schemars(skip)]
+    pub(super) rate_limiter: Option<IgnoredAny>,
+    #[schemars(skip)]
+    pub(super) secrets: Option<IgnoredAny>,
+    #[schemars(skip)]
+    pub(super) trust_host_cas: Option<IgnoredAny>,
+    #[schemars(skip)]
+    pub(super) strict: Option<IgnoredAny>,
+    #[schemars(skip)]
+    pub(super) max_inbound_connections: Option<IgnoredAny>,
+}
+
+impl RawNetwork {
+    /// Fields of the wire form that are known and not supported yet, with whether they are there.
+    pub(super) fn unsupported(&self) -> impl Iterator<Item = &'static str> {
+        let fields = [
+            ("network_mode", self.network_mode.is_some()),
+            ("network_allowlist", self.network_allowlist.is_some()),
+            ("network_denylist", self.network_denylist.is_some()),
+            ("tls", self.tls.is_some()),
+            ("ports", self.ports.is_some()),
+            ("rate_limiter", self.rate_limiter.is_some()),
+            ("secrets", self.secrets.is_some()),
+            ("trust_host_cas", self.trust_host_cas.is_some()),
+            ("strict", self.strict.is_some()),
+            ("max_inbound_connections", self.max_inbound_connections.is_some()),
+            ("interface.mac", self.interface.as_ref().is_some_and(|interface| interface.mac.is_some())),
+        ];
+        fields.into_iter().filter(|(_, there)| *there).map(|(name, _)| name)
+    }
+}
+
+/// Defaults and ordered rules. A missing default is deny for egress and allow for ingress.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawPolicy {
+    pub(super) default_egress: Option<Action>,
+    pub(super) default_ingress: Option<Action>,
+    #[serde(default)]
+    pub(super) rules: Vec<RawRuleEntry>,
+}
+
+/// A rule as text or as an object.
+#[derive(Debug, JsonSchema)]
+#[serde(untagged)]
+pub(super) enum RawRuleEntry {
+    /// One or more rules in the short grammar.
+    Text(String),
+    Object(Box<RawRule>),
+}
+
+/// A rule as an object.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawRule {
+    pub(super) action: Action,
+    pub(super) direction: Option<Direction>,
+    pub(super) destination: RawDestination,
+    /// `tcp`, `udp`, `icmpv4`, `icmpv6`; empty for any.
+    #[serde(default)]
+    pub(super) protocols: Vec<RawProtocol>,
+    /// Empty for any.
+    #[serde(default)]
+    pub(super) ports: Vec<RawPort>,
+}
+
+/// A protocol's name.
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum RawProtocol {
+    Tcp,
+    Udp,
+    IcmpV4,
+    IcmpV6,
+    /// Both families.
+    Icmp,
+}
+
+/// A destination as a target of the short grammar or as an object with one field.
+#[derive(Debug, JsonSchema)]
+#[serde(untagged)]
+pub(super) enum RawDestination {
+    Text(String),
+    Object(RawDestinationObject),
+}
+
+/// A destination by its kind.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum RawDestinationObject {
+    /// An address or a network.
+    Cidr(String),
+    /// Exactly this name.
+    Domain(String),
+    /// The name and all below it; with a leading dot only the names below.
+    DomainSuffix(String),
+    /// A group's word.
+    Group(String),
+}
+
+/// A port, a range as an object, or ranges as text of the short grammar.
+#[derive(Debug, JsonSchema)]
+#[serde(untagged)]
+pub(super) enum RawPort {
+    Number(u64),
+    Text(String),
+    Range(RawPortRange),
+}
+
+/// Ports from `start` to `end`, both included.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawPortRange {
+    pub(super) start: u64,
+    pub(super) end: u64,
+}
+
+/// How names are resolved.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawDns {
+    pub(super) rebind_protection: Option<bool>,
+    /// `IP`, `IP:PORT` or `[IPv6]:PORT`, in order; none for those of the host.
+    pub(super) nameservers: Option<Vec<String>>,
+    pub(super) query_timeout_ms: Option<u64>,
+}
+
+/// The guest's interface.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawInterface {
+    pub(super) mtu: Option<u32>,
+    pub(super) ipv4_pool: Option<String>,
+    pub(super) ipv6_pool: Option<String>,
+    /// Absent: on when the host has an IPv6 default route.
+    pub(super) ipv6: Option<bool>,
+    pub(super) ipv4_address: Option<String>,
+    pub(super) ipv6_address: Option<String>,
+    #[schemars(skip)]
+    pub(super) mac: Option<IgnoredAny>,
+}
+
+// The enums below are read by hand: an untagged enum would swallow the error of the variant that was meant, and with it the
+// name of the misspelt field.
+
+impl<'de> Deserialize<'de> for RawRuleEntry {
+    fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> Result<RawRuleEntry, D::Error> {
+        struct EntryVisitor;
+        impl<'de> Visitor<'de> for EntryVisitor {
+            type Value = RawRuleEntry;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a rule as text or as an object")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<RawRuleEntry, E> {
+                Ok(RawRuleEntry::Text(text.to_owned()))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<RawRuleEntry, A::Error> {
+                let rule = RawRule::deserialize(MapAccessDeserializer::new(map))?;
+                Ok(RawRuleEntry::Object(Box::new(rule)))
+            }
+        }
+        deserializer.deserialize_any(EntryVisitor)
+    }
+}
+
+impl<'de> Deserialize<'de> for RawDestination {
+    fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> Result<RawDestination, D::Error> {
+        struct DestinationVisitor;
+        impl<'de> Visitor<'de> for DestinationVisitor {
+            type Value = RawDestination;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a target as text, or an object with `cidr`, `domain`, `domain_suffix` or `group`")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<RawDestination, E> {
+                Ok(RawDestination::Text(text.to_owned()))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawDestination, A::Error> {
+                const KINDS: [&str; 4] = ["cidr", "domain", "domain_suffix", "group"];
+                let Some(kind) = map.next_key::<String>()? else {
+                    return Err(de::Error::custom(
+                        "empty destination; expected `cidr`, `domain`, `domain_suffix` or `group`",
+                    ));
+                };
+                let object = match kind.as_str() {
+                    "cidr" => RawDestinationObject::Cidr(map.next_value()?),
+                    "domain" => RawDestinationObject::Domain(map.next_value()?),
+                    "domain_suffix" => RawDestinationObject::DomainSuffix(map.next_value()?),
+                    "group" => RawDestinationObject::Group(map.next_value()?),
+                    other => return Err(de::Error::unknown_field(other, &KINDS)),
+                };
+                if let Some(second) = map.next_key::<String>()? {
+                    let message = format!("a destination has one field; `{kind}` and `{second}` do not combine");
+                    return Err(de::Error::custom(message));
+                }
+                Ok(RawDestination::Object(object))
+            }
+        }
+        deserializer.deserialize_any(DestinationVisitor)
+    }
+}
+
+impl<'de> Deserialize<'de> for RawPort {
+    fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> Result<RawPort, D::Error> {
+        struct PortVisitor;
+        impl<'de> Visitor<'de> for PortVisitor {
+            type Value = RawPort;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a port, a range `lo-hi` as text, or an object with `start` and `end`")
+            }
+
+            fn visit_u64<E: de::Error>(self, port: u64) -> Result<RawPort, E> {
+                Ok(RawPort::Number(port))
+            }
+
+            fn visit_i64<E: de::Error>(self, port: i64) -> Result<RawPort, E> {
+                u64::try_from(port)
+                    .map(RawPort::Number)
+                    .map_err(|_| E::invalid_value(de::Unexpected::Signed(port), &self))
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<RawPort, E> {
+                Ok(RawPort::Text(text.to_owned()))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<RawPort, A::Error> {
+                RawPortRange::deserialize(MapAccessDeserializer::new(map)).map(RawPort::Range)
+            }
+        }
+        deserializer.deserialize_any(PortVisitor)
+    }
+}
