@@ -245,14 +245,17 @@ impl Resolver {
         }
     }
 
-    /// The rule that allows the query, or the one that denies it.
+    /// The rule that allows the query, or the one that denies it. Wherever it was sent, it is the gateway that answers, so
+    /// rules that allow DNS are asked about the gateway; what was sent elsewhere has passed the rules for that address as
+    /// well before it came here.
     fn check(&self, query: &Query, transport: Transport, server: SocketAddr) -> Result<RuleRef, RuleRef> {
         let protocol = match transport {
             Transport::Udp => Protocol::Udp,
             Transport::Tcp => Protocol::Tcp,
         };
-        let (peer, port) = (server.ip(), Some(server.port()));
-        let facts = Facts { direction: Direction::Egress, protocol, peer, port, names: &[] };
+        let mut gateways = self.config.gateway.iter().copied();
+        let peer = gateways.find(|gateway| gateway.is_ipv4() == server.is_ipv4()).unwrap_or(server.ip());
+        let facts = Facts { direction: Direction::Egress, protocol, peer, port: Some(server.port()), names: &[] };
         match &query.domain {
             Some(domain) => match self.policy.check_name(domain, &facts) {
                 NameVerdict::Allow(reason) => Ok(reason.rule),

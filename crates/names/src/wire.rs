@@ -21,6 +21,9 @@ const MAX_LABEL: u8 = 63;
 pub(crate) const MAX_MESSAGE: usize = 65_535;
 /// The highest offset that a compression pointer can hold, in 14 bits.
 const MAX_POINTER: usize = 0x3fff;
+/// Compression pointers in one name. A name has at most 127 labels, and a pointer that leads to no label of its own but to
+/// another pointer only costs time.
+const MAX_JUMPS: usize = 127;
 /// How many places in a message we remember to point at. Enough for any ordinary answer; more would only make hostile
 /// ones expensive.
 const MAX_TARGETS: usize = 64;
@@ -201,10 +204,11 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads labels until the root. With `Some(start)`, pointers may lead to places before `start`; every jump lowers that
-    /// bound, so there are fewer jumps than bytes and none leads back.
+    /// bound, so none leads back.
     fn name_pieces(&mut self, mut before: Option<usize>) -> Result<Name, Malformed> {
         let mut name = Vec::new();
         let mut after = None;
+        let mut jumps = 0;
         loop {
             let length = self.byte()?;
             match length {
@@ -220,9 +224,10 @@ impl<'a> Reader<'a> {
                 0xc0.. => {
                     let target = usize::from(length & 0x3f) << 8 | usize::from(self.byte()?);
                     let bound = before.ok_or(Malformed)?;
-                    if target >= bound || target < HEADER_LEN {
+                    if target >= bound || target < HEADER_LEN || jumps == MAX_JUMPS {
                         return Err(Malformed);
                     }
+                    jumps += 1;
                     after.get_or_insert(self.position);
                     before = Some(target);
                     self.position = target;
