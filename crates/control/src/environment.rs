@@ -94,7 +94,8 @@ mod tests {
 
     #[test]
     fn what_the_caller_lacks_stays_unset_and_what_is_set_wins() {
-        let set = [parse_assignment(OsStr::new("PATH=/opt/bin")).unwrap(), parse_assignment(OsStr::new("A=b=c")).unwrap()];
+        let set =
+            [parse_assignment(OsStr::new("PATH=/opt/bin")).unwrap(), parse_assignment(OsStr::new("A=b=c")).unwrap()];
         let variables = build(|_| None, &["MISSING".into()], &set).unwrap();
         let names: Vec<_> = variables.iter().map(|(name, _)| name.to_str().unwrap()).collect();
         assert_eq!(names, ["A", "HOME", "PATH"]);

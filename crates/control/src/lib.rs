@@ -1,7 +1,27 @@
 //! The public Rust API: sandboxes and their lifecycle.
+//!
+//! ```no_run
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use cofferdam_control::{EventLog, RunOptions, Sandbox};
+//!
+//! let network = cofferdam_policy::file::default_network();
+//! let options = RunOptions { env: vec![("PATH".into(), "/usr/bin:/bin".into())], ..RunOptions::new(vec!["id".into()], network) };
+//! let finished = Sandbox::prepare(options)?.run(&mut EventLog::none())?;
+//! println!("exit status {}", finished.exit_status);
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod environment;
+mod events;
+mod host;
 mod resolvers;
+mod sandbox;
 pub mod slot;
 pub mod summary;
 mod timestamp;
+
+pub use cofferdam_backend_ns::{Capability, LaunchError, Mount, ProjectError, ResourceLimits, Terminal, check_project};
+pub use events::{EventLog, create_report};
+pub use host::Host;
+pub use sandbox::{DEFAULT_UID, EXIT_DENIED, EXIT_SETUP, Finished, HOST_ALIASES, RunError, RunOptions, Sandbox};

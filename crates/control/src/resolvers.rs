@@ -8,7 +8,7 @@ use std::path::Path;
 ///
 /// A stub on the host's loopback (127.0.0.53) is as good as any: the gateway asks from the host's own network.
 #[must_use]
-pub fn of_host() -> Vec<SocketAddr> {
+pub(crate) fn of_host() -> Vec<SocketAddr> {
     fs::read_to_string("/etc/resolv.conf").map(|text| parse(&text, interface_index)).unwrap_or_default()
 }
 

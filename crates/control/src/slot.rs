@@ -30,11 +30,15 @@ pub enum SlotError {
     PoolTooSmall { option: &'static str, pool: IpNet, needed: u8 },
     #[error("the {option} {pool} overlaps {used}, which this machine uses")]
     PoolOverlaps { option: &'static str, pool: IpNet, used: IpNet },
-    #[error("every slot of the pool {pool} overlaps a network of this machine, such as {used}; choose another with {option}")]
+    #[error(
+        "every slot of the pool {pool} overlaps a network of this machine, such as {used}; choose another with {option}"
+    )]
     PoolExhausted { option: &'static str, pool: IpNet, used: IpNet },
     #[error("the guest address {address} overlaps {used}, which this machine uses")]
     AddressOverlaps { address: IpAddr, used: IpNet },
-    #[error("{address} cannot be a guest's address: it is the network's, the gateway's or the broadcast address of {slot}")]
+    #[error(
+        "{address} cannot be a guest's address: it is the network's, the gateway's or the broadcast address of {slot}"
+    )]
     AddressUnusable { address: IpAddr, slot: IpNet },
 }
 
@@ -85,7 +89,9 @@ fn slot4(pool: Ipv4Net, used: &[IpNet], preferred: u32) -> Result<(Ipv4Addr, Ipv
     });
     match (base, conflict) {
         (Some(base), _) => Ok((Ipv4Addr::from(base + 1), Ipv4Addr::from(base + 2))),
-        (None, conflict) => Err(SlotError::PoolExhausted { option, pool: shown, used: conflict.copied().unwrap_or(shown) }),
+        (None, conflict) => {
+            Err(SlotError::PoolExhausted { option, pool: shown, used: conflict.copied().unwrap_or(shown) })
+        }
     }
 }
 
@@ -114,7 +120,9 @@ fn slot6(pool: Ipv6Net, used: &[IpNet], preferred: u32) -> Result<Link6, SlotErr
         (Some(base), _) => {
             Ok(Link6 { gateway: Ipv6Addr::from(base + 1), guest: Ipv6Addr::from(base + 2), prefix: SLOT6 })
         }
-        (None, conflict) => Err(SlotError::PoolExhausted { option, pool: shown, used: conflict.copied().unwrap_or(shown) }),
+        (None, conflict) => {
+            Err(SlotError::PoolExhausted { option, pool: shown, used: conflict.copied().unwrap_or(shown) })
+        }
     }
 }
 

@@ -203,8 +203,11 @@ impl Summary {
         let mut text = String::new();
         let rows = self.denied();
         let lines: Vec<[String; 4]> = rows.iter().take(MAX_LINES).map(columns).collect();
-        let widths: [usize; 3] =
-            [width(lines.iter().map(|[a, ..]| a)), width(lines.iter().map(|[_, b, ..]| b)), width(lines.iter().map(|[_, _, c, _]| c))];
+        let widths: [usize; 3] = [
+            width(lines.iter().map(|[a, ..]| a)),
+            width(lines.iter().map(|[_, b, ..]| b)),
+            width(lines.iter().map(|[_, _, c, _]| c)),
+        ];
         let [target_width, count_width, rule_width] = widths;
         for [target, count, rule, remedy] in &lines {
             let line = format!("blocked  {target:target_width$}  {count:count_width$}  {rule:rule_width$}   {remedy}");
@@ -214,10 +217,16 @@ impl Summary {
         if hidden > 0 {
             let targets = rows.len().saturating_sub(MAX_LINES);
             let plus = if self.beyond > 0 { "+" } else { "" };
-            let _ = writeln!(text, "blocked  {hidden} more on {targets}{plus} other targets (--json-summary FILE or --events FILE has them)");
+            let _ = writeln!(
+                text,
+                "blocked  {hidden} more on {targets}{plus} other targets (--json-summary FILE or --events FILE has them)"
+            );
         }
         if let Some(lost) = self.limits.get(&LimitKind::Events) {
-            let _ = writeln!(text, "note     {lost} events were lost because they came too fast; the counts above are too low");
+            let _ = writeln!(
+                text,
+                "note     {lost} events were lost because they came too fast; the counts above are too low"
+            );
         }
         if detail == Detail::Always {
             self.render_totals(&mut text);
@@ -240,7 +249,8 @@ impl Summary {
     }
 
     fn render_totals(&self, text: &mut String) {
-        let Totals { flows_opened, flows_denied, flows_failed, bytes_out, bytes_in, dns_queries, dns_denied } = self.totals;
+        let Totals { flows_opened, flows_denied, flows_failed, bytes_out, bytes_in, dns_queries, dns_denied } =
+            self.totals;
         if !self.denied_anything() {
             let _ = writeln!(text, "blocked  nothing");
         }
@@ -257,7 +267,14 @@ impl Summary {
         }
     }
 
-    fn deny_flow(&mut self, flow: &DeniedFlow<'_>, remote: SocketAddr, group: Group, names: &[String], rule: &RuleText) {
+    fn deny_flow(
+        &mut self,
+        flow: &DeniedFlow<'_>,
+        remote: SocketAddr,
+        group: Group,
+        names: &[String],
+        rule: &RuleText,
+    ) {
         let ingress = flow.direction == Direction::Ingress;
         let address = remote.ip().to_canonical();
         let target = match names.first() {
@@ -375,7 +392,16 @@ struct DeniedFlow<'a> {
 
 impl Denied {
     fn new(rule: RuleText) -> Denied {
-        Denied { tcp: 0, udp: 0, ping: 0, lookups: BTreeMap::new(), rule, group: None, address: None, first_decision: None }
+        Denied {
+            tcp: 0,
+            udp: 0,
+            ping: 0,
+            lookups: BTreeMap::new(),
+            rule,
+            group: None,
+            address: None,
+            first_decision: None,
+        }
     }
 
     fn count(&self) -> u64 {
@@ -384,7 +410,8 @@ impl Denied {
     }
 
     fn protocols(&self) -> Vec<&'static str> {
-        let seen = [("tcp", self.tcp > 0), ("udp", self.udp > 0), ("icmp", self.ping > 0), ("dns", !self.lookups.is_empty())];
+        let seen =
+            [("tcp", self.tcp > 0), ("udp", self.udp > 0), ("icmp", self.ping > 0), ("dns", !self.lookups.is_empty())];
         seen.into_iter().filter(|(_, seen)| *seen).map(|(word, _)| word).collect()
     }
 }
@@ -439,7 +466,8 @@ fn bracketed(address: IpAddr) -> String {
 
 /// Shell words are quoted when a shell would read more into them: brackets are a pattern.
 fn quoted(word: &str) -> String {
-    let plain = word.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | ':' | '-' | '_' | '@' | '+' | '=' | '/'));
+    let plain =
+        word.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | ':' | '-' | '_' | '@' | '+' | '=' | '/'));
     if plain { word.to_owned() } else { format!("'{}'", escaped(&word.replace('\'', ""))) }
 }
 
@@ -588,14 +616,23 @@ mod tests {
             summary.record(&lookup(&format!("n{n}.example"), 1));
         }
         assert_eq!(summary.groups.len(), MAX_GROUPS);
-        assert!(summary.render(Detail::Denials).contains(&format!("{} more on {}+ other targets", MAX_GROUPS - 10 + 500, MAX_GROUPS - 10)));
+        assert!(summary.render(Detail::Denials).contains(&format!(
+            "{} more on {}+ other targets",
+            MAX_GROUPS - 10 + 500,
+            MAX_GROUPS - 10
+        )));
     }
 
     #[test]
     fn says_that_nothing_was_denied_only_when_asked() {
         let mut summary = Summary::new(listed());
         let counters = FlowCounters { bytes_out: 5, bytes_in: 7 };
-        summary.record(&event(EventBody::FlowClosed { flow: FlowId(1), by: CloseReason::Guest, counters, duration_ms: 1 }));
+        summary.record(&event(EventBody::FlowClosed {
+            flow: FlowId(1),
+            by: CloseReason::Guest,
+            counters,
+            duration_ms: 1,
+        }));
         assert_eq!(summary.render(Detail::Denials), "");
         let text = summary.render(Detail::Always);
         assert!(text.starts_with("blocked  nothing\n"), "{text}");

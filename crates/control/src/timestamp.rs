@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// `at` as RFC 3339 in UTC with microseconds, such as `2026-01-31T23:59:59.000001Z`.
 #[must_use]
-pub fn rfc3339(at: SystemTime) -> String {
+pub(crate) fn rfc3339(at: SystemTime) -> String {
     // A clock before 1970 is shown as 1970: events keep their order by `mono_ns`.
     let since = at.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
     let seconds = since.as_secs();

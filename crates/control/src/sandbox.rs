@@ -1,0 +1,428 @@
+//! One sandbox, from options to exit status.
+//!
+//! [`Sandbox::plan`] is a pure step: options, what the machine looks like and fresh randomness go in, and everything
+//! that the backend needs comes out, or the reason why not. [`Sandbox::run`] carries the plan out, feeds the event
+//! stream into the log and the summary, and says how it ended.
+
+use std::ffi::OsString;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use cofferdam_backend_ns::{
+    Capability, GatewayEnd, GatewayFate, LaunchError, Mount, NetworkSpec, Outcome, Place, ResourceLimits, SandboxSpec,
+    Status, Terminal,
+};
+use cofferdam_gateway::{GatewayConfig, LinkAddresses, NetnsSpec};
+use cofferdam_model::{Action, Classifier, Event, EventBody, EventSource, HostNetwork, NetworkConfig, PolicyConfig};
+use cofferdam_policy::Policy;
+use cofferdam_policy::grammar::format_rule;
+
+use crate::environment;
+use crate::events::EventLog;
+use crate::host::Host;
+use crate::slot::{self, SlotError};
+use crate::summary::{Advice, Summary};
+use crate::timestamp::rfc3339;
+
+/// The user id of a program that asked for none: the first one of a distribution's people, so that nothing inside
+/// takes it for a system account.
+pub const DEFAULT_UID: u32 = 1000;
+
+/// The names under which a sandbox knows the machine it runs on; the later ones are what other tools use.
+pub const HOST_ALIASES: [&str; 3] = ["host.cofferdam.internal", "host.docker.internal", "host.microsandbox.internal"];
+
+/// Everything a caller decides about one run.
+#[derive(Debug, Clone)]
+pub struct RunOptions {
+    /// The program and its arguments.
+    pub command: Vec<OsString>,
+    /// The program's whole environment; see [`environment::build`].
+    pub env: Vec<(OsString, OsString)>,
+    /// A directory that is writable inside, at the same path.
+    pub project: Option<PathBuf>,
+    /// Where the program starts; `None` is the project, or the program's own home without one.
+    pub workdir: Option<PathBuf>,
+    /// More files and directories of the host.
+    pub mounts: Vec<Mount>,
+    /// A directory that stands in for the host's file system.
+    pub rootfs: Option<PathBuf>,
+    /// User id inside; `None` is [`DEFAULT_UID`], and 0 with capabilities.
+    pub uid: Option<u32>,
+    /// What the program may do in its own namespaces.
+    pub capabilities: Vec<Capability>,
+    /// Lets the program make user namespaces.
+    pub allow_userns: bool,
+    pub terminal: Terminal,
+    pub limits: ResourceLimits,
+    pub network: NetworkConfig,
+    /// Whether adding `--allow` to the command line would switch the default to deny; see [`Advice`].
+    pub allow_changes_default: bool,
+    /// Whether a denial makes the exit status [`EXIT_DENIED`].
+    pub fail_on_deny: bool,
+}
+
+impl RunOptions {
+    /// A program with nothing but a network: no environment, no file of the caller's.
+    #[must_use]
+    pub fn new(command: Vec<OsString>, network: NetworkConfig) -> RunOptions {
+        RunOptions {
+            command,
+            env: Vec::new(),
+            project: None,
+            workdir: None,
+            mounts: Vec::new(),
+            rootfs: None,
+            uid: None,
+            capabilities: Vec::new(),
+            allow_userns: false,
+            terminal: Terminal::Inherit,
+            limits: ResourceLimits::default(),
+            network,
+            allow_changes_default: false,
+            fail_on_deny: false,
+        }
+    }
+}
+
+/// Exit status of a run whose time was up, as of timeout(1), and of one with a denial under `--fail-on-deny`.
+pub const EXIT_DENIED: u8 = 124;
+/// Exit status of a sandbox that could not be set up or lost its network.
+pub const EXIT_SETUP: u8 = 125;
+
+/// Why there is no sandbox. Nothing was started when this is returned.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error(
+        "cannot read the addresses and routes of this machine, without which its own addresses cannot be kept out of reach"
+    )]
+    Host(#[source] io::Error),
+    #[error("the system's random source gave nothing: {0}")]
+    Random(String),
+    #[error(transparent)]
+    Slot(#[from] SlotError),
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+}
+
+impl RunError {
+    /// The exit status that tells a caller what kind of failure this was: 126 and 127 as in a shell when the program
+    /// itself could not be executed, 125 for everything else.
+    #[must_use]
+    pub fn exit_status(&self) -> u8 {
+        match self {
+            RunError::Launch(error) => u8::try_from(error.exit_status()).unwrap_or(EXIT_SETUP),
+            RunError::Host(_) | RunError::Random(_) | RunError::Slot(_) => EXIT_SETUP,
+        }
+    }
+}
+
+/// A sandbox that is ready to run.
+#[derive(Debug)]
+pub struct Sandbox {
+    spec: SandboxSpec,
+    /// What the run is about, for its first event.
+    command: Vec<String>,
+    policy: Vec<String>,
+    summary: Summary,
+    fail_on_deny: bool,
+}
+
+/// How a run ended.
+#[derive(Debug)]
+pub struct Finished {
+    /// What the caller's exit status should be.
+    pub exit_status: u8,
+    /// What was tried.
+    pub summary: Summary,
+    /// What a person should be told besides, oldest first.
+    pub notices: Vec<String>,
+}
+
+impl Sandbox {
+    /// Reads the machine, draws randomness and plans.
+    ///
+    /// # Errors
+    /// When the machine cannot be read or has no room for the sandbox's addresses.
+    pub fn prepare(options: RunOptions) -> Result<Sandbox, RunError> {
+        let host = if options.network.enabled { Host::discover().map_err(RunError::Host)? } else { Host::default() };
+        let mut seed = [0; 32];
+        getrandom::fill(&mut seed).map_err(|error| RunError::Random(error.to_string()))?;
+        Ok(Sandbox::plan(options, &host, seed, std::process::id())?)
+    }
+
+    /// Plans a sandbox on a machine. `preferred_slot` is a number that differs between sandboxes.
+    ///
+    /// # Errors
+    /// When the machine has no room for the sandbox's addresses.
+    pub fn plan(options: RunOptions, host: &Host, seed: [u8; 32], preferred_slot: u32) -> Result<Sandbox, SlotError> {
+        let network = &options.network;
+        let link = match network.enabled {
+            true => {
+                let ipv6 = network.interface.ipv6.unwrap_or(host.ipv6_route);
+                Some(slot::choose(&network.interface, &host.used_networks(), ipv6, preferred_slot)?)
+            }
+            false => None,
+        };
+        let gateway = link.as_ref().map(gateway_addresses).unwrap_or_default();
+        let advice = Advice { allow_changes_default: options.allow_changes_default, gateway: gateway.clone() };
+        let mut summary = Summary::new(advice);
+        let resolvers = resolvers(network, host);
+        if link.is_some() && resolvers.is_empty() {
+            summary.note("this machine names no resolver in /etc/resolv.conf: names will not resolve; --dns-nameserver gives one");
+        }
+        let command = options.command.iter().map(|word| word.to_string_lossy().into_owned()).collect();
+        let policy = policy_text(network);
+        let hosts = link.as_ref().map(hosts_lines).unwrap_or_else(|| vec![(LOCAL_NAME, vec![NAME.to_owned()])]);
+        let fail_on_deny = options.fail_on_deny;
+        let network = link.map(|link| network_spec(options.network, link, host, resolvers, seed));
+        let workdir = options.workdir.or_else(|| options.project.clone()).unwrap_or_else(|| environment::HOME.into());
+        let root = !options.capabilities.is_empty();
+        let spec = SandboxSpec {
+            name: NAME.to_owned(),
+            command: options.command,
+            env: options.env,
+            workdir,
+            place: Place { project: options.project, mounts: options.mounts, rootfs: options.rootfs },
+            inside_uid: options.uid.unwrap_or(if root { 0 } else { DEFAULT_UID }),
+            capabilities: options.capabilities,
+            allow_userns: options.allow_userns,
+            terminal: options.terminal,
+            limits: options.limits,
+            hosts,
+            resolv: gateway,
+            network,
+        };
+        Ok(Sandbox { spec, command, policy, summary, fail_on_deny })
+    }
+
+    /// Runs the program to its end. Call it while the process has one thread: it forks.
+    ///
+    /// # Errors
+    /// When the sandbox or the program could not be started.
+    pub fn run(self, log: &mut EventLog) -> Result<Finished, RunError> {
+        let Sandbox { spec, command, policy, mut summary, fail_on_deny } = self;
+        let guest = spec.network.as_ref().map(|network| guest_addresses(&network.gateway.link)).unwrap_or_default();
+        let started = Instant::now();
+        let running = cofferdam_backend_ns::launch(spec)?;
+        log.write(&own_event(started, EventBody::SandboxStarted { command, policy, guest }));
+        let outcome = running.run_to_end(&mut |line| {
+            log.write_line(line);
+            match serde_json::from_slice::<Event>(line) {
+                Ok(event) => summary.record(&event),
+                Err(_) => summary.note("the gateway sent an event that this version does not understand"),
+            }
+        });
+        let exit_status = exit_status(&outcome, fail_on_deny && summary.denied_anything());
+        let duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        log.write(&own_event(started, EventBody::SandboxStopped { exit_status: i32::from(exit_status), duration_ms }));
+        let mut notices = outcome_notices(&outcome);
+        notices.extend(outcome.notices);
+        if let Some(error) = log.take_error() {
+            notices.push(format!("the event log is incomplete: {error}"));
+        }
+        Ok(Finished { exit_status, summary, notices })
+    }
+}
+
+/// The host name inside.
+const NAME: &str = "sandbox";
+/// The address that Debian gives a machine's own name when it has no network.
+const LOCAL_NAME: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 1, 1));
+
+/// The exit status of a run, as `docs/cli.md` has it. `denied` says that a denial is to be a failure.
+fn exit_status(outcome: &Outcome, denied: bool) -> u8 {
+    let lost_network = matches!(outcome.gateway, GatewayFate::Died(_));
+    match outcome.status {
+        Status::TimedOut => EXIT_DENIED,
+        Status::Exited(_) | Status::Signaled(_) if denied => EXIT_DENIED,
+        Status::Exited(0) if lost_network => EXIT_SETUP,
+        Status::Exited(code) => u8::try_from(code).unwrap_or(EXIT_SETUP),
+        Status::Signaled(signal) => u8::try_from(128 + signal.clamp(0, 127)).unwrap_or(EXIT_SETUP),
+        Status::Lost => EXIT_SETUP,
+    }
+}
+
+fn outcome_notices(outcome: &Outcome) -> Vec<String> {
+    let mut notices = Vec::new();
+    match outcome.gateway {
+        GatewayFate::Fine => {}
+        GatewayFate::Died(end) => {
+            let how = match end {
+                GatewayEnd::Exited(code) => format!("exit status {code}"),
+                GatewayEnd::Signaled(signal) => format!("signal {signal}"),
+            };
+            notices.push(format!(
+                "the gateway ended before the program did ({how}); from then on the sandbox had no network"
+            ));
+        }
+    }
+    match outcome.status {
+        Status::TimedOut => notices.push("the program's time was up, and it was ended".to_owned()),
+        Status::Lost => notices.push("the sandbox was killed from outside, and the program with it".to_owned()),
+        Status::Exited(_) | Status::Signaled(_) => {}
+    }
+    notices
+}
+
+fn network_spec(
+    network: NetworkConfig,
+    link: LinkAddresses,
+    host: &Host,
+    resolvers: Vec<SocketAddr>,
+    seed: [u8; 32],
+) -> NetworkSpec {
+    let mut addresses = gateway_addresses(&link);
+    addresses.extend(&host.addresses);
+    let known = HostNetwork { addresses, on_link: host.on_link.clone(), nat64: Vec::new() };
+    let policy = Arc::new(Policy::compile(&network.policy, Classifier::new(known)));
+    let [guest_mac, gateway_mac] = link_addresses(&seed);
+    let netns = NetnsSpec { link: link.clone(), mtu: network.interface.mtu, guest_mac, gateway_mac };
+    NetworkSpec { gateway: GatewayConfig { network, policy, link, resolvers, seed }, link: netns }
+}
+
+/// Two unlike unicast MAC addresses from the locally administered range, out of the seed.
+fn link_addresses(seed: &[u8; 32]) -> [[u8; 6]; 2] {
+    let [a, b, c, d, e, ..] = *seed;
+    // The last byte keeps the two apart whatever the seed says.
+    [[0x02, a, b, c, d, e & 0xfe], [0x02, a, b, c, d, e | 1]]
+}
+
+fn resolvers(network: &NetworkConfig, host: &Host) -> Vec<SocketAddr> {
+    if network.dns.nameservers.is_empty() { host.resolvers.clone() } else { network.dns.nameservers.clone() }
+}
+
+fn gateway_addresses(link: &LinkAddresses) -> Vec<IpAddr> {
+    std::iter::once(IpAddr::V4(link.gateway4)).chain(link.v6.iter().map(|v6| IpAddr::V6(v6.gateway))).collect()
+}
+
+fn guest_addresses(link: &LinkAddresses) -> Vec<IpAddr> {
+    std::iter::once(IpAddr::V4(link.guest4)).chain(link.v6.iter().map(|v6| IpAddr::V6(v6.guest))).collect()
+}
+
+fn hosts_lines(link: &LinkAddresses) -> Vec<(IpAddr, Vec<String>)> {
+    let own = guest_addresses(link).into_iter().map(|address| (address, vec![NAME.to_owned()]));
+    let aliases = HOST_ALIASES.map(str::to_owned).to_vec();
+    own.chain(gateway_addresses(link).into_iter().map(|address| (address, aliases.clone()))).collect()
+}
+
+/// The policy as people write it: rules in order, then the defaults.
+fn policy_text(network: &NetworkConfig) -> Vec<String> {
+    if !network.enabled {
+        return vec!["none".to_owned()];
+    }
+    let PolicyConfig { default_egress, default_ingress, rules } = &network.policy;
+    let word = |action: &Action| match action {
+        Action::Allow => "allow",
+        Action::Deny => "deny",
+    };
+    let defaults = [("egress", default_egress), ("ingress", default_ingress)];
+    let defaults = defaults.map(|(direction, action)| format!("default {direction} {}", word(action)));
+    rules.iter().map(format_rule).chain(defaults).collect()
+}
+
+/// An event of the supervisor. Its monotonic clock starts when the sandbox is launched.
+fn own_event(started: Instant, body: EventBody) -> Event {
+    Event {
+        v: 1,
+        time: rfc3339(std::time::SystemTime::now()),
+        mono_ns: u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX),
+        source: EventSource::Supervisor,
+        body,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plan_knows_the_machine() {
+        let host = Host {
+            addresses: vec!["192.168.1.20".parse().unwrap()],
+            on_link: vec!["192.168.1.0/24".parse().unwrap()],
+            ipv6_route: true,
+            resolvers: vec!["127.0.0.53:53".parse().unwrap()],
+        };
+        let sandbox = Sandbox::plan(options(), &host, [7; 32], 0).unwrap();
+        let network = sandbox.spec.network.unwrap();
+        let known = network.gateway.policy.classifier().host();
+        let gateway4: IpAddr = "172.16.0.1".parse().unwrap();
+        let gateway6: IpAddr = "fd42:6d73:62::1".parse().unwrap();
+        assert_eq!(known.addresses, [gateway4, gateway6, host.addresses[0]]);
+        assert_eq!(known.on_link, host.on_link);
+        assert_eq!(network.gateway.resolvers, host.resolvers);
+        assert_eq!(sandbox.spec.resolv, [gateway4, gateway6]);
+        let aliases: Vec<_> =
+            sandbox.spec.hosts.iter().filter(|(_, names)| names[0] == HOST_ALIASES[0]).map(|(a, _)| *a).collect();
+        assert_eq!(aliases, [gateway4, gateway6]);
+        assert_ne!(network.link.guest_mac, network.link.gateway_mac);
+        assert_eq!(network.link.guest_mac[0] & 3, 2);
+    }
+
+    #[test]
+    fn ipv6_follows_the_machine_unless_asked() {
+        let mut options = options();
+        let link = |options: &RunOptions, host: &Host| {
+            Sandbox::plan(options.clone(), host, [0; 32], 0).unwrap().spec.network.unwrap().link.link.v6
+        };
+        assert!(link(&options, &Host::default()).is_none());
+        options.network.interface.ipv6 = Some(true);
+        assert!(link(&options, &Host::default()).is_some());
+        options.network.interface.ipv6 = Some(false);
+        assert!(link(&options, &Host { ipv6_route: true, ..Host::default() }).is_none());
+    }
+
+    #[test]
+    fn no_network_means_no_interface() {
+        let mut options = options();
+        options.network.enabled = false;
+        let sandbox = Sandbox::plan(options, &Host::default(), [0; 32], 0).unwrap();
+        assert!(sandbox.spec.network.is_none() && sandbox.spec.resolv.is_empty());
+        assert_eq!(sandbox.policy, ["none"]);
+        assert!(sandbox.summary.notices().is_empty());
+    }
+
+    #[test]
+    fn a_machine_without_resolvers_is_a_remark_and_not_an_error() {
+        let sandbox = Sandbox::plan(options(), &Host::default(), [0; 32], 0).unwrap();
+        assert!(sandbox.summary.notices()[0].contains("--dns-nameserver"));
+        let mut options = options();
+        options.network.dns.nameservers = vec!["9.9.9.9:53".parse().unwrap()];
+        let sandbox = Sandbox::plan(options, &Host::default(), [0; 32], 0).unwrap();
+        assert!(sandbox.summary.notices().is_empty());
+    }
+
+    #[test]
+    fn root_inside_comes_with_a_capability_only() {
+        let uid = |options| Sandbox::plan(options, &Host::default(), [0; 32], 0).unwrap().spec.inside_uid;
+        assert_eq!(uid(options()), 1000);
+        assert_eq!(uid(RunOptions { capabilities: vec!["NET_RAW".parse().unwrap()], ..options() }), 0);
+        assert_eq!(uid(RunOptions { uid: Some(7), ..options() }), 7);
+    }
+
+    #[test]
+    fn exit_statuses() {
+        let died = GatewayFate::Died(GatewayEnd::Signaled(9));
+        for (status, gateway, denied, expected) in [
+            (Status::Exited(0), GatewayFate::Fine, false, 0),
+            (Status::Exited(3), GatewayFate::Fine, false, 3),
+            (Status::Exited(3), GatewayFate::Fine, true, 124),
+            (Status::Signaled(15), GatewayFate::Fine, false, 143),
+            (Status::Signaled(9), GatewayFate::Fine, false, 137),
+            (Status::TimedOut, GatewayFate::Fine, false, 124),
+            (Status::Exited(0), died, false, 125),
+            (Status::Exited(3), died, false, 3),
+            (Status::Lost, GatewayFate::Fine, true, 125),
+        ] {
+            let outcome = Outcome { status, gateway, notices: vec![] };
+            assert_eq!(exit_status(&outcome, denied), expected, "{outcome:?}");
+        }
+    }
+
+    fn options() -> RunOptions {
+        RunOptions::new(vec!["true".into()], cofferdam_policy::file::default_network())
+    }
+}
