@@ -1,0 +1,323 @@
+//! The command line, as clap reads it. Every flag here does something; what is not built has no flag.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+
+use crate::units;
+
+/// Runs untrusted programs in a sandbox whose only way to any network is a gateway that you control.
+#[derive(Debug, Parser)]
+#[command(
+    name = "cofferdam",
+    version,
+    disable_help_subcommand = true,
+    subcommand_required = true,
+    arg_required_else_help = true,
+    max_term_width = 100,
+    after_help = "Start with: cofferdam demo\nThen:       cofferdam run -- curl -sS https://example.com"
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Run a program behind the gateway.
+    #[command(after_help = "All options: cofferdam run --help", after_long_help = RUN_EXAMPLES)]
+    Run(Box<RunArgs>),
+    /// Show in a closed world of its own, offline, what a sandbox lets through.
+    #[command(after_long_help = "Examples:\n  cofferdam demo\n  cofferdam demo --json | jq '.[].rows'")]
+    Demo(DemoArgs),
+    /// Check what the kernel has to offer, by doing it.
+    #[command(
+        after_long_help = "Examples:\n  cofferdam doctor\n  cofferdam doctor --prove      # watch every way out being stopped"
+    )]
+    Doctor(DoctorArgs),
+    /// Check and format rules.
+    #[command(subcommand)]
+    Policy(PolicyVerb),
+    /// Print the JSON Schema of a file or stream.
+    #[command(
+        after_long_help = "Examples:\n  cofferdam schema policy > cofferdam.schema.json\n  cofferdam schema event"
+    )]
+    Schema(SchemaArgs),
+    /// Print a completion script for a shell.
+    #[command(
+        after_long_help = "Examples:\n  cofferdam completions bash > ~/.local/share/bash-completion/completions/cofferdam\n  cofferdam completions fish > ~/.config/fish/completions/cofferdam.fish"
+    )]
+    Completions(CompletionsArgs),
+    /// Print the version.
+    #[command(after_long_help = "Examples:\n  cofferdam version\n  cofferdam version --json")]
+    Version(VersionArgs),
+    /// The small client that `demo` and `doctor --prove` run in their sandboxes.
+    #[command(hide = true)]
+    InternalClient(crate::client::ClientArgs),
+}
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  cofferdam run -- curl -sS https://example.com           public internet only; your LAN and this machine are out of reach
+  cofferdam run --allow api.github.com -- gh api user     only what is named; any --allow without --net does that
+  cofferdam run --allow @pypi --allow 10.0.0.5:5432 -- ./ci.sh
+  cofferdam run --no-net -- make test                     nothing at all
+  cofferdam run --net public,host -- ./client             this machine's services as host.cofferdam.internal
+  cofferdam run --net-rule 'deny@any:tcp:25,allow@*.example.org:tcp:443' -- ./agent
+
+Exit status: the command's own; 128+n when signal n ended it; 124 on --timeout, or with --fail-on-deny and something
+denied; 125 when the sandbox could not be set up; 126 and 127 as in a shell.";
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// The program and its arguments.
+    #[arg(required = true, trailing_var_arg = true, value_name = "CMD", hide_short_help = true)]
+    pub command: Vec<OsString>,
+    #[command(flatten)]
+    pub network: NetworkArgs,
+    #[command(flatten)]
+    pub limits: LimitArgs,
+    #[command(flatten)]
+    pub place: PlaceArgs,
+    #[command(flatten)]
+    pub evidence: EvidenceArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Network")]
+pub(crate) struct NetworkArgs {
+    /// Some of public,private,host; or none; or all.
+    ///
+    /// The presets public-only (the default), non-local and allow-all may stand here as well.
+    #[arg(long, value_name = "PROFILE,…", action = ArgAction::Append)]
+    pub net: Vec<String>,
+    /// No network at all.
+    #[arg(long, conflicts_with_all = ["net", "allow", "net_rule"])]
+    pub no_net: bool,
+    /// Allow this: pypi.org, 10.0.0.5:5432, @pypi.
+    ///
+    /// A name, '*.name', an address, a network, a group (private, host, …) or a list (@pypi, @npm, @crates, @go,
+    /// @debian, @github), with ports if wanted.
+    /// Without --net, the first --allow turns the default into deny. Rules count in the order of the command line.
+    #[arg(long, value_name = "TARGET[:PORTS]", action = ArgAction::Append)]
+    pub allow: Vec<String>,
+    /// Deny this.
+    #[arg(long, value_name = "TARGET[:PORTS]", action = ArgAction::Append)]
+    pub deny: Vec<String>,
+    /// allow@example.org:tcp:443,deny@any:tcp:25
+    ///
+    /// Rules in full, action[:direction]@target[:protocols[:ports]], separated by commas. The first match wins.
+    #[arg(long, value_name = "RULES", action = ArgAction::Append)]
+    pub net_rule: Vec<String>,
+    /// What happens to flows that no rule matches, both ways.
+    #[arg(long, value_name = "ACTION", hide_short_help = true)]
+    pub net_default: Option<ActionWord>,
+    /// What happens to flows out of the sandbox that no rule matches.
+    #[arg(long, value_name = "ACTION", hide_short_help = true)]
+    pub net_default_egress: Option<ActionWord>,
+    /// What happens to flows into the sandbox that no rule matches.
+    #[arg(long, value_name = "ACTION", hide_short_help = true)]
+    pub net_default_ingress: Option<ActionWord>,
+    /// Read the network's configuration from a TOML, JSON or YAML file; flags come on top.
+    #[arg(long, value_name = "FILE", hide_short_help = true)]
+    pub net_conf: Option<PathBuf>,
+    /// How a denial looks: TCP reset (else ICMP prohibited), ICMP prohibited for all, or silence.
+    #[arg(long, value_name = "HOW", hide_short_help = true)]
+    pub deny_with: Option<DenyWord>,
+    /// Ask this resolver and not those of the host (address or address:port; repeat for more).
+    #[arg(long, value_name = "ADDRESS", hide_short_help = true)]
+    pub dns_nameserver: Vec<String>,
+    /// Total time for one DNS query, in milliseconds.
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    pub dns_query_timeout_ms: Option<u64>,
+    /// The IPv4 pool from which the sandbox's link is taken.
+    #[arg(long, value_name = "CIDR", hide_short_help = true)]
+    pub ipv4_pool: Option<String>,
+    /// The IPv6 pool from which the sandbox's link is taken.
+    #[arg(long, value_name = "CIDR", hide_short_help = true)]
+    pub ipv6_pool: Option<String>,
+    /// MTU of the sandbox's interface.
+    #[arg(long, value_name = "BYTES", hide_short_help = true)]
+    pub mtu: Option<u32>,
+    /// IPv6 even if the host has no IPv6 route.
+    #[arg(long, conflicts_with = "no_ipv6", hide_short_help = true)]
+    pub ipv6: bool,
+    /// No IPv6.
+    #[arg(long, hide_short_help = true)]
+    pub no_ipv6: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Limits")]
+pub(crate) struct LimitArgs {
+    /// End the program after this time (30s, 5m, 1h30m).
+    #[arg(long, value_name = "TIME", value_parser = units::duration, hide_short_help = true)]
+    pub timeout: Option<Duration>,
+    /// Memory of everything inside (512M, 2G).
+    #[arg(long, value_name = "SIZE", value_parser = units::size, hide_short_help = true)]
+    pub memory: Option<u64>,
+    /// Processors, such as 2 or 0.5.
+    #[arg(long, value_name = "N", value_parser = units::cpus, hide_short_help = true)]
+    pub cpus: Option<f32>,
+    /// Processes and threads inside.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), hide_short_help = true)]
+    pub pids: Option<u32>,
+    /// TCP connections at once; 0 is unlimited. Default 4096.
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    pub max_connections: Option<u32>,
+    /// UDP mappings at once; 0 is unlimited. Default 1024.
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    pub max_udp_connections: Option<u32>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Place")]
+pub(crate) struct PlaceArgs {
+    /// Leave the current directory out of the sandbox.
+    #[arg(long)]
+    pub no_cwd: bool,
+    /// Show a file or directory of the host.
+    #[arg(long, value_name = "SRC:DST[:ro]", value_parser = units::mount)]
+    pub mount: Vec<units::MountSpec>,
+    /// Use this directory as the root file system, read-only.
+    #[arg(long, value_name = "DIR", hide_short_help = true)]
+    pub rootfs: Option<PathBuf>,
+    /// Where the program starts. Default: the current directory.
+    #[arg(short = 'w', long, value_name = "DIR", hide_short_help = true)]
+    pub workdir: Option<PathBuf>,
+    /// Set a variable.
+    ///
+    /// Without it there are only PATH, HOME, TERM, LANG and TZ.
+    #[arg(short = 'e', long = "env", value_name = "K=V")]
+    pub env: Vec<OsString>,
+    /// Hand over a variable of the caller.
+    #[arg(long, value_name = "K", hide_short_help = true)]
+    pub env_pass: Vec<OsString>,
+    /// The user id inside. Default: 1000, and 0 with --cap-add.
+    #[arg(short = 'u', long = "user", value_name = "UID", hide_short_help = true)]
+    pub user: Option<u32>,
+    /// Be root with this capability, inside the sandbox's own namespaces only (NET_RAW, …).
+    #[arg(long, value_name = "CAP", value_delimiter = ',', hide_short_help = true)]
+    pub cap_add: Vec<String>,
+    /// Let the program make user namespaces (for sandboxes of its own, such as a browser's).
+    #[arg(long, hide_short_help = true)]
+    pub allow_userns: bool,
+    /// Give the program a terminal. Automatic when stdin and stdout are one.
+    #[arg(short = 't', long, hide_short_help = true)]
+    pub tty: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Evidence")]
+pub(crate) struct EvidenceArgs {
+    /// Write events as JSON lines; - is stdout.
+    #[arg(long, value_name = "FILE")]
+    pub events: Option<PathBuf>,
+    /// Write the summary of the run to FILE.
+    #[arg(long, value_name = "FILE", hide_short_help = true)]
+    pub json_summary: Option<PathBuf>,
+    /// Exit with 124 when something was denied.
+    #[arg(long)]
+    pub fail_on_deny: bool,
+    /// No summary and no notices.
+    #[arg(short, long, conflicts_with = "verbose", hide_short_help = true)]
+    pub quiet: bool,
+    /// Always print the summary, with counters.
+    #[arg(short, long, hide_short_help = true)]
+    pub verbose: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    /// Print what happened as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// Try every way out of a sandbox, in a closed world, and show each being stopped.
+    #[arg(long)]
+    pub prove: bool,
+    /// Print the findings as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PolicyVerb {
+    /// Check a configuration file: errors with their place, and rules that can never match.
+    #[command(
+        after_long_help = "Examples:\n  cofferdam policy check cofferdam.toml\n\nExit status: 0 when the file can be used, 1 when not."
+    )]
+    Check(PolicyCheckArgs),
+    /// Print rules in their normal form.
+    #[command(
+        after_long_help = "Examples:\n  cofferdam policy fmt 'allow@API.GitHub.com:tcp:443, deny@any:tcp:25'\n  cofferdam policy fmt -f rules.txt"
+    )]
+    Fmt(PolicyFmtArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PolicyCheckArgs {
+    /// A TOML, JSON or YAML file; - reads TOML from stdin.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Print the findings as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PolicyFmtArgs {
+    /// Rules, separated by commas.
+    #[arg(value_name = "RULES", required_unless_present = "file")]
+    pub rules: Vec<String>,
+    /// Read rules from a file, separated by commas or lines; - is stdin.
+    #[arg(short, long, value_name = "FILE", conflicts_with = "rules")]
+    pub file: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SchemaArgs {
+    /// Whose schema.
+    #[arg(value_name = "WHAT")]
+    pub what: SchemaName,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsArgs {
+    /// The shell.
+    #[arg(value_name = "SHELL")]
+    pub shell: clap_complete::Shell,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VersionArgs {
+    /// Print it as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SchemaName {
+    /// The configuration file and wire form of a network.
+    Policy,
+    /// One line of the event stream.
+    Event,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ActionWord {
+    Allow,
+    Deny,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DenyWord {
+    Reset,
+    Icmp,
+    Drop,
+}

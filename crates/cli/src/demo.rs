@@ -1,0 +1,227 @@
+//! `cofferdam demo`: a newcomer's first thirty seconds, offline.
+//!
+//! Builds a [closed world](crate::world), runs the same small client in five sandboxes there, and prints what each of
+//! them reached and which rule said no to the rest. It also knows what should come out: a difference is a fault of this
+//! machine or of ours, is marked, and makes the exit status 1.
+
+use std::fmt::Write as _;
+use std::time::Instant;
+
+use cofferdam_control::summary::Advice;
+use serde_json::json;
+
+use crate::args::DemoArgs;
+use crate::client::{Finding, Reached};
+use crate::output::{self, Paint, Style};
+use crate::world::{Seen, World};
+
+/// Something that the client tries.
+struct Attempt {
+    what: &'static str,
+    shown: &'static str,
+    ipv6: bool,
+    /// Whether it should succeed, sandbox by sandbox.
+    expected: [bool; SANDBOXES.len()],
+}
+
+/// A sandbox and what it stands for.
+struct Scene {
+    title: &'static str,
+    flags: &'static [&'static str],
+    meaning: &'static str,
+    /// See [`Advice::allow_changes_default`].
+    allow_changes_default: bool,
+}
+
+const SANDBOXES: [Scene; 5] = [
+    Scene {
+        title: "default",
+        flags: &[],
+        meaning: "the public internet, and nothing of this machine or its networks",
+        allow_changes_default: true,
+    },
+    Scene {
+        title: "allow-list",
+        flags: &["--allow", "example.com"],
+        meaning: "what is named, and nothing else",
+        allow_changes_default: false,
+    },
+    Scene {
+        title: "deny rule",
+        flags: &["--deny", "telemetry.example.net"],
+        meaning: "the default without one name",
+        allow_changes_default: true,
+    },
+    Scene { title: "no network", flags: &["--no-net"], meaning: "not even an interface", allow_changes_default: true },
+    Scene {
+        title: "host",
+        flags: &["--net", "public,host"],
+        meaning: "the default and this machine's own services",
+        allow_changes_default: false,
+    },
+];
+
+const ATTEMPTS: [Attempt; 7] = [
+    Attempt {
+        what: "https:example.com:443",
+        shown: "https://example.com",
+        ipv6: false,
+        expected: [true, true, true, false, true],
+    },
+    Attempt {
+        what: "https:telemetry.example.net:443",
+        shown: "https://telemetry.example.net",
+        ipv6: false,
+        expected: [true, false, false, false, true],
+    },
+    Attempt {
+        what: "udp:example.com:7",
+        shown: "UDP echo at example.com",
+        ipv6: false,
+        expected: [true, true, true, false, true],
+    },
+    Attempt {
+        what: "http:ipv6.example.org:80",
+        shown: "http://ipv6.example.org",
+        ipv6: true,
+        expected: [true, false, true, false, true],
+    },
+    Attempt {
+        what: "http:192.168.50.10:80",
+        shown: "a neighbour on your LAN",
+        ipv6: false,
+        expected: [false, false, false, false, false],
+    },
+    Attempt {
+        what: "http:169.254.169.254:80",
+        shown: "a cloud's metadata service",
+        ipv6: false,
+        expected: [false, false, false, false, false],
+    },
+    Attempt {
+        what: "http:host.cofferdam.internal:9000",
+        shown: "port 9000 of your machine",
+        ipv6: false,
+        expected: [false, false, false, false, true],
+    },
+];
+
+/// Runs the demo.
+pub(crate) fn demo(args: &DemoArgs) -> u8 {
+    let started = Instant::now();
+    let world = match World::build() {
+        Ok(world) => world,
+        Err(error) => return output::fail(&format!("the demo's world cannot be made: {error}"), 1),
+    };
+    let attempts: Vec<&Attempt> = ATTEMPTS.iter().filter(|attempt| world.ipv6 || !attempt.ipv6).collect();
+    let words: Vec<&str> = attempts.iter().map(|attempt| attempt.what).collect();
+    let mut seen = Vec::new();
+    for scene in &SANDBOXES {
+        // The gateway's addresses differ from run to run; the word for them does not.
+        let advice = Advice { allow_changes_default: scene.allow_changes_default, gateway: Vec::new() };
+        match world.in_sandbox(scene.flags, &words, advice) {
+            Ok(result) => seen.push(result),
+            Err(error) => return output::fail(&format!("the sandbox \"{}\" did not run: {error}", scene.title), 1),
+        }
+    }
+    let surprises = surprises(&attempts, &seen);
+    let printed = if args.json {
+        output::print_json(&as_json(&attempts, &seen))
+    } else {
+        let mut text = table(&attempts, &seen, Paint::stdout());
+        if !world.ipv6 {
+            text.push_str("\nThis kernel has no IPv6, so that attempt was left out.\n");
+        }
+        let _ = writeln!(
+            text,
+            "\nNothing left this machine: all of it was a closed world, made and gone in {:.1} s.",
+            started.elapsed().as_secs_f32()
+        );
+        text.push_str("Next:  cofferdam run -- curl -sS https://example.com     and     cofferdam doctor --prove\n");
+        output::print(&text)
+    };
+    for surprise in &surprises {
+        output::fail(surprise, 1);
+    }
+    if surprises.is_empty() { printed } else { 1 }
+}
+
+/// Every result that is not what it should be.
+fn surprises(attempts: &[&Attempt], seen: &[Seen]) -> Vec<String> {
+    let mut surprises = Vec::new();
+    for (column, (scene, seen)) in SANDBOXES.iter().zip(seen).enumerate() {
+        for attempt in attempts {
+            let expected = attempt.expected.get(column).copied().unwrap_or(false);
+            let finding = find(seen, attempt);
+            let reached = finding.is_some_and(|finding| finding.result == Reached::Yes);
+            if reached != expected {
+                let detail = finding.map_or("nothing was reported", |finding| finding.detail.as_str());
+                let should = if expected { "should have been reached" } else { "should have been out of reach" };
+                surprises.push(format!("{} {should} in the sandbox \"{}\": {detail}", attempt.shown, scene.title));
+            }
+        }
+    }
+    surprises
+}
+
+fn find<'a>(seen: &'a Seen, attempt: &Attempt) -> Option<&'a Finding> {
+    seen.findings.iter().find(|finding| finding.attempt == attempt.what)
+}
+
+/// The table: a row for each attempt, a column for each sandbox; below it, why.
+fn table(attempts: &[&Attempt], seen: &[Seen], paint: Paint) -> String {
+    const FIRST: usize = 30;
+    const CELL: usize = 13;
+    let mut text = String::new();
+    let mut header = format!("{:FIRST$}", "What a program reached");
+    for (number, scene) in (1..).zip(&SANDBOXES) {
+        let _ = write!(header, "{:CELL$}", format!("{number} {}", scene.title));
+    }
+    let _ = writeln!(text, "{}", paint.paint(Style::Strong, header.trim_end()));
+    for attempt in attempts {
+        let mut line = format!("{:FIRST$}", attempt.shown);
+        for seen in seen {
+            let result = find(seen, attempt).map_or(Reached::Failed, |finding| finding.result);
+            let (word, style) = cell(result);
+            line.push_str(&paint.paint(style, &format!("{word:CELL$}")));
+        }
+        let _ = writeln!(text, "{}", line.trim_end());
+    }
+    for (number, (scene, seen)) in (1..).zip(SANDBOXES.iter().zip(seen)) {
+        let flags: String = scene.flags.iter().map(|flag| format!("{flag} ")).collect();
+        let command = format!("{number}  cofferdam run {flags}-- program");
+        let _ =
+            writeln!(text, "\n{}  {}", paint.paint(Style::Strong, &command), paint.paint(Style::Faint, scene.meaning));
+        for row in seen.summary.denied() {
+            let port = row.port.map(|port| format!(":{port}")).unwrap_or_default();
+            let target = format!("{}{port}", row.target);
+            let _ = writeln!(text, "   blocked  {target:36} {}", row.rule.text);
+        }
+    }
+    text
+}
+
+fn cell(result: Reached) -> (&'static str, Style) {
+    match result {
+        Reached::Yes => ("reached", Style::Good),
+        Reached::Refused => ("refused", Style::Bad),
+        Reached::Prohibited => ("prohibited", Style::Bad),
+        Reached::Unreachable => ("no network", Style::Bad),
+        Reached::Unresolved => ("no such name", Style::Bad),
+        Reached::Silence => ("silence", Style::Notable),
+        Reached::Untrusted => ("untrusted", Style::Notable),
+        Reached::Failed => ("failed", Style::Notable),
+    }
+}
+
+fn as_json(attempts: &[&Attempt], seen: &[Seen]) -> serde_json::Value {
+    let scenes = SANDBOXES.iter().zip(seen).map(|(scene, seen)| {
+        let rows: Vec<_> = attempts
+            .iter()
+            .filter_map(|attempt| find(seen, attempt))
+            .map(|finding| json!({ "attempt": finding.attempt, "result": finding.result, "detail": finding.detail }))
+            .collect();
+        json!({ "sandbox": scene.title, "flags": scene.flags, "rows": rows, "denied": seen.summary.denied() })
+    });
+    scenes.collect()
+}

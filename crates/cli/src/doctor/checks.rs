@@ -1,0 +1,359 @@
+//! What `cofferdam run` needs from the kernel, each tried for real.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use cofferdam_control::Host;
+use cofferdam_gateway::{Link6, LinkAddresses, NetnsSpec, build_netns};
+use cofferdam_sys::confine::{self, Answer, Call, Filter, Landlock};
+use cofferdam_sys::netlink::{Connection, Request};
+use cofferdam_sys::ns::{self, Fork, IdMap, NamespaceKind, Namespaces, Setgroups};
+use cofferdam_sys::process;
+use cofferdam_sys::tun::{self, Offloads};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::net::{AddressFamily, SocketType, ipproto};
+use rustix::pipe::{PipeFlags, SpliceFlags};
+use rustix::process::{Signal, WaitOptions};
+
+use super::{Check, State};
+use crate::output::chain;
+
+/// How long one check may take. Each takes milliseconds.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The interface index of loopback in every network namespace.
+const LOOPBACK: u32 = 1;
+
+/// A check's work: what it did, or why it could not.
+type Findings = Result<String, String>;
+
+/// Carries out every check.
+pub(super) fn all() -> Vec<Check> {
+    let host = Host::discover();
+    let ipv6 = fs::metadata("/proc/sys/net/ipv6").is_ok();
+    vec![
+        required("user namespaces", in_child(user_namespace), user_namespace_remedy),
+        required("TUN device", in_child(tun_device), tun_remedy),
+        required("gateway, IPv4", in_child(|| gateway(false)), nft_remedy),
+        optional(
+            "gateway, IPv6",
+            in_child(move || if ipv6 { gateway(true) } else { Err("this kernel has no IPv6".to_owned()) }),
+            |_| {
+                "sandboxes will have IPv4 only; load ipv6 and nft_tproxy (sudo modprobe nft_tproxy) to have both"
+                    .to_owned()
+            },
+        ),
+        required("splice", in_child(splice), |_| {
+            "a kernel since 2.6.31 has splice(2); a container's seccomp filter may forbid it".to_owned()
+        }),
+        required("seccomp", in_child(seccomp), |_| "use a kernel with CONFIG_SECCOMP_FILTER".to_owned()),
+        optional("Landlock", in_child(landlock), |_| {
+            "add landlock to the kernel's lsm= list (Linux 5.13 and later); until then namespaces and seccomp guard files alone".to_owned()
+        }),
+        optional("ping sockets", in_child(ping_sockets), |_| {
+            "sudo sysctl -w net.ipv4.ping_group_range='0 2147483647'".to_owned()
+        }),
+        optional("cgroup delegation", in_child(cgroup), |_| {
+            "--memory, --cpus and --pids need a delegated cgroup v2: start with systemd-run --user --scope -p Delegate=yes".to_owned()
+        }),
+        optional("IPv6 route", ipv6_route(&host), |_| {
+            "sandboxes get IPv4 only on this machine; --ipv6 overrides that".to_owned()
+        }),
+        optional("resolvers", resolvers(&host), |_| {
+            "name a resolver in /etc/resolv.conf, or with --dns-nameserver".to_owned()
+        }),
+        required("a whole sandbox", sandbox(), |_| {
+            "the lines above say what is missing; if none does, this is a fault of Cofferdam".to_owned()
+        }),
+    ]
+}
+
+fn required(name: &'static str, findings: Findings, remedy: impl FnOnce(&str) -> String) -> Check {
+    check(name, findings, State::Missing, remedy)
+}
+
+fn optional(name: &'static str, findings: Findings, remedy: impl FnOnce(&str) -> String) -> Check {
+    check(name, findings, State::Limited, remedy)
+}
+
+fn check(name: &'static str, findings: Findings, bad: State, remedy: impl FnOnce(&str) -> String) -> Check {
+    match findings {
+        Ok(detail) => Check { name, state: State::Good, detail, remedy: None },
+        Err(detail) => {
+            let remedy = Some(remedy(&detail));
+            Check { name, state: bad, detail, remedy }
+        }
+    }
+}
+
+/// Runs `work` in a forked child and brings its findings back, within [`PATIENCE`].
+fn in_child(work: impl FnOnce() -> Findings) -> Findings {
+    let trouble = |what: &'static str| move |error: io::Error| format!("cannot {what}: {error}");
+    let (read, write) =
+        rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from).map_err(trouble("make a pipe"))?;
+    let child = match ns::fork().map_err(trouble("fork"))? {
+        Fork::Child => process::run_and_exit(move || {
+            let (mark, text) = match work() {
+                Ok(text) => ('+', text),
+                Err(text) => ('-', text),
+            };
+            // The parent takes silence for a failed check.
+            let _ = File::from(write).write_all(format!("{mark}{text}").as_bytes());
+            0
+        }),
+        Fork::Parent(child) => child,
+    };
+    drop(write);
+    let mut text = String::new();
+    let heard = hear(read, &mut text);
+    if heard.is_err() {
+        let _ = rustix::process::pidfd_send_signal(&child.pidfd, Signal::KILL);
+    }
+    let ended = rustix::process::waitpid(Some(child.pid), WaitOptions::empty());
+    heard.map_err(|error| format!("the check did not end: {error}"))?;
+    match text.split_at_checked(1) {
+        Some(("+", detail)) => Ok(detail.to_owned()),
+        Some(("-", detail)) => Err(detail.to_owned()),
+        Some(_) | None => match ended {
+            Ok(Some((_, status))) => Err(format!("the check died ({status:?})")),
+            Ok(None) | Err(_) => Err("the check died".to_owned()),
+        },
+    }
+}
+
+/// Reads until the writer is gone.
+fn hear(read: OwnedFd, text: &mut String) -> io::Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut file = File::from(read);
+    let mut bytes = Vec::new();
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = rustix::time::Timespec::try_from(left).map_err(|_| io::ErrorKind::TimedOut)?;
+        let mut wanted = [PollFd::new(&file, PollFlags::IN)];
+        if poll(&mut wanted, Some(&timeout))? == 0 {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        let mut buffer = [0; 1024];
+        let read = file.read(&mut buffer)?;
+        if read == 0 {
+            *text = String::from_utf8_lossy(&bytes).into_owned();
+            return Ok(());
+        }
+        bytes.extend_from_slice(buffer.get(..read).unwrap_or_default());
+    }
+}
+
+/// Moves into user and network namespaces of our own, as root there.
+fn enter() -> Result<(), String> {
+    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    ns::unshare(Namespaces::USER | Namespaces::NET).map_err(|error| format!("unshare(2) said: {error}"))?;
+    ns::write_id_maps(None, &[IdMap::single(0, uid)], &[IdMap::single(0, gid)], Setgroups::Deny)
+        .map_err(|error| chain(&error))
+}
+
+fn user_namespace() -> Findings {
+    enter()?;
+    // AppArmor lets a process make the namespace and then takes every capability in it: only use shows that.
+    let mut connection = Connection::open().map_err(|error| chain(&error))?;
+    connection.execute(&[Request::SetUp { index: LOOPBACK }]).map_err(|error| chain(&error))?;
+    ns::unshare(Namespaces::USER).map_err(|error| format!("a user namespace below another one: {error}"))?;
+    Ok("made one, and another below it, and changed a link inside".to_owned())
+}
+
+/// The line that names the switch that is off, found by looking at the switches.
+fn user_namespace_remedy(_: &str) -> String {
+    let is = |path: &str, value: &str| fs::read_to_string(path).is_ok_and(|text| text.trim() == value);
+    if is("/proc/sys/kernel/unprivileged_userns_clone", "0") {
+        "sudo sysctl -w kernel.unprivileged_userns_clone=1".to_owned()
+    } else if is("/proc/sys/user/max_user_namespaces", "0") {
+        "sudo sysctl -w user.max_user_namespaces=15000".to_owned()
+    } else if is("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1") {
+        "sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, or an AppArmor profile with `userns,` for cofferdam".to_owned()
+    } else {
+        "in a container: start it with a seccomp profile that allows unshare(2) and clone(2) with CLONE_NEWUSER"
+            .to_owned()
+    }
+}
+
+fn tun_device() -> Findings {
+    enter()?;
+    let device = tun::open().map_err(|error| chain(&error))?;
+    // Our choice: far above what a fresh namespace has.
+    const INDEX: u32 = 100;
+    Ok(match tun::create(&device, "doctor0", INDEX).map_err(|error| chain(&error))? {
+        Offloads::ChecksumAndUdpSegmentation => {
+            "made an interface with checksum and UDP segmentation offload".to_owned()
+        }
+        Offloads::Checksum => "made an interface with checksum offload".to_owned(),
+    })
+}
+
+fn tun_remedy(detail: &str) -> String {
+    match fs::metadata("/dev/net/tun") {
+        Err(_) => "sudo modprobe tun; in a container: pass the device in (--device /dev/net/tun)".to_owned(),
+        Ok(_) if detail.contains("ermission denied") => "sudo chmod 0666 /dev/net/tun".to_owned(),
+        Ok(_) => "sudo modprobe tun".to_owned(),
+    }
+}
+
+/// Builds a gateway as `run` does: veth, TUN, nft with TPROXY, listeners.
+fn gateway(ipv6: bool) -> Findings {
+    enter()?;
+    let sandbox = ns::open(None, NamespaceKind::Net).map_err(|error| error.to_string())?;
+    ns::unshare(Namespaces::NET).map_err(|error| format!("a second network namespace: {error}"))?;
+    let device = tun::open().map_err(|error| chain(&error))?;
+    let spec = NetnsSpec {
+        link: LinkAddresses {
+            guest4: Ipv4Addr::new(172, 16, 0, 2),
+            gateway4: Ipv4Addr::new(172, 16, 0, 1),
+            prefix4: 30,
+            v6: ipv6.then_some(Link6 {
+                guest: Ipv6Addr::new(0xfd42, 0x6d73, 0x62, 0, 0, 0, 0, 2),
+                gateway: Ipv6Addr::new(0xfd42, 0x6d73, 0x62, 0, 0, 0, 0, 1),
+                prefix: 64,
+            }),
+        },
+        mtu: 1500,
+        guest_mac: [0x02, 0, 0, 0, 0, 2],
+        gateway_mac: [0x02, 0, 0, 0, 0, 1],
+    };
+    let fds = build_netns(&spec, device, sandbox.as_fd()).map_err(|error| chain(&error))?;
+    Ok(format!("veth, TUN, nft with TPROXY and {} listeners made", fds.listeners.len()))
+}
+
+fn nft_remedy(detail: &str) -> String {
+    let detail = detail.to_lowercase();
+    if detail.contains("veth") {
+        "sudo modprobe veth".to_owned()
+    } else if detail.contains("tun") && !detail.contains("nf") {
+        "see TUN device".to_owned()
+    } else {
+        "sudo modprobe -a nf_tables nft_tproxy; or a kernel with CONFIG_NF_TABLES_INET and CONFIG_NFT_TPROXY".to_owned()
+    }
+}
+
+/// Moves bytes from one TCP connection through a pipe into another one.
+fn splice() -> Findings {
+    const TEXT: &[u8] = b"through a pipe, uncopied";
+    let said = |error: io::Error| error.to_string();
+    let (mut source, source_end) = tcp_pair().map_err(said)?;
+    let (sink_end, mut sink) = tcp_pair().map_err(said)?;
+    source.write_all(TEXT).map_err(said)?;
+    let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|error| error.to_string())?;
+    let flags = SpliceFlags::MOVE;
+    let in_pipe =
+        rustix::pipe::splice(&source_end, None, &write, None, TEXT.len(), flags).map_err(|error| error.to_string())?;
+    rustix::pipe::splice(&read, None, &sink_end, None, in_pipe, flags).map_err(|error| error.to_string())?;
+    drop(sink_end);
+    let mut text = Vec::new();
+    sink.read_to_end(&mut text).map_err(said)?;
+    if TEXT.starts_with(&text) && !text.is_empty() {
+        Ok("moved bytes from one TCP connection to another".to_owned())
+    } else {
+        Err("other bytes came out".to_owned())
+    }
+}
+
+fn tcp_pair() -> io::Result<(TcpStream, TcpStream)> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let one = TcpStream::connect(listener.local_addr()?)?;
+    let (other, _) = listener.accept()?;
+    other.set_read_timeout(Some(PATIENCE))?;
+    one.set_read_timeout(Some(PATIENCE))?;
+    Ok((one, other))
+}
+
+fn seccomp() -> Findings {
+    let answer = rustix::io::Errno::XDEV;
+    let filter = Filter::deny(vec![Call::new(libc::SYS_getcwd)], Answer::Errno(answer.raw_os_error()))
+        .map_err(|error| chain(&error))?;
+    confine::install_seccomp(&filter).map_err(|error| chain(&error))?;
+    match std::env::current_dir() {
+        Err(error) if error.raw_os_error() == Some(answer.raw_os_error()) => {
+            Ok("forbade a call, and it was refused".to_owned())
+        }
+        Err(error) => Err(format!("forbade a call, and it said something else: {error}")),
+        Ok(_) => Err("forbade a call, and it went through".to_owned()),
+    }
+}
+
+fn landlock() -> Findings {
+    let state = confine::landlock_deny_all_fs().map_err(|error| error.to_string())?;
+    let open = File::open("/etc/passwd").is_ok();
+    match (state, open) {
+        (Landlock::Absent, _) => Err("this kernel does not have it, or it is switched off".to_owned()),
+        (Landlock::Full | Landlock::Partial, true) => Err("forbade every file, and one could be opened".to_owned()),
+        (Landlock::Full, false) => Ok("forbade every file, and none could be opened".to_owned()),
+        (Landlock::Partial, false) => {
+            Ok("forbade every file, and none could be opened; newer kernels guard more".to_owned())
+        }
+    }
+}
+
+fn ping_sockets() -> Findings {
+    let open = |family, protocol| rustix::net::socket(family, SocketType::DGRAM, Some(protocol));
+    open(AddressFamily::INET, ipproto::ICMP).map_err(|error| format!("pings will be refused: {error}"))?;
+    match open(AddressFamily::INET6, ipproto::ICMPV6) {
+        Ok(_) => Ok("opened one for IPv4 and one for IPv6".to_owned()),
+        Err(_) => Ok("opened one for IPv4".to_owned()),
+    }
+}
+
+/// Makes a group below our own and looks at what may be limited there.
+fn cgroup() -> Findings {
+    let groups = fs::read_to_string("/proc/self/cgroup").map_err(|error| error.to_string())?;
+    let own = groups.lines().find_map(|line| line.strip_prefix("0::/")).ok_or("no cgroup v2 here")?;
+    let root = Path::new("/sys/fs/cgroup");
+    if !root.join("cgroup.controllers").exists() {
+        return Err("no cgroup v2 at /sys/fs/cgroup".to_owned());
+    }
+    let folder: PathBuf = root.join(own).join(format!("cofferdam-doctor-{}", std::process::id()));
+    fs::create_dir(&folder).map_err(|error| format!("cannot make a group below our own: {error}"))?;
+    let controllers = fs::read_to_string(folder.join("cgroup.controllers")).unwrap_or_default();
+    fs::remove_dir(&folder).map_err(|error| format!("cannot remove {}: {error}", folder.display()))?;
+    let missing: Vec<&str> = ["memory", "cpu", "pids"]
+        .into_iter()
+        .filter(|wanted| !controllers.split_whitespace().any(|has| has == *wanted))
+        .collect();
+    match missing.as_slice() {
+        [] => Ok("made a group below our own with memory, cpu and pids".to_owned()),
+        missing => Err(format!("a group below our own cannot limit {}", missing.join(", "))),
+    }
+}
+
+fn ipv6_route(host: &io::Result<Host>) -> Findings {
+    match host {
+        Ok(host) if host.ipv6_route => Ok("this machine has an IPv6 default route".to_owned()),
+        Ok(_) => Err("this machine has no IPv6 default route".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn resolvers(host: &io::Result<Host>) -> Findings {
+    match host {
+        Ok(host) if !host.resolvers.is_empty() => {
+            let list: Vec<String> = host.resolvers.iter().map(ToString::to_string).collect();
+            Ok(list.join(", "))
+        }
+        Ok(_) => Err("/etc/resolv.conf names none".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn sandbox() -> Findings {
+    let started = Instant::now();
+    let output = Command::new("/proc/self/exe")
+        .args(["run", "--no-cwd", "--timeout", "10s", "--", "true"])
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| error.to_string())?;
+    if output.status.success() {
+        return Ok(format!("ran `true` in {} ms", started.elapsed().as_millis()));
+    }
+    Err(String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; "))
+}

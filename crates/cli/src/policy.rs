@@ -1,0 +1,147 @@
+//! `cofferdam policy`: looking at rules without running anything.
+
+use std::fs;
+use std::io::{self, Read};
+use std::path::Path;
+
+use cofferdam_control::summary::escaped;
+use cofferdam_model::NetworkConfig;
+use cofferdam_policy::file::{self, ConfigError, ConfigErrors};
+use cofferdam_policy::grammar::{self, RuleError};
+use cofferdam_policy::{Policy, Warning};
+use serde_json::json;
+
+use crate::args::{PolicyCheckArgs, PolicyFmtArgs, PolicyVerb};
+use crate::output;
+
+/// Exit status for a policy that cannot be used.
+const EXIT_BAD: u8 = 1;
+
+pub(crate) fn policy(verb: &PolicyVerb) -> u8 {
+    match verb {
+        PolicyVerb::Check(args) => check(args),
+        PolicyVerb::Fmt(args) => fmt(args),
+    }
+}
+
+/// One mistake in a text of rules, at its place.
+fn pointed_rule(origin: &str, error: &RuleError) -> String {
+    output::pointed(origin, &error.source, &error.span, &error.kind.to_string(), error.help.as_deref())
+}
+
+/// Everything that is wrong with a configuration, as people read it; mistakes in rules at their place.
+pub(crate) fn explained(errors: &ConfigErrors) -> String {
+    let explain = |error: &ConfigError| match (&error.rule, &error.help) {
+        (Some(rule), _) => pointed_rule(&error.origin, rule),
+        (None, Some(help)) => format!("{}; {}\n", escaped(&error.to_string()), escaped(help)),
+        (None, None) => format!("{}\n", escaped(&error.to_string())),
+    };
+    errors.0.iter().map(explain).collect()
+}
+
+fn check(args: &PolicyCheckArgs) -> u8 {
+    let (name, text) = match read(&args.file) {
+        Ok(read) => read,
+        Err(error) => return output::fail(&error, EXIT_BAD),
+    };
+    let parsed = file::parse(&name, &text);
+    if args.json {
+        return check_json(&name, parsed.as_ref());
+    }
+    let network = match parsed {
+        Ok(network) => network,
+        Err(errors) => {
+            output::to_stderr(&explained(&errors));
+            return output::fail(&format!("{name} cannot be used"), EXIT_BAD);
+        }
+    };
+    let warnings = Policy::warnings(&network.policy);
+    for warning in &warnings {
+        output::say(&format!("{name}: warning: {warning}"));
+    }
+    let rules = network.policy.rules.len();
+    let remarks = match warnings.len() {
+        0 => String::new(),
+        1 => ", 1 warning".to_owned(),
+        n => format!(", {n} warnings"),
+    };
+    output::print(&format!("{name}: good, {rules} {}{remarks}\n", if rules == 1 { "rule" } else { "rules" }))
+}
+
+fn check_json(name: &str, parsed: Result<&NetworkConfig, &ConfigErrors>) -> u8 {
+    let (status, value) = match parsed {
+        Ok(network) => {
+            let warnings: Vec<_> = Policy::warnings(&network.policy).iter().map(warning_json).collect();
+            let rules: Vec<_> = network.policy.rules.iter().map(grammar::format_rule).collect();
+            (0, json!({ "file": name, "ok": true, "rules": rules, "errors": [], "warnings": warnings }))
+        }
+        Err(errors) => {
+            let errors: Vec<_> = errors
+                .0
+                .iter()
+                .map(|error| json!({ "origin": error.origin, "message": error.message, "help": error.help }))
+                .collect();
+            (EXIT_BAD, json!({ "file": name, "ok": false, "errors": errors, "warnings": [] }))
+        }
+    };
+    match output::print_json(&value) {
+        0 => status,
+        failed => failed,
+    }
+}
+
+fn warning_json(warning: &Warning) -> serde_json::Value {
+    let message = warning.to_string();
+    match warning {
+        Warning::Shadowed { rule, rule_text, by, by_text } => {
+            json!({ "kind": "shadowed", "rule": rule, "rule_text": rule_text, "by": by, "by_text": by_text, "message": message })
+        }
+        Warning::Contradicted { rule, rule_text, by, by_text } => {
+            json!({ "kind": "contradicted", "rule": rule, "rule_text": rule_text, "by": by, "by_text": by_text, "message": message })
+        }
+        Warning::OpensMetadata { rule, rule_text } => {
+            json!({ "kind": "opens-metadata", "rule": rule, "rule_text": rule_text, "message": message })
+        }
+    }
+}
+
+fn fmt(args: &PolicyFmtArgs) -> u8 {
+    let texts = match &args.file {
+        // A line ends a rule as a comma does; both are one byte, so places in the text stay what they are.
+        Some(path) => match read(path) {
+            Ok((name, text)) => vec![(name, text.replace('\n', ","))],
+            Err(error) => return output::fail(&error, EXIT_BAD),
+        },
+        None => args.rules.iter().map(|text| ("rules".to_owned(), text.clone())).collect(),
+    };
+    let mut rules = Vec::new();
+    let mut bad = false;
+    for (origin, text) in texts {
+        match grammar::parse_rules(&text) {
+            Ok(parsed) => rules.extend(parsed.iter().map(grammar::format_rule)),
+            Err(errors) => {
+                bad = true;
+                let text: String = errors.0.iter().map(|error| pointed_rule(&origin, error)).collect();
+                output::to_stderr(&text);
+            }
+        }
+    }
+    if bad {
+        return EXIT_BAD;
+    }
+    // Commas and lines: easy to read, and still one value of --net-rule.
+    let text = rules.join(",\n");
+    output::print(&if text.is_empty() { text } else { text + "\n" })
+}
+
+/// A file's name and text; `-` is stdin, which is TOML.
+fn read(path: &Path) -> Result<(String, String), String> {
+    if path == Path::new("-") {
+        let mut text = String::new();
+        io::stdin().read_to_string(&mut text).map_err(|error| format!("cannot read stdin: {error}"))?;
+        return Ok(("stdin.toml".to_owned(), text));
+    }
+    let name = path.display().to_string();
+    let text = fs::read_to_string(path).map_err(|error| format!("cannot read {name}: {error}"))?;
+    Ok((name, text))
+}

@@ -1,0 +1,229 @@
+//! `cofferdam run`: from flags to a sandbox and its exit status.
+
+use std::fs::{self, File};
+use std::io::{self, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+
+use clap::ArgMatches;
+use cofferdam_control::summary::{Detail, Summary};
+use cofferdam_control::{
+    Capability, EXIT_SETUP, EventLog, Finished, Mount, ResourceLimits, RunOptions, Sandbox, Terminal, check_project,
+    create_report, environment,
+};
+use cofferdam_model::{Action, DenyWith, NetworkConfig};
+use cofferdam_policy::file::{self, FlagItem};
+
+use crate::args::{ActionWord, DenyWord, EvidenceArgs, LimitArgs, NetworkArgs, PlaceArgs, RunArgs};
+use crate::output;
+
+/// Runs a program and returns the exit status. `matches` knows the order of the flags.
+pub(crate) fn run(args: RunArgs, matches: &ArgMatches) -> u8 {
+    let RunArgs { network, limits, place, evidence, command } = args;
+    let started = network_config(&network, &limits, matches).and_then(|config| {
+        let mut options = RunOptions::new(command, config);
+        options.allow_changes_default = network.leaves_default();
+        options.fail_on_deny = evidence.fail_on_deny;
+        fill_place(&mut options, place)?;
+        options.limits =
+            ResourceLimits { memory: limits.memory, cpus: limits.cpus, pids: limits.pids, timeout: limits.timeout };
+        // What the run leaves behind is opened before it starts: a run whose evidence has no place does not happen.
+        let mut log = open_log(evidence.events.as_deref())?;
+        let report = evidence.json_summary.as_deref().map(open_report).transpose()?;
+        let finished = Sandbox::prepare(options)
+            .and_then(|sandbox| sandbox.run(&mut log))
+            .map_err(|error| Refusal { text: output::chain(&error), status: error.exit_status() })?;
+        Ok((finished, report))
+    });
+    match started {
+        Ok((finished, report)) => conclude(&finished, report, &evidence),
+        Err(refusal) => output::fail(&refusal.text, refusal.status),
+    }
+}
+
+/// Why a run did not happen, as text, and its exit status.
+#[derive(Debug)]
+struct Refusal {
+    text: String,
+    status: u8,
+}
+
+impl Refusal {
+    fn setup(text: String) -> Refusal {
+        Refusal { text, status: EXIT_SETUP }
+    }
+}
+
+/// Prints and writes what the run has shown.
+fn conclude(finished: &Finished, report: Option<(PathBuf, File)>, evidence: &EvidenceArgs) -> u8 {
+    if !evidence.quiet {
+        for notice in
+            finished.notices.iter().map(String::as_str).chain(finished.summary.notices().iter().map(String::as_str))
+        {
+            output::say(notice);
+        }
+        let detail = if evidence.verbose { Detail::Always } else { Detail::Denials };
+        output::to_stderr(&finished.summary.render(detail));
+    }
+    if let Some((path, mut file)) = report {
+        let text = json_summary(&finished.summary, finished.exit_status);
+        if let Err(error) = file.write_all(text.as_bytes()) {
+            output::say(&format!("cannot write the summary to {}: {error}", path.display()));
+        }
+    }
+    finished.exit_status
+}
+
+fn json_summary(summary: &Summary, exit_status: u8) -> String {
+    let mut value = summary.to_json();
+    if let Some(object) = value.as_object_mut() {
+        object.insert("exit_status".to_owned(), exit_status.into());
+    }
+    format!("{value:#}\n")
+}
+
+/// The network that the flags ask for, or everything that is wrong with them.
+fn network_config(args: &NetworkArgs, limits: &LimitArgs, matches: &ArgMatches) -> Result<NetworkConfig, Refusal> {
+    let items = flag_items(args, limits, matches)?;
+    let mut network = file::from_flags(&items).map_err(|errors| {
+        output::to_stderr(&crate::policy::explained(&errors));
+        Refusal::setup("the network's configuration cannot be used, so nothing was started".to_owned())
+    })?;
+    if args.ipv6 {
+        network.interface.ipv6 = Some(true);
+    }
+    Ok(network)
+}
+
+/// The flags as the policy crate reads them, in the order of the command line.
+fn flag_items(args: &NetworkArgs, limits: &LimitArgs, matches: &ArgMatches) -> Result<Vec<FlagItem>, Refusal> {
+    let mut ordered: Vec<(usize, FlagItem)> = Vec::new();
+    let mut add = |id: &str, values: &[String], item: fn(String) -> FlagItem| {
+        let places = matches.indices_of(id).into_iter().flatten();
+        ordered.extend(places.zip(values.iter().map(|value| item(value.clone()))));
+    };
+    add("net", &args.net, FlagItem::Net);
+    add("allow", &args.allow, FlagItem::Allow);
+    add("deny", &args.deny, FlagItem::Deny);
+    add("net_rule", &args.net_rule, FlagItem::NetRule);
+    ordered.sort_by_key(|(place, _)| *place);
+
+    let mut items = Vec::new();
+    if let Some(path) = &args.net_conf {
+        let text = fs::read_to_string(path)
+            .map_err(|error| Refusal::setup(format!("cannot read --net-conf {}: {error}", path.display())))?;
+        items.push(FlagItem::Conf { name: path.display().to_string(), text });
+    }
+    items.extend(args.no_net.then_some(FlagItem::NoNet));
+    items.extend(ordered.into_iter().map(|(_, item)| item));
+    let both = args.net_default.map(ActionWord::action);
+    items.extend(args.net_default_egress.map(ActionWord::action).or(both).map(FlagItem::DefaultEgress));
+    items.extend(args.net_default_ingress.map(ActionWord::action).or(both).map(FlagItem::DefaultIngress));
+    items.extend(args.deny_with.map(|word| FlagItem::DenyWith(word.deny_with())));
+    items.extend(args.dns_nameserver.iter().cloned().map(FlagItem::Nameserver));
+    items.extend(args.dns_query_timeout_ms.map(FlagItem::QueryTimeoutMs));
+    items.extend(limits.max_connections.map(FlagItem::MaxConnections));
+    items.extend(limits.max_udp_connections.map(FlagItem::MaxUdpConnections));
+    items.extend(args.mtu.map(FlagItem::Mtu));
+    items.extend(args.ipv4_pool.clone().map(FlagItem::Ipv4Pool));
+    items.extend(args.ipv6_pool.clone().map(FlagItem::Ipv6Pool));
+    items.extend(args.no_ipv6.then_some(FlagItem::NoIpv6));
+    Ok(items)
+}
+
+fn fill_place(options: &mut RunOptions, place: PlaceArgs) -> Result<(), Refusal> {
+    let current =
+        std::env::current_dir().map_err(|error| Refusal::setup(format!("the current directory is gone: {error}")));
+    if !place.no_cwd {
+        let home = std::env::var_os("HOME").map(PathBuf::from);
+        let project = check_project(&current.as_ref().map_err(Refusal::again)?.clone(), home.as_deref());
+        options.project = Some(project.map_err(|error| Refusal::setup(output::chain(&error)))?);
+    }
+    let absolute = |path: &Path| match &current {
+        Ok(current) => Ok(current.join(path)),
+        Err(_) if path.is_absolute() => Ok(path.to_owned()),
+        Err(refusal) => Err(Refusal::again(refusal)),
+    };
+    for mount in place.mount {
+        let source = absolute(&mount.source)?;
+        source
+            .symlink_metadata()
+            .map_err(|error| Refusal::setup(format!("cannot show {} in the sandbox: {error}", source.display())))?;
+        options.mounts.push(Mount { source, target: mount.target, read_only: mount.read_only });
+    }
+    options.rootfs = place.rootfs.as_deref().map(absolute).transpose()?;
+    // A path inside: relative to where the program would start otherwise.
+    let start = options.project.clone().unwrap_or_else(|| environment::HOME.into());
+    options.workdir = place.workdir.map(|dir| start.join(dir));
+    options.uid = place.user;
+    options.allow_userns = place.allow_userns;
+    for name in &place.cap_add {
+        let capability: Capability = name.parse().map_err(|error| Refusal::setup(format!("--cap-add: {error}")))?;
+        options.capabilities.push(capability);
+    }
+    let terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
+    options.terminal = if place.tty || terminal { Terminal::Pty } else { Terminal::Inherit };
+    options.env = environment(&place.env, &place.env_pass)?;
+    Ok(())
+}
+
+impl Refusal {
+    fn again(refusal: &Refusal) -> Refusal {
+        Refusal { text: refusal.text.clone(), status: refusal.status }
+    }
+}
+
+fn environment(
+    set: &[std::ffi::OsString],
+    passed: &[std::ffi::OsString],
+) -> Result<Vec<(std::ffi::OsString, std::ffi::OsString)>, Refusal> {
+    let refuse =
+        |error: environment::EnvironmentError| Refusal::setup(format!("the environment cannot be made: {error}"));
+    let set =
+        set.iter().map(|given| environment::parse_assignment(given)).collect::<Result<Vec<_>, _>>().map_err(refuse)?;
+    environment::build(|name| std::env::var_os(name), passed, &set).map_err(refuse)
+}
+
+fn open_log(path: Option<&Path>) -> Result<EventLog, Refusal> {
+    match path {
+        None => Ok(EventLog::none()),
+        Some(path) if path == Path::new("-") => Ok(EventLog::to(Box::new(io::stdout()))),
+        Some(path) => Ok(EventLog::to(Box::new(open_report(path)?.1))),
+    }
+}
+
+fn open_report(path: &Path) -> Result<(PathBuf, File), Refusal> {
+    match create_report(path) {
+        Ok(file) => Ok((path.to_owned(), file)),
+        Err(error) => {
+            let link = if path.is_symlink() { " (it is a symbolic link, which is not followed)" } else { "" };
+            Err(Refusal::setup(format!("cannot write {}{link}: {error}", path.display())))
+        }
+    }
+}
+
+impl NetworkArgs {
+    /// Whether nothing has moved the default away from the public internet, as one `--allow` would.
+    fn leaves_default(&self) -> bool {
+        let egress = self.net_default.or(self.net_default_egress);
+        self.net.is_empty() && self.allow.is_empty() && self.net_conf.is_none() && egress.is_none()
+    }
+}
+
+impl ActionWord {
+    fn action(self) -> Action {
+        match self {
+            ActionWord::Allow => Action::Allow,
+            ActionWord::Deny => Action::Deny,
+        }
+    }
+}
+
+impl DenyWord {
+    fn deny_with(self) -> DenyWith {
+        match self {
+            DenyWord::Reset => DenyWith::Reset,
+            DenyWord::Icmp => DenyWith::Icmp,
+            DenyWord::Drop => DenyWith::Drop,
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! Values of flags that have units or parts.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A `--mount`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct MountSpec {
+    pub source: PathBuf,
+    pub target: PathBuf,
+    pub read_only: bool,
+}
+
+/// A time such as `30s`, `1h30m`, `250ms`; a bare number is seconds.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    const EXPECTED: &str = "expected a time such as 30s, 5m, 1h30m or 250ms";
+    let mut total = Duration::ZERO;
+    let mut rest = text;
+    if let Ok(seconds) = text.parse::<u64>() {
+        total = Duration::from_secs(seconds);
+        rest = "";
+    }
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or(EXPECTED)?;
+        let (number, tail) = rest.split_at(digits);
+        let number: u64 = number.parse().map_err(|_| EXPECTED)?;
+        let letters = tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len());
+        let (unit, tail) = tail.split_at(letters);
+        let unit = match unit {
+            "ms" => Duration::from_millis(1),
+            "s" => Duration::from_secs(1),
+            "m" => Duration::from_secs(60),
+            "h" => Duration::from_secs(3600),
+            "d" => Duration::from_secs(86_400),
+            _ => return Err(format!("{EXPECTED}; the unit {unit:?} is unknown")),
+        };
+        let part = u32::try_from(number).ok().and_then(|number| unit.checked_mul(number));
+        total = part.and_then(|part| total.checked_add(part)).ok_or("the time is too long")?;
+        rest = tail;
+    }
+    if total.is_zero() { Err("the time must be longer than zero".to_owned()) } else { Ok(total) }
+}
+
+/// A size such as `512M` or `2G` in bytes; units are powers of 1024, and `K`, `KB` and `KiB` mean the same.
+pub(crate) fn size(text: &str) -> Result<u64, String> {
+    const EXPECTED: &str = "expected a size such as 512M or 2G";
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| EXPECTED)?;
+    let unit = unit.to_ascii_lowercase();
+    let shift = match unit.strip_suffix("ib").or_else(|| unit.strip_suffix('b')).unwrap_or(&unit) {
+        "" => 0,
+        "k" => 10,
+        "m" => 20,
+        "g" => 30,
+        "t" => 40,
+        _ => return Err(EXPECTED.to_owned()),
+    };
+    match number.checked_mul(1 << shift) {
+        Some(0) => Err("the size must be more than zero".to_owned()),
+        Some(bytes) => Ok(bytes),
+        None => Err("the size is too large".to_owned()),
+    }
+}
+
+/// A number of processors such as `2` or `0.5`.
+pub(crate) fn cpus(text: &str) -> Result<f32, String> {
+    const EXPECTED: &str = "expected a number of processors such as 2 or 0.5, at least 0.01";
+    // Neither signs nor exponents nor `inf`: what is left of the grammar of floats is what people write.
+    let plain = text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+    match text.parse::<f32>() {
+        // The kernel's smallest quota is 1 ms in a period of 100 ms; no machine has a million processors.
+        Ok(number) if plain && (0.01..=1_000_000.0).contains(&number) => Ok(number),
+        Ok(_) | Err(_) => Err(EXPECTED.to_owned()),
+    }
+}
+
+/// `SRC:DST` with `:ro` or `:rw` (the default) behind.
+pub(crate) fn mount(text: &str) -> Result<MountSpec, String> {
+    const EXPECTED: &str = "expected SRC:DST or SRC:DST:ro, with DST an absolute path";
+    let (text, read_only) = match (text.strip_suffix(":ro"), text.strip_suffix(":rw")) {
+        (Some(rest), _) => (rest, true),
+        (None, Some(rest)) => (rest, false),
+        (None, None) => (text, false),
+    };
+    let (source, target) = text.rsplit_once(':').ok_or(EXPECTED)?;
+    if source.is_empty() || !target.starts_with('/') {
+        return Err(EXPECTED.to_owned());
+    }
+    Ok(MountSpec { source: source.into(), target: target.into(), read_only })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times() {
+        for (text, millis) in
+            [("30", 30_000), ("30s", 30_000), ("1h30m", 5_400_000), ("250ms", 250), ("1m1s1ms", 61_001)]
+        {
+            assert_eq!(duration(text), Ok(Duration::from_millis(millis)), "{text}");
+        }
+        for text in
+            ["", "s", "0", "0s", "5x", "1.5s", "-3", "99999999999999999999s", "4294967295d999999999999d", "5m3", " 5s"]
+        {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes() {
+        for (text, bytes) in
+            [("1", 1), ("4k", 4096), ("512M", 512 << 20), ("2GiB", 2 << 30), ("3gb", 3 << 30), ("1T", 1 << 40)]
+        {
+            assert_eq!(size(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "0", "0M", "M", "5X", "1.5G", "-1", "99999999999T", "5 M"] {
+            assert!(size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn processors() {
+        for (text, number) in [("1", 1.0), ("0.5", 0.5), ("2.25", 2.25), ("0.01", 0.01)] {
+            assert_eq!(cpus(text), Ok(number), "{text}");
+        }
+        for text in ["", "0", "0.001", "-1", "1e3", "inf", "nan", "99999999999", "1.2.3"] {
+            assert!(cpus(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn mounts() {
+        let plain = |read_only| MountSpec { source: "/a:b".into(), target: "/c".into(), read_only };
+        assert_eq!(mount("/a:b:/c"), Ok(plain(false)));
+        assert_eq!(mount("/a:b:/c:ro"), Ok(plain(true)));
+        assert_eq!(mount("/a:b:/c:rw"), Ok(plain(false)));
+        for text in ["", "/a", "/a:", ":/a", "/a:b", "/a:ro"] {
+            assert!(mount(text).is_err(), "{text}");
+        }
+    }
+}
