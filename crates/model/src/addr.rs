@@ -126,6 +126,32 @@ impl Classifier {
         }
     }
 
+    /// The group of every address in `net`, when they all are in the same; `None` also for IPv6 networks whose addresses may
+    /// carry IPv4 addresses inside.
+    #[must_use]
+    pub fn classify_net(&self, net: IpNet) -> Option<Group> {
+        match net {
+            IpNet::V4(net) => group_of_stretch(&self.v4, net.network(), net.broadcast()),
+            IpNet::V6(net) => {
+                let (first, last) = (net.network(), net.broadcast());
+                let overlaps = |other: &Ipv6Net| other.contains(&first) || net.contains(&other.network());
+                let special = EMBEDDING.iter().filter_map(|(network, length)| Ipv6Net::new(*network, *length).ok());
+                if special.chain(self.host.nat64.iter().copied()).any(|other| overlaps(&other)) {
+                    return (first == last).then(|| self.classify(IpAddr::V6(first)));
+                }
+                group_of_stretch(&self.v6, first, last)
+            }
+        }
+    }
+
+    /// Whether an address of group metadata is in `net`.
+    #[must_use]
+    pub fn holds_metadata(&self, net: IpNet) -> bool {
+        let v4 = METADATA_V4.iter().map(|(address, _, _)| IpAddr::V4(*address));
+        let v6 = METADATA_V6.iter().map(|(address, _, _)| IpAddr::V6(*address));
+        v4.chain(v6).any(|address| net.contains(&address))
+    }
+
     fn classify_v4(&self, address: Ipv4Addr) -> Group {
         group_at(&self.v4, address)
     }
@@ -172,6 +198,21 @@ fn group_at<A: Copy + Ord>(partition: &[(A, Group)], address: A) -> Group {
     let after = partition.partition_point(|(start, _)| *start <= address);
     after.checked_sub(1).and_then(|at| partition.get(at)).map_or(Group::Reserved, |(_, group)| *group)
 }
+
+/// The group of all addresses from `first` to `last`, when it is one.
+fn group_of_stretch<A: Copy + Ord>(partition: &[(A, Group)], first: A, last: A) -> Option<Group> {
+    let index = |address: A| partition.partition_point(|(start, _)| *start <= address);
+    (index(first) == index(last)).then(|| group_at(partition, first))
+}
+
+/// The prefixes that [`Classifier::embedded`] looks into, and IPv4-mapped addresses.
+const EMBEDDING: [(Ipv6Addr, u8); 5] = [
+    (Ipv6Addr::UNSPECIFIED, 96),
+    (Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0), 96),
+    (Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0), 96),
+    (Ipv6Addr::new(0x2002, 0, 0, 0, 0, 0, 0, 0), 16),
+    (Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0), 32),
+];
 
 fn partition_v4(host: &HostNetwork) -> Vec<(Ipv4Addr, Group)> {
     let own = host.addresses.iter().filter_map(|address| match address.to_canonical() {
@@ -465,6 +506,27 @@ mod tests {
             ("fe80::5", Group::LinkLocal),
         ];
         assert_groups(&Classifier::new(host), &groups);
+    }
+
+    #[test]
+    fn a_network_has_a_group_when_all_of_it_is_in_one() {
+        let classifier = Classifier::default();
+        let cases = [
+            ("10.0.0.0/8", Some(Group::Private)),
+            ("10.1.0.0/16", Some(Group::Private)),
+            ("8.0.0.0/6", None),
+            ("169.254.0.0/16", None),
+            ("169.254.169.254/32", Some(Group::Metadata)),
+            ("fc00::/7", None),
+            ("fc00::/8", Some(Group::Private)),
+            ("2002::/16", None),
+            ("2002:a00:1::/128", Some(Group::Private)),
+            ("2a00::/12", Some(Group::Public)),
+            ("::/0", None),
+        ];
+        for (net, group) in cases {
+            assert_eq!(classifier.classify_net(net.parse().unwrap()), group, "{net}");
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! to it: the rule grammar, presets, files and the builder fill a [`PolicyConfig`](cofferdam_model::PolicyConfig), and
 //! [`Policy::compile`] turns that into lookup tables. No I/O, no clock, no randomness.
 
+pub mod builder;
 pub mod file;
 pub mod grammar;
 pub mod preset;

@@ -17,6 +17,7 @@
 
 use cofferdam_model::{Action, Classifier, Destination, Direction, DomainName, Group, PolicyConfig, Rule, RuleText};
 
+use crate::builder::PolicyBuilder;
 use crate::table::Rank;
 use crate::table::names::{NameTree, Reach};
 use crate::table::ports::{Ranks, Service, Table};
@@ -46,6 +47,11 @@ impl Policy {
             egress: Side::new(&config.rules, Direction::Egress),
             ingress: Side::new(&config.rules, Direction::Ingress),
         }
+    }
+
+    /// Makes a policy by code.
+    pub fn builder() -> PolicyBuilder {
+        PolicyBuilder::default()
     }
 
     /// Whether the flow may pass. Allocates nothing.

@@ -402,8 +402,9 @@ fn unbracketed_ipv6(text: &str) -> Option<String> {
     let ends = text.match_indices(':').map(|(at, _)| at).chain([text.len()]);
     ends.rev().find_map(|end| {
         let (address, rest) = text.split_at_checked(end)?;
-        let plain = address.split_once('/').map_or(address, |(address, _)| address);
-        plain.parse::<Ipv6Addr>().ok().map(|_| format!("[{address}]{rest}"))
+        let (plain, length) = address.split_once('/').unwrap_or((address, "0"));
+        let is_address = plain.parse::<Ipv6Addr>().is_ok() && decimal(length).is_some();
+        is_address.then(|| format!("[{address}]{rest}"))
     })
 }
 

@@ -1,0 +1,319 @@
+//! Flags, files and the wire form: every door gives the same policy and refuses the same mistakes.
+
+use cofferdam_model::{Action, DenyWith, NetworkConfig};
+use cofferdam_policy::file::{self, FlagItem, default_network, from_flags};
+use cofferdam_policy::grammar::format_rule;
+
+#[test]
+fn nothing_said_is_the_public_internet() {
+    let config = from_flags(&[]).unwrap();
+    assert_eq!(config, default_network());
+    assert_eq!(rules(&config), ["allow@dns", "allow@public"]);
+    assert_eq!((config.policy.default_egress, config.policy.default_ingress), (Action::Deny, Action::Allow));
+    assert_eq!(file::parse("x.toml", "").unwrap(), config);
+    assert_eq!(file::parse("x.json", "{}").unwrap(), config);
+    assert_eq!(file::parse("x.yaml", "").unwrap(), config);
+}
+
+#[test]
+fn flags_put_rules_before_what_stands_behind_them() {
+    let rule = |text: &str| FlagItem::NetRule(text.to_owned());
+    let allow = |text: &str| FlagItem::Allow(text.to_owned());
+    let deny = |text: &str| FlagItem::Deny(text.to_owned());
+    let net = |text: &str| FlagItem::Net(text.to_owned());
+    let cases: [(&[FlagItem], &[&str]); 11] = [
+        (&[rule("deny@any:tcp:25")], &["deny@any:tcp:25", "allow@dns", "allow@public"]),
+        (&[deny("8.8.8.8")], &["deny@8.8.8.8:tcp+udp", "allow@dns", "allow@public"]),
+        (&[allow("x.org")], &["allow@x.org:tcp+udp"]),
+        (
+            &[allow("x.org"), rule("deny@y.org"), allow("z.org:1")],
+            &["allow@x.org:tcp+udp", "deny@y.org", "allow@z.org:tcp+udp:1"],
+        ),
+        (&[allow("10.0.0.5"), net("public")], &["allow@10.0.0.5:tcp+udp", "allow@dns", "allow@public"]),
+        (&[net("host,public"), rule("deny@1.1.1.1")], &["deny@1.1.1.1", "allow@dns", "allow@host", "allow@public"]),
+        (&[net("public"), net("private,public")], &["allow@dns", "allow@public", "allow@private"]),
+        (&[net("non-local")], &["allow@dns", "allow@public", "allow@private"]),
+        (&[FlagItem::DefaultEgress(Action::Deny), rule("allow@8.8.8.8")], &["allow@8.8.8.8"]),
+        (&[FlagItem::DefaultIngress(Action::Deny)], &["allow@dns", "allow@public"]),
+        (&[net("all")], &[]),
+    ];
+    for (items, expected) in cases {
+        let config = from_flags(items).unwrap_or_else(|errors| panic!("{errors}"));
+        assert_eq!(rules(&config), expected, "{items:?}");
+        assert!(config.enabled);
+        let all = items.contains(&net("all"));
+        assert_eq!(config.policy.default_egress, if all { Action::Allow } else { Action::Deny }, "{items:?}");
+    }
+}
+
+#[test]
+fn no_network_is_no_interface() {
+    for items in
+        [vec![FlagItem::NoNet], vec![FlagItem::Net("none".into())], vec![FlagItem::NoNet, FlagItem::Net("none".into())]]
+    {
+        let config = from_flags(&items).unwrap();
+        assert!(!config.enabled);
+        assert_eq!(config.policy.default_egress, Action::Deny);
+        assert_eq!(config.policy.default_ingress, Action::Deny);
+    }
+    let contradictions =
+        [vec![FlagItem::NoNet, FlagItem::Allow("x.org".into())], vec![FlagItem::NoNet, FlagItem::Net("public".into())]];
+    for items in contradictions {
+        assert!(from_flags(&items).is_err(), "{items:?}");
+    }
+}
+
+#[test]
+fn profiles_that_do_not_go_together_are_refused() {
+    let cases = [
+        ("none,public", "stands alone"),
+        ("public,all", "stands alone"),
+        ("all,none", "stands alone"),
+        ("pubilc", "did you mean `public`?"),
+        ("", "no profile is named"),
+        ("mounts-only", "not supported yet"),
+    ];
+    for (text, part) in cases {
+        let errors = from_flags(&[FlagItem::Net(text.into())]).unwrap_err().to_string();
+        assert!(errors.contains(part), "{text}: {errors}");
+    }
+}
+
+#[test]
+fn a_file_in_any_format_is_the_same_network() {
+    let toml = r#"
+        [network]
+        preset = "public-only"
+        default_egress = "deny"
+        rules = ["allow@api.github.com:tcp:443", "deny@any:tcp:25"]
+        deny_domains = ["metadata.google.internal"]
+        deny_domain_suffixes = [".tracking.example", "ads.example"]
+        deny_with = "icmp"
+        max_connections = 7
+        [network.dns]
+        nameservers = ["1.1.1.1:53", "[2606:4700::1111]:5353", "9.9.9.9"]
+        query_timeout_ms = 250
+        rebind_protection = false
+        [network.interface]
+        mtu = 9000
+        ipv4_pool = "10.9.0.0/16"
+    "#;
+    let json = r#"{"network": {"preset": "public-only", "default_egress": "deny",
+        "rules": [{"action": "allow", "destination": {"domain": "api.github.com"}, "protocols": ["tcp"], "ports": [{"start": 443, "end": 443}]},
+                  {"action": "deny", "direction": "egress", "destination": "any", "protocols": ["tcp"], "ports": [25]}],
+        "deny_domains": ["metadata.google.internal"], "deny_domain_suffixes": [".tracking.example", "*.ads.example"],
+        "deny_with": "icmp", "max_connections": 7,
+        "dns": {"nameservers": ["1.1.1.1:53", "[2606:4700::1111]:5353", "9.9.9.9"], "query_timeout_ms": 250, "rebind_protection": false},
+        "interface": {"mtu": 9000, "ipv4_pool": "10.9.0.0/16"}}}"#;
+    let yaml = "
+network:
+  preset: public-only
+  default_egress: deny
+  rules:
+    - allow@api.github.com:tcp:443
+    - action: deny
+      destination: any
+      protocols: [tcp]
+      ports: ['25']
+  deny_domains: [metadata.google.internal]
+  deny_domain_suffixes: ['.tracking.example', 'suffix!=ads.example']
+  deny_with: icmp
+  max_connections: 7
+  dns:
+    nameservers: ['1.1.1.1:53', '[2606:4700::1111]:5353', 9.9.9.9]
+    query_timeout_ms: 250
+    rebind_protection: false
+  interface: {mtu: 9000, ipv4_pool: 10.9.0.0/16}
+";
+    let config = file::parse("cofferdam.toml", toml).unwrap_or_else(|errors| panic!("{errors}"));
+    assert_eq!(
+        rules(&config),
+        [
+            "deny@metadata.google.internal",
+            "deny@.tracking.example",
+            "deny@*.ads.example",
+            "allow@api.github.com:tcp:443",
+            "deny@any:tcp:25",
+            "allow@dns",
+            "allow@public"
+        ]
+    );
+    assert_eq!(config.deny_with, DenyWith::Icmp);
+    assert_eq!(config.dns.nameservers.len(), 3);
+    assert_eq!(config.interface.mtu, 9000);
+    assert_eq!(file::parse("x.json", json).unwrap_or_else(|errors| panic!("{errors}")), config);
+    assert_eq!(file::parse("x.yaml", yaml).unwrap_or_else(|errors| panic!("{errors}")), config);
+    let inner = json.strip_prefix(r#"{"network": "#).unwrap().strip_suffix('}').unwrap();
+    assert_eq!(file::parse("x.json", inner).unwrap(), config);
+}
+
+#[test]
+fn a_policy_object_with_a_default_missing_denies_egress_and_allows_ingress() {
+    let config = file::parse("x.json", r#"{"enabled": true, "policy": {"rules": []}}"#).unwrap();
+    assert_eq!((config.policy.default_egress, config.policy.default_ingress), (Action::Deny, Action::Allow));
+    assert_eq!(rules(&config), [] as [&str; 0]);
+    let config = file::parse("x.toml", "[network]\nrules = [\"allow@x.org\"]").unwrap();
+    assert_eq!(config.policy.default_egress, Action::Deny);
+    assert_eq!(rules(&config), ["allow@x.org"]);
+    let config = file::parse("x.json", r#"{"enabled": false}"#).unwrap();
+    assert!(!config.enabled);
+}
+
+#[test]
+fn destinations_of_the_wire_form_are_those_of_the_grammar() {
+    let cases = [
+        (r#""any""#, Ok("allow@any")),
+        (r#""*.example.org""#, Ok("allow@*.example.org")),
+        (r#""[fd00::/8]""#, Ok("allow@[fd00::/8]")),
+        (r#""dns""#, Ok("allow@dns")),
+        (r#"{"cidr": "10.0.0.0/8"}"#, Ok("allow@10.0.0.0/8")),
+        (r#"{"cidr": "fd00::/8"}"#, Ok("allow@[fd00::/8]")),
+        (r#"{"cidr": "::ffff:10.0.0.1"}"#, Ok("allow@10.0.0.1")),
+        (r#"{"domain": "Example.ORG."}"#, Ok("allow@example.org")),
+        (r#"{"domain_suffix": "example.org"}"#, Ok("allow@*.example.org")),
+        (r#"{"domain_suffix": ".example.org"}"#, Ok("allow@.example.org")),
+        (r#"{"group": "meta"}"#, Ok("allow@metadata")),
+        (r#"{"cidr": "10.0.0.5/8"}"#, Err("10.0.0.0/8")),
+        (r#"{"cidr": "example.org"}"#, Err("not an address")),
+        (r#"{"domain": "*.example.org"}"#, Err("wildcard")),
+        (r#"{"domain_suffix": "com"}"#, Err("public suffix")),
+        (r#"{"group": "pivate"}"#, Err("`private`")),
+        (r#"{"gruop": "private"}"#, Err("`group`")),
+        (r#"{}"#, Err("empty destination")),
+        (r#"{"group": "private", "cidr": "10.0.0.0/8"}"#, Err("do not combine")),
+        (r#""""#, Err("empty target")),
+        (r#""localhost""#, Err("`host`")),
+    ];
+    for (destination, expected) in cases {
+        let text = format!(r#"{{"policy": {{"rules": [{{"action": "allow", "destination": {destination}}}]}}}}"#);
+        match (file::parse("x.json", &text), expected) {
+            (Ok(config), Ok(rule)) => assert_eq!(rules(&config), [rule], "{destination}"),
+            (Err(errors), Err(part)) => assert!(errors.to_string().contains(part), "{destination}: {errors}"),
+            (got, _) => panic!("{destination}: {got:?}"),
+        }
+    }
+}
+
+#[test]
+fn mistakes_are_refused_with_their_place() {
+    let cases = [
+        ("x.toml", "[network]\npreset = \"public\"\nruels = []", &["line 3", "`ruels`", "did you mean `rules`?"][..]),
+        ("x.toml", "[netwrok]\npreset = \"public\"", &["`netwrok`", "did you mean `network`?"]),
+        ("x.toml", "[network]\nrules = [{acton = \"deny\", destination = \"any\"}]", &["acton", "`action`"]),
+        ("x.toml", "[network]\nrules = [\"deny@any:tpc\"]", &["rules[0]", "characters 10-12", "`tcp`"]),
+        ("x.toml", "[network]\nrules = [\"\"]", &["rules[0]", "empty rule"]),
+        ("x.toml", "[network]\ndefault_egress = \"dney\"", &["line 2", "did you mean `deny`?"]),
+        ("x.toml", "[network", &["line 1"]),
+        ("x.json", "{\"policy\": {\"rules\": [{\"acton\": \"deny\"}]}}", &["`acton`", "line 1 column", "`action`"]),
+        ("x.json", "{\"policy\": {\"rules\": [{\"action\": \"deny\"}]}}", &["missing field `destination`"]),
+        ("x.json", "{\"policy\": {}, \"rules\": []}", &["policy", "contradict"]),
+        ("x.json", "", &["line 1"]),
+        ("x.yaml", "network:\n  ruels: []", &["`ruels`", "line 2", "did you mean `rules`?"]),
+        ("x.ini", "", &["`.toml`"]),
+        ("x.toml", "[network]\nnetwork_mode = \"open\"", &["network_mode", "not supported"]),
+        ("x.json", "{\"tls\": {}, \"secrets\": [1]}", &["`tls`", "`secrets`", "not supported"]),
+        ("x.json", "{\"interface\": {\"mac\": \"02:00:00:00:00:01\"}}", &["interface.mac", "not supported"]),
+        ("x.toml", "[network.dns]\nnameservers = [\"tls://1.1.1.1\"]", &["dns.nameservers[0]", "not supported"]),
+        ("x.toml", "[network.dns]\nnameservers = [\"dns.google\"]", &["expected `IP`"]),
+        ("x.toml", "[network.dns]\nquery_timeout_ms = 0", &["dns.query_timeout_ms"]),
+        ("x.toml", "[network.interface]\nmtu = 100", &["interface.mtu", "1280"]),
+        ("x.toml", "[network.interface]\nipv4_pool = \"10.0.0.1/8\"", &["10.0.0.0/8"]),
+        ("x.toml", "[network]\npreset = \"publik\"", &["preset", "`public`"]),
+    ];
+    for (name, text, parts) in cases {
+        let errors = file::parse(name, text).expect_err(text).to_string();
+        for part in parts {
+            assert!(errors.contains(part), "{text}: {errors}");
+        }
+    }
+}
+
+#[test]
+fn ports_of_the_wire_form_are_exact() {
+    let cases = [
+        ("[443]", Ok("allow@any:tcp:443")),
+        ("[\"80-90\", {\"start\": 91, \"end\": 91}]", Ok("allow@any:tcp:80-91")),
+        ("[0]", Err("1 to 65535")),
+        ("[65536]", Err("65536")),
+        ("[-1]", Err("-1")),
+        ("[\"443-80\"]", Err("443-80")),
+        ("[\"https\"]", Err("https")),
+        ("[\"80-\"]", Err("80-")),
+        ("[\" 80\"]", Err(" 80")),
+        ("[\"+80\"]", Err("+80")),
+        ("[\"80,deny@any\"]", Err("not a port")),
+        ("[{\"start\": 9, \"end\": 8}]", Err("backwards")),
+        ("[{\"start\": 9}]", Err("`end`")),
+        ("[{\"start\": 9, \"end\": 9, \"step\": 1}]", Err("`step`")),
+        ("[[1]]", Err("a port")),
+        ("443", Err("sequence")),
+    ];
+    for (ports, expected) in cases {
+        let rule = format!(r#"{{"action": "allow", "destination": "any", "protocols": ["tcp"], "ports": {ports}}}"#);
+        match (file::parse("x.json", &format!(r#"{{"policy": {{"rules": [{rule}]}}}}"#)), expected) {
+            (Ok(config), Ok(rule)) => assert_eq!(rules(&config), [rule], "{ports}"),
+            (Err(errors), Err(part)) => assert!(errors.to_string().contains(part), "{ports}: {errors}"),
+            (got, _) => panic!("{ports}: {got:?}"),
+        }
+    }
+    for rule in [
+        r#"{"action": "allow", "destination": "any", "protocols": ["icmp"], "ports": [1]}"#,
+        r#"{"action": "allow", "direction": "ingress", "destination": "any", "protocols": ["icmpv4"]}"#,
+        r#"{"action": "allow", "destination": "any", "protocols": ["sctp"]}"#,
+        r#"{"action": "allow", "direction": "ingress", "destination": "dns"}"#,
+        r#"{"action": "allow", "destination": "dns", "ports": [5353]}"#,
+    ] {
+        assert!(file::parse("x.json", &format!(r#"{{"policy": {{"rules": [{rule}]}}}}"#)).is_err(), "{rule}");
+    }
+}
+
+#[test]
+fn flags_come_before_and_above_a_file() {
+    let conf = |text: &str| FlagItem::Conf { name: "net.toml".into(), text: text.into() };
+    let file = conf(
+        "[network]\npreset = \"private\"\nrules = [\"deny@1.1.1.1\"]\nmax_connections = 5\n[network.dns]\nnameservers = [\"9.9.9.9\"]",
+    );
+    let config = from_flags(&[file.clone(), FlagItem::Allow("8.8.8.8".into())]).unwrap();
+    assert_eq!(rules(&config), ["allow@8.8.8.8:tcp+udp", "deny@1.1.1.1", "allow@dns", "allow@private"]);
+    assert_eq!(config.limits.max_connections, 5);
+    let items = [
+        FlagItem::MaxConnections(9),
+        FlagItem::Net("public".into()),
+        FlagItem::Nameserver("1.1.1.1".into()),
+        FlagItem::DefaultIngress(Action::Deny),
+        file.clone(),
+    ];
+    let config = from_flags(&items).unwrap();
+    assert_eq!(rules(&config), ["deny@1.1.1.1", "allow@dns", "allow@public"]);
+    assert_eq!(config.limits.max_connections, 9);
+    assert_eq!(config.dns.nameservers, ["1.1.1.1:53".parse().unwrap()]);
+    assert_eq!(config.policy.default_ingress, Action::Deny);
+    assert!(from_flags(&[file.clone(), file]).is_err());
+}
+
+#[test]
+fn every_wrong_flag_is_reported() {
+    let items = [
+        FlagItem::NetRule("alow@any".into()),
+        FlagItem::Allow("10.0.0.1/8".into()),
+        FlagItem::Allow(String::new()),
+        FlagItem::Mtu(1),
+        FlagItem::Nameserver("0.0.0.0".into()),
+        FlagItem::Ipv6Pool("fd00::/65".into()),
+        FlagItem::QueryTimeoutMs(0),
+    ];
+    let errors = from_flags(&items).unwrap_err();
+    assert_eq!(errors.0.len(), items.len(), "{errors}");
+    assert!(errors.0[0].rule.is_some() && errors.to_string().contains("--net-rule: rule \"alow@any\", characters 1-4"));
+}
+
+#[test]
+fn the_schema_describes_both_forms() {
+    let schema = file::schema();
+    assert!(schema.contains("\"deny_domain_suffixes\"") && schema.contains("\"additionalProperties\": false"));
+    assert!(schema.contains("\"domain_suffix\"") && !schema.contains("network_mode"));
+}
+
+fn rules(config: &NetworkConfig) -> Vec<String> {
+    config.policy.rules.iter().map(format_rule).collect()
+}

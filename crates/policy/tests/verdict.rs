@@ -1,0 +1,232 @@
+//! What compiled policies decide.
+
+use std::net::IpAddr;
+
+use cofferdam_model::{Action, Classifier, Direction, Group, HostNetwork, PolicyConfig, Protocol};
+use cofferdam_policy::grammar::parse_rules;
+use cofferdam_policy::preset::Preset;
+use cofferdam_policy::{Facts, NameVerdict, PinnedName, Policy, RuleRef};
+
+const GATEWAY: &str = "172.16.0.1";
+
+#[test]
+fn the_first_match_decides_for_address_port_and_protocol() {
+    let policy = by_hand(
+        "deny@10.77.0.66, allow@10.77.0.0/24:tcp:5000+8000-8081, deny@10.77.0.0/16, allow@10.0.0.0/8:tcp:7, \
+         allow@93.184.215.14:udp:7",
+    );
+    let cases = [
+        ("tcp", "10.77.0.5", 5000, Some(1)),
+        ("tcp", "10.77.0.5", 8000, Some(1)),
+        ("tcp", "10.77.0.5", 8081, Some(1)),
+        ("tcp", "10.77.0.5", 8082, Some(2)),
+        ("tcp", "10.77.0.5", 7999, Some(2)),
+        ("tcp", "10.77.0.66", 5000, Some(0)),
+        ("tcp", "10.77.0.5", 7, Some(2)),
+        ("tcp", "10.77.1.5", 5000, Some(2)),
+        ("tcp", "10.78.0.5", 7, Some(3)),
+        ("tcp", "10.78.0.5", 22, None),
+        ("tcp", "11.0.0.5", 7, None),
+        ("udp", "10.77.0.5", 5000, Some(2)),
+        ("udp", "93.184.215.14", 7, Some(4)),
+        ("tcp", "93.184.215.14", 7, None),
+        ("tcp", "::ffff:10.77.0.5", 5000, Some(1)),
+    ];
+    for (protocol, peer, port, rule) in cases {
+        let expected = rule.map_or(RuleRef::Default(Direction::Egress), RuleRef::Rule);
+        let verdict = policy.check(&egress(protocol, peer, port, &[]));
+        assert_eq!(verdict.reason().rule, expected, "{protocol} {peer}:{port}");
+        assert_eq!(verdict.is_allow(), matches!(rule, Some(1 | 3 | 4)), "{protocol} {peer}:{port}");
+    }
+}
+
+#[test]
+fn an_allowed_network_opens_neither_host_nor_metadata() {
+    let wide = by_hand("allow@172.16.0.0/12,allow@169.254.0.0/16,allow@0.0.0.0/0,allow@[::/0]");
+    for closed in [GATEWAY, "169.254.169.254", "168.63.129.16", "fd00:ec2::254", "64:ff9b::169.254.169.254"] {
+        assert!(!allows(&wide, closed), "{closed}");
+    }
+    for open in ["172.16.0.2", "169.254.1.1", "8.8.8.8", "fd00::1"] {
+        assert!(allows(&wide, open), "{open}");
+    }
+    for (rules, peer) in [
+        ("allow@host", GATEWAY),
+        ("allow@172.16.0.1", GATEWAY),
+        ("allow@172.16.0.1/32", GATEWAY),
+        ("allow@any", GATEWAY),
+        ("allow@metadata", "169.254.169.254"),
+        ("allow@169.254.169.254", "169.254.169.254"),
+        ("allow@[fd00:ec2::254]", "fd00:ec2::254"),
+        ("allow@any", "169.254.169.254"),
+    ] {
+        assert!(allows(&by_hand(rules), peer), "{rules} {peer}");
+    }
+    let open = PolicyConfig { default_egress: Action::Allow, ..PolicyConfig::default() };
+    assert!(allows(&Policy::compile(&open, classifier()), "169.254.169.254"));
+}
+
+#[test]
+fn a_denied_network_closes_host_and_metadata_as_well() {
+    let policy = by_hand("deny@172.16.0.0/12,deny@169.254.0.0/16,allow@any");
+    for closed in [GATEWAY, "172.20.0.1", "169.254.169.254", "::ffff:172.16.0.1"] {
+        assert!(!allows(&policy, closed), "{closed}");
+    }
+    // The wider allow comes first but passes over metadata, so the narrower deny is what decides.
+    let policy = by_hand("allow@169.254.0.0/16,deny@169.254.169.254,allow@metadata");
+    assert_eq!(policy.check(&egress("tcp", "169.254.169.254", 80, &[])).reason().rule, RuleRef::Rule(1));
+}
+
+#[test]
+fn groups_are_disjoint() {
+    let policy = by_hand("allow@private");
+    assert!(allows(&policy, "10.0.0.1") && allows(&policy, "192.168.1.1") && allows(&policy, "fd00::1"));
+    for closed in ["127.0.0.1", "169.254.1.1", "169.254.169.254", "224.0.0.1", GATEWAY, "8.8.8.8", "192.0.2.1"] {
+        assert!(!allows(&policy, closed), "{closed}");
+    }
+}
+
+#[test]
+fn the_default_preset_reaches_the_public_internet_and_dns_only() {
+    let policy = Policy::compile(&Preset::standard().policy(), classifier());
+    assert!(allows(&policy, "8.8.8.8") && allows(&policy, "2606:4700::1111"));
+    for closed in ["10.0.0.1", "169.254.169.254", "100.64.0.1", "192.0.2.1", "fd00::1", "2001:db8::1", "5f00::1"] {
+        assert!(!allows(&policy, closed), "{closed}");
+    }
+    assert!(policy.check(&egress("udp", GATEWAY, 53, &[])).is_allow());
+    assert!(policy.check(&egress("tcp", GATEWAY, 53, &[])).is_allow());
+    assert!(!policy.check(&egress("tcp", GATEWAY, 22, &[])).is_allow());
+    assert!(policy.check(&icmp("8.8.8.8")).is_allow());
+    assert!(!policy.check(&icmp(GATEWAY)).is_allow());
+}
+
+#[test]
+fn a_rule_with_ports_never_matches_icmp() {
+    let policy = by_hand("deny@8.8.8.8:any:443,allow@8.8.8.8");
+    assert_eq!(policy.check(&icmp("8.8.8.8")).reason().rule, RuleRef::Rule(1));
+    assert_eq!(policy.check(&egress("tcp", "8.8.8.8", 443, &[])).reason().rule, RuleRef::Rule(0));
+    assert!(!by_hand("allow@any:tcp+icmp:443").check(&icmp("8.8.8.8")).is_allow());
+    assert!(by_hand("allow@any:icmp").check(&icmp("8.8.8.8")).is_allow());
+    assert!(!by_hand("allow@any:icmpv6").check(&icmp("8.8.8.8")).is_allow());
+}
+
+#[test]
+fn directions_are_kept_apart() {
+    let config = PolicyConfig {
+        default_ingress: Action::Deny,
+        rules: parse_rules("allow:ingress@10.0.0.0/8:tcp:8080,allow@8.8.8.8,deny:any@9.9.9.9,allow@9.9.9.9").unwrap(),
+        ..PolicyConfig::default()
+    };
+    let policy = Policy::compile(&config, classifier());
+    let check = |direction, peer: &str, port| {
+        let facts = Facts { direction, ..egress("tcp", peer, port, &[]) };
+        policy.check(&facts).is_allow()
+    };
+    assert!(check(Direction::Ingress, "10.1.2.3", 8080));
+    assert!(!check(Direction::Ingress, "10.1.2.3", 8081));
+    assert!(!check(Direction::Egress, "10.1.2.3", 8080));
+    assert!(check(Direction::Egress, "8.8.8.8", 8080));
+    assert!(!check(Direction::Ingress, "8.8.8.8", 8080));
+    assert!(!check(Direction::Egress, "9.9.9.9", 1) && !check(Direction::Ingress, "9.9.9.9", 1));
+}
+
+#[test]
+fn an_allowed_name_counts_only_when_it_was_asked_for() {
+    let policy = by_hand("allow@api.example.org:tcp:443,allow@*.cdn.example:tcp,allow@.below.example");
+    let reached = |name: &str, alias: bool, port| {
+        let names = [pin(name, alias), pin("unrelated.example", false)];
+        policy.check(&egress("tcp", "93.184.215.14", port, &names)).is_allow()
+    };
+    assert!(reached("api.example.org", false, 443));
+    assert!(!reached("api.example.org", false, 80));
+    assert!(!reached("api.example.org", true, 443));
+    assert!(!reached("x.api.example.org", false, 443));
+    assert!(!reached("example.org", false, 443));
+    assert!(reached("cdn.example", false, 1) && reached("a.b.cdn.example", false, 1));
+    assert!(!reached("xcdn.example", false, 1) && !reached("cdn.example.evil.example", false, 1));
+    assert!(reached("a.below.example", false, 1) && !reached("below.example", false, 1));
+    assert!(!policy.check(&egress("tcp", "93.184.215.14", 443, &[])).is_allow());
+}
+
+#[test]
+fn a_denied_name_closes_an_address_when_every_name_on_it_is_denied() {
+    let policy = by_hand("deny@*.evil.example,deny@bad.example,allow@public");
+    let check = |names: &[PinnedName]| policy.check(&egress("tcp", "45.33.32.156", 443, names));
+    assert_eq!(check(&[pin("www.evil.example", false)]).reason().rule, RuleRef::Rule(0));
+    let verdict = check(&[pin("bad.example", false), pin("evil.example", false)]);
+    assert_eq!(verdict.reason().rule, RuleRef::Rule(1));
+    assert_eq!(verdict.reason().name, Some("bad.example".parse().unwrap()));
+    assert!(check(&[pin("evil.example", false), pin("good.example", false)]).is_allow());
+    assert!(check(&[]).is_allow());
+    assert!(check(&[pin("good.example", false)]).is_allow());
+    // A name that hides a denied one behind an alias.
+    assert_eq!(check(&[pin("good.example", false), pin("bad.example", true)]).reason().rule, RuleRef::Rule(1));
+    let shared = [pin("good.example", false), pin("other.example", false), pin("bad.example", true)];
+    assert!(check(&shared).is_allow());
+}
+
+#[test]
+fn a_verdict_names_rule_group_and_name() {
+    let policy = by_hand("allow@private:tcp,allow@*.example.org");
+    let names = [pin("www.example.org", false)];
+    let verdict = policy.check(&egress("udp", "93.184.215.14", 443, &names));
+    assert_eq!(verdict.reason().rule, RuleRef::Rule(1));
+    assert_eq!(verdict.reason().group, Group::Public);
+    assert_eq!(verdict.reason().name, Some("www.example.org".parse().unwrap()));
+    assert_eq!(policy.rule_text(RuleRef::Rule(1)).text, "allow@*.example.org");
+    assert_eq!(policy.rule_text(RuleRef::Rule(1)).index, Some(1));
+    assert_eq!(policy.rule_text(RuleRef::Default(Direction::Egress)).text, "default egress deny");
+    assert_eq!(policy.rule_text(RuleRef::Default(Direction::Ingress)).text, "default ingress allow");
+    assert!(policy.check(&egress("tcp", "10.0.0.1", 443, &names)).reason().name.is_none());
+}
+
+#[test]
+fn a_name_may_be_asked_for_when_a_rule_for_it_or_for_dns_says_so() {
+    let asks = |rules: &str, name: &str| {
+        let policy = by_hand(rules);
+        policy.check_name(&name.parse().unwrap(), &egress("udp", GATEWAY, 53, &[]))
+    };
+    let allowed = |rules: &str, name: &str| matches!(asks(rules, name), NameVerdict::Allow(_));
+    assert!(allowed("allow@x.example.org:tcp:443", "x.example.org"));
+    assert!(!allowed("allow@x.example.org:tcp:443", "example.org"));
+    assert!(allowed("allow@*.example.org", "a.example.org") && allowed("allow@*.example.org", "example.org"));
+    assert!(!allowed("allow@.example.org", "example.org"));
+    assert!(!allowed("allow@public,allow@0.0.0.0/0,allow@172.16.0.1", "example.org"));
+    assert!(allowed("allow@dns", "example.org") && allowed("allow@any", "example.org"));
+    assert!(allowed("allow@host", "example.org") && allowed("allow@any:udp", "example.org"));
+    assert!(!allowed("allow@any:tcp", "example.org") && !allowed("allow@host:udp:5353", "example.org"));
+    assert!(!allowed("deny@bad.example:tcp:443,allow@dns", "bad.example"));
+    assert!(allowed("allow@dns,deny@bad.example", "bad.example"));
+    assert!(!allowed("deny@dns,allow@x.example", "x.example"));
+    assert!(!allowed("", "example.org"));
+    let NameVerdict::Deny(reason) = asks("deny@*.bad.example,allow@dns", "x.bad.example") else { panic!() };
+    assert_eq!((reason.rule, reason.name), (RuleRef::Rule(0), Some("x.bad.example".parse().unwrap())));
+    assert!(!by_hand("allow@dns").uses_names() && by_hand("deny@x.example").uses_names());
+}
+
+fn classifier() -> Classifier {
+    let addresses = vec![GATEWAY.parse().unwrap(), "fd42:6d73:62::1".parse().unwrap()];
+    Classifier::new(HostNetwork { addresses, ..HostNetwork::default() })
+}
+
+fn by_hand(rules: &str) -> Policy {
+    Policy::compile(&PolicyConfig { rules: parse_rules(rules).unwrap(), ..PolicyConfig::default() }, classifier())
+}
+
+fn allows(policy: &Policy, peer: &str) -> bool {
+    policy.check(&egress("tcp", peer, 443, &[])).is_allow()
+}
+
+fn egress<'a>(protocol: &str, peer: &str, port: u16, names: &'a [PinnedName]) -> Facts<'a> {
+    let protocol = if protocol == "tcp" { Protocol::Tcp } else { Protocol::Udp };
+    Facts { direction: Direction::Egress, protocol, peer: peer.parse().unwrap(), port: Some(port), names }
+}
+
+fn icmp(peer: &str) -> Facts<'static> {
+    let peer: IpAddr = peer.parse().unwrap();
+    let protocol = if peer.is_ipv4() { Protocol::IcmpV4 } else { Protocol::IcmpV6 };
+    Facts { direction: Direction::Egress, protocol, peer, port: None, names: &[] }
+}
+
+fn pin(name: &str, alias: bool) -> PinnedName {
+    PinnedName { name: name.parse().unwrap(), alias }
+}
