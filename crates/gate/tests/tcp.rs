@@ -1,5 +1,13 @@
 //! Connections, in the order of the table in `tcp.rs`.
 
+#![allow(
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
+    reason = "a test may fail by panicking"
+)]
+
 mod common;
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};

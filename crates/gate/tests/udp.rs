@@ -1,5 +1,13 @@
 //! UDP mappings, in the order of the table in `udp.rs`, and DNS over UDP.
 
+#![allow(
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
+    reason = "a test may fail by panicking"
+)]
+
 mod common;
 
 use std::net::SocketAddr;

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub(crate) mod observer;
 pub(crate) mod packet;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

@@ -143,17 +143,23 @@ pub(crate) struct Fragment {
 
 impl Seen {
     pub(crate) fn read(offload: Offload, packet: &[u8]) -> Seen {
+        let seen = Seen::read_unsummed(offload, packet);
+        if seen.fragment.is_none() {
+            seen.check_sum(offload, packet.len() - seen.body.len());
+        } else {
+            assert_eq!(offload, Offload::NONE, "nothing may be left to do on a fragment");
+        }
+        seen
+    }
+
+    /// Does not look at the transport checksum.
+    pub(crate) fn read_unsummed(offload: Offload, packet: &[u8]) -> Seen {
         let mut seen = match packet[0] >> 4 {
             4 => Seen::read_v4(packet),
             6 => Seen::read_v6(packet),
             version => panic!("version {version}"),
         };
         seen.segment = offload.udp_segment.map(NonZeroU16::get);
-        if seen.fragment.is_none() {
-            seen.check_sum(offload, packet.len() - seen.body.len());
-        } else {
-            assert_eq!(offload, Offload::NONE, "nothing may be left to do on a fragment");
-        }
         seen
     }
 
