@@ -4,15 +4,18 @@
 //! in a policy count only with proof. [`Resolver`] takes the guest's messages and the upstreams' answers, and says what
 //! should happen as [`Output`] values; sockets, clocks and randomness stay with the caller.
 
-mod answer;
 mod config;
+mod output;
+mod resolver;
+
+mod answer;
 mod lookups;
 mod query;
 mod reply;
-mod resolver;
 mod special;
 mod upstreams;
 mod wire;
 
 pub use config::{Families, Rebinding, ResolverConfig};
-pub use resolver::{ClientId, Output, Resolver, Transport, UpstreamId};
+pub use output::{ClientId, Output, Transport, UpstreamId};
+pub use resolver::Resolver;

@@ -28,54 +28,21 @@ use std::time::Duration;
 
 use chacha20::ChaCha20Rng;
 use chacha20::rand_core::{Rng as _, SeedableRng as _};
-use cofferdam_model::{Action, DecisionId, Direction, DomainName, EventBody, LimitKind, Protocol, RuleText, Time};
+use cofferdam_model::{Action, DecisionId, Direction, EventBody, LimitKind, Protocol, RuleText, Time};
 use cofferdam_policy::{Facts, NameVerdict, Policy, RuleRef, Verdict};
 
-use crate::ResolverConfig;
 use crate::answer::{self, Answer, Arrival, Bindings, Objection, Question};
 use crate::lookups::{Effects, Finished, Key, Lookups, MAX_WAITERS, Route, Waiter};
 use crate::query::{self, Query, Received};
 use crate::reply::{self, ExtendedError, Head, Rcode, Reply};
 use crate::special;
 use crate::wire::{flags, kind};
+use crate::{ClientId, Output, ResolverConfig, Transport, UpstreamId};
 
 /// How often a reached limit is reported.
 const LIMIT_REPORT_EVERY: Duration = Duration::from_secs(1);
 /// Random bits in a decision id: ten characters, and no two alike for one user for all practical purposes.
 const DECISION_BITS: u32 = 50;
-
-/// One query of the guest, as the caller numbers them. Never reused while its answer is outstanding.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ClientId(pub u64);
-
-/// One query of ours, sent to one resolver over a socket of its own. Never reused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct UpstreamId(pub u64);
-
-/// How a DNS message travels. Messages here never carry TCP's length prefix.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Transport {
-    Udp,
-    Tcp,
-}
-
-/// What the caller has to do, in this order.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Output {
-    /// Send `message` to `server` from a socket made for it alone and connected to it, so that the source port is random
-    /// and only that server can answer. Pass everything that arrives to [`Resolver::handle_answer`], an error of the
-    /// socket (or an early end of the TCP connection) to [`Resolver::handle_failure`].
-    Query { upstream: UpstreamId, server: SocketAddr, transport: Transport, message: Vec<u8> },
-    /// Close the socket of this query. Comes once for each `Query`, but not after `handle_failure` for it.
-    Abandon { upstream: UpstreamId },
-    /// Bind `address` to `name` for `ttl`. When that is refused, call [`Resolver::handle_pin_refused`] before the next
-    /// output is taken.
-    Pin { name: DomainName, alias: bool, address: IpAddr, ttl: Duration },
-    /// Send `message` to the guest.
-    Answer { client: ClientId, message: Vec<u8> },
-    /// Something to report.
-    Event(EventBody),
-}
 
 /// Answers the DNS queries of one sandbox.
 #[derive(Debug)]

@@ -42,7 +42,8 @@ pub(crate) fn look_up(domain: &DomainName, gateway: &[IpAddr]) -> Option<Special
         return Some(Special::Addresses(vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]));
     }
     // Multicast DNS, RFC 6762 §22.1 with the link-local reverse zones; onion services, RFC 7686 §2; the canary that asks
-    // whether browsers may go around the network's resolver: not here, where names decide what is reachable.
+    // whether browsers may go around the network's resolver, and the zone in which resolvers say where else they can be
+    // reached (RFC 9462 §6.4): not here, where names decide what is reachable.
     const NOWHERE: [&str; 10] = [
         ZONE,
         "local",
