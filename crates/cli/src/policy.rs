@@ -17,6 +17,9 @@ use crate::output;
 /// Exit status for a policy that cannot be used.
 const EXIT_BAD: u8 = 1;
 
+/// What text from stdin is called.
+const STDIN: &str = "stdin";
+
 pub(crate) fn policy(verb: &PolicyVerb) -> u8 {
     match verb {
         PolicyVerb::Check(args) => check(args),
@@ -44,7 +47,8 @@ fn check(args: &PolicyCheckArgs) -> u8 {
         Ok(read) => read,
         Err(error) => return output::fail(&error, EXIT_BAD),
     };
-    let parsed = file::parse(&name, &text);
+    // Text from stdin has no name that could tell its format.
+    let parsed = file::parse(if name == STDIN { "stdin.toml" } else { &name }, &text);
     if args.json {
         return check_json(&name, parsed.as_ref());
     }
@@ -134,12 +138,12 @@ fn fmt(args: &PolicyFmtArgs) -> u8 {
     output::print(&if text.is_empty() { text } else { text + "\n" })
 }
 
-/// A file's name and text; `-` is stdin, which is TOML.
+/// A file's name and text; `-` is stdin.
 fn read(path: &Path) -> Result<(String, String), String> {
     if path == Path::new("-") {
         let mut text = String::new();
         io::stdin().read_to_string(&mut text).map_err(|error| format!("cannot read stdin: {error}"))?;
-        return Ok(("stdin.toml".to_owned(), text));
+        return Ok((STDIN.to_owned(), text));
     }
     let name = path.display().to_string();
     let text = fs::read_to_string(path).map_err(|error| format!("cannot read {name}: {error}"))?;

@@ -1,0 +1,191 @@
+//! What the command line says, to whom, and with which exit status. Nothing here starts a sandbox.
+
+mod common;
+
+use common::{cofferdam, finish, run, run_in};
+
+/// Every way to ask for help.
+const PAGES: [&[&str]; 9] = [
+    &[],
+    &["run"],
+    &["demo"],
+    &["doctor"],
+    &["policy", "check"],
+    &["policy", "fmt"],
+    &["schema"],
+    &["completions"],
+    &["version"],
+];
+
+#[test]
+fn help_says_this() {
+    for page in PAGES {
+        let name = if page.is_empty() { "help".to_owned() } else { format!("help-{}", page.join("-")) };
+        let help = run(&[page, &["--help"]].concat());
+        assert_eq!((help.status, help.stderr.as_str()), (0, ""), "{name}");
+        insta::assert_snapshot!(name, help.stdout);
+    }
+}
+
+#[test]
+fn short_help_fits_a_screen() {
+    for page in PAGES {
+        let help = run(&[page, &["-h"]].concat());
+        assert!(help.stdout.lines().count() <= 24, "{page:?} has {} lines", help.stdout.lines().count());
+        assert!(help.stdout.lines().all(|line| line.chars().count() <= 80), "{page:?}: {}", help.stdout);
+    }
+}
+
+#[test]
+fn long_help_has_an_example_per_verb() {
+    for page in PAGES.iter().filter(|page| !page.is_empty()) {
+        let help = run(&[page, &["--help"][..]].concat());
+        assert!(help.stdout.contains(&format!("  cofferdam {}", page.join(" "))), "{page:?}: {}", help.stdout);
+    }
+}
+
+#[test]
+fn hidden_verbs_stay_hidden() {
+    assert!(!run(&["--help"]).stdout.contains("internal"));
+    for flag in ["--publish", "--host-socket", "--pcap", "--detach", "--network-mode", "--backend"] {
+        assert!(!run(&["run", "--help"]).stdout.contains(flag), "{flag}");
+    }
+}
+
+#[test]
+fn mistakes_in_flags_are_explained() {
+    for (name, args) in [
+        ("unknown-flag", &["run", "--alow", "x.y", "--", "true"][..]),
+        ("unknown-verb", &["rnu"]),
+        ("no-command", &["run"]),
+        ("bad-size", &["run", "--memory", "5x", "--", "true"]),
+        ("conflict", &["run", "--no-net", "--allow", "x.example", "--", "true"]),
+        ("bad-rules", &["run", "--net-rule", "alow@x.example,deny@an", "--allow", "10.0.0.5/8", "--", "true"]),
+        ("bad-profile", &["run", "--net", "pubic", "--", "true"]),
+        ("bad-pool", &["run", "--ipv4-pool", "10.0.0.0/31", "--", "true"]),
+        ("bad-variable", &["run", "-e", "NAME", "--", "true"]),
+        ("bad-capability", &["run", "--cap-add", "FLY", "--", "true"]),
+        ("no-mount-source", &["run", "--mount", "/no/such/file:/x", "--", "true"]),
+        ("no-place-for-events", &["run", "--events", "/no/such/folder/events", "--", "true"]),
+        ("no-configuration", &["run", "--net-conf", "no-such-file.toml", "--", "true"]),
+    ] {
+        let output = run(args);
+        assert_eq!(output.stdout, "", "{name}");
+        assert_eq!(output.status, if args[0] == "run" { 125 } else { 2 }, "{name}");
+        assert!(!output.stderr.contains('\u{1b}'), "colour without a terminal: {name}");
+        insta::assert_snapshot!(format!("mistake-{name}"), output.stderr);
+    }
+}
+
+#[test]
+fn what_follows_the_program_is_the_programs() {
+    // The unknown flag comes before the program in the first and after it in the second.
+    assert!(run(&["run", "--bogus", "x"]).stderr.contains("unexpected argument '--bogus'"));
+    let output = run(&["run", "--cap-add", "FLY", "program", "--bogus", "--help"]);
+    assert!(output.stderr.contains("--cap-add"), "{}", output.stderr);
+}
+
+#[test]
+fn the_current_directory_must_be_a_project() {
+    let home = tempfile::tempdir().unwrap();
+    let output = finish(cofferdam(&["run", "--", "true"]).env("HOME", home.path()).current_dir(home.path()), b"");
+    assert_eq!(output.status, 125);
+    assert!(
+        output.stderr.contains("holds the home directory") && output.stderr.contains("--no-cwd"),
+        "{}",
+        output.stderr
+    );
+    let output = finish(cofferdam(&["run", "--", "true"]).current_dir("/"), b"");
+    assert_eq!(output.status, 125);
+    assert!(output.stderr.contains("--no-cwd"), "{}", output.stderr);
+}
+
+#[test]
+fn evidence_is_never_written_through_a_link() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("target");
+    std::fs::write(&target, "mine").unwrap();
+    std::os::unix::fs::symlink(&target, dir.path().join("events")).unwrap();
+    let output = run_in(dir.path(), &["run", "--events", "events", "--", "true"]);
+    assert_eq!(output.status, 125);
+    assert!(output.stderr.contains("symbolic link"), "{}", output.stderr);
+    assert_eq!(std::fs::read_to_string(&target).unwrap(), "mine");
+}
+
+#[test]
+fn control_characters_of_arguments_do_not_reach_the_terminal() {
+    let output = run(&["run", "--mount", "/no/\u{1b}]52;c;eA==\u{7}:/x", "--", "true"]);
+    assert!(output.stderr.contains("\\u{1b}]52"), "{:?}", output.stderr);
+    let output = run(&["policy", "fmt", "allow@\u{1b}[2J"]);
+    assert!(!output.stderr.contains('\u{1b}'), "{:?}", output.stderr);
+}
+
+#[test]
+fn policy_check_finds_what_is_wrong() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+    write("good.toml", "[network]\nrules = [\"deny@any:tcp:25\", \"deny@10.0.0.1:tcp:25\"]\n");
+    write("bad.toml", "[network]\npresett = \"public-only\"\n");
+    write("rules.toml", "[network]\nrules = [\"alow@x.example\", \"deny@any:tcp:99999\"]\n");
+    let good = run_in(dir.path(), &["policy", "check", "good.toml"]);
+    assert_eq!(good.status, 0, "{}", good.stderr);
+    insta::assert_snapshot!("check-good", format!("{}{}", good.stdout, good.stderr));
+    for (name, file) in [("check-bad", "bad.toml"), ("check-rules", "rules.toml"), ("check-missing", "missing.toml")] {
+        let bad = run_in(dir.path(), &["policy", "check", file]);
+        assert_eq!((bad.status, bad.stdout.as_str()), (1, ""), "{file}");
+        insta::assert_snapshot!(name, bad.stderr);
+    }
+}
+
+#[test]
+fn policy_check_speaks_json() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("a.toml"), "[network]\nrules = [\"deny@any\", \"allow@x.example\"]\n").unwrap();
+    std::fs::write(dir.path().join("b.toml"), "nonsense = 1\n").unwrap();
+    let good: serde_json::Value = json(&run_in(dir.path(), &["policy", "check", "--json", "a.toml"]), 0);
+    assert_eq!(good["ok"], true);
+    assert_eq!(good["warnings"][0]["kind"], "contradicted");
+    assert_eq!((&good["warnings"][0]["rule"], &good["warnings"][0]["by"]), (&1.into(), &0.into()));
+    let bad: serde_json::Value = json(&run_in(dir.path(), &["policy", "check", "--json", "b.toml"]), 1);
+    assert_eq!(bad["ok"], false);
+    assert!(!bad["errors"].as_array().unwrap().is_empty());
+}
+
+#[test]
+fn policy_fmt_is_stable() {
+    let rules =
+        " allow@API.Example.COM.:tcp:443, ,deny@10.0.0.0/8 , allow:ingress@[2001:DB8::1]:udp:53+1000-2000,allow@dns";
+    let once = run(&["policy", "fmt", rules]);
+    assert_eq!(once.status, 0, "{}", once.stderr);
+    insta::assert_snapshot!("fmt", once.stdout);
+    let twice = finish(&mut cofferdam(&["policy", "fmt", "-f", "-"]), once.stdout.as_bytes());
+    assert_eq!((twice.status, twice.stdout), (0, once.stdout));
+}
+
+#[test]
+fn schemas_are_json_schemas() {
+    for what in ["policy", "event"] {
+        let schema = json(&run(&["schema", what]), 0);
+        assert!(schema["$schema"].as_str().unwrap().contains("json-schema.org"), "{what}");
+    }
+}
+
+#[test]
+fn completions_exist_for_every_shell() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let output = run(&["completions", shell]);
+        assert_eq!(output.status, 0);
+        assert!(output.stdout.contains("no-cwd"), "{shell}");
+    }
+}
+
+#[test]
+fn version_speaks_both_ways() {
+    assert_eq!(run(&["version"]).stdout, concat!("cofferdam ", env!("CARGO_PKG_VERSION"), "\n"));
+    assert_eq!(json(&run(&["version", "--json"]), 0)["version"], env!("CARGO_PKG_VERSION"));
+}
+
+fn json(output: &common::Output, status: i32) -> serde_json::Value {
+    assert_eq!(output.status, status, "{}", output.stderr);
+    serde_json::from_str(&output.stdout).unwrap()
+}
