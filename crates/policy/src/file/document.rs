@@ -80,13 +80,15 @@ fn with_place(text: &str, start: Option<usize>, message: &str) -> String {
     format!("{message} at line {line} column {column}")
 }
 
-/// Serde names the unknown word first and then those it knows, each in backticks.
+/// Serde names the unknown word in backticks and then lists those it knows, in backticks or plain.
 fn misspelt(message: &str) -> Option<String> {
     if !message.contains("unknown field") && !message.contains("unknown variant") {
         return None;
     }
-    let mut words = message.split('`').skip(1).step_by(2);
-    let unknown = words.next()?;
-    let known = words.chain(["network"]);
-    nearest(unknown, known).map(|word| format!("did you mean `{word}`?"))
+    let unknown = message.split('`').nth(1)?;
+    let (_, known) = message.split_once("expected ")?;
+    let known = known.split(" at line ").next().unwrap_or(known);
+    let words = known.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+    let words = words.filter(|word| !matches!(*word, "" | "one" | "of" | "or")).chain(["network"]);
+    nearest(unknown, words).map(|word| format!("did you mean `{word}`?"))
 }

@@ -1,0 +1,138 @@
+//! Pins: how long a name is bound to an address, and what happens at the bounds.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use cofferdam_model::{DomainName, Time};
+use cofferdam_policy::{Pins, PinsFull};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+#[test]
+fn a_pin_lives_for_its_ttl_and_at_least_a_minute() {
+    let mut pins = Pins::new();
+    pins.insert(at(0), &name("short.example"), false, address(1), SECOND).unwrap();
+    pins.insert(at(0), &name("long.example"), true, address(1), 300 * SECOND).unwrap();
+    assert_eq!(names(&mut pins, at(59), 1), ["short.example", "long.example (alias)"]);
+    assert_eq!(names(&mut pins, at(60), 1), ["long.example (alias)"]);
+    assert_eq!(names(&mut pins, at(299), 1), ["long.example (alias)"]);
+    assert_eq!(names(&mut pins, at(300), 1), [] as [&str; 0]);
+    assert!(pins.is_empty());
+    assert_eq!(names(&mut pins, at(300), 2), [] as [&str; 0]);
+}
+
+#[test]
+fn answers_accumulate_and_a_repeated_one_prolongs() {
+    let mut pins = Pins::new();
+    for second in [0, 30, 60] {
+        pins.insert(at(second), &name("a.example"), false, address(1), SECOND).unwrap();
+    }
+    pins.insert(at(60), &name("a.example"), false, address(2), SECOND).unwrap();
+    assert_eq!(pins.len(), 2);
+    assert_eq!(names(&mut pins, at(119), 1), ["a.example"]);
+    assert_eq!(names(&mut pins, at(119), 2), ["a.example"]);
+    // A shorter answer later does not shorten what an earlier one promised.
+    pins.insert(at(0), &name("b.example"), false, address(3), 500 * SECOND).unwrap();
+    pins.insert(at(1), &name("b.example"), false, address(3), SECOND).unwrap();
+    assert_eq!(names(&mut pins, at(499), 3), ["b.example"]);
+}
+
+#[test]
+fn a_mapped_address_is_the_ipv4_address() {
+    let mut pins = Pins::new();
+    pins.insert(at(0), &name("a.example"), false, "::ffff:10.0.0.1".parse().unwrap(), SECOND).unwrap();
+    assert_eq!(names(&mut pins, at(1), 1), ["a.example"]);
+}
+
+#[test]
+fn a_name_and_an_alias_of_the_same_text_are_two_pins() {
+    let mut pins = Pins::new();
+    pins.insert(at(0), &name("a.example"), false, address(1), SECOND).unwrap();
+    pins.insert(at(0), &name("a.example"), true, address(1), 100 * SECOND).unwrap();
+    assert_eq!(names(&mut pins, at(1), 1), ["a.example", "a.example (alias)"]);
+    pins.expire(at(99));
+    assert_eq!(names(&mut pins, at(99), 1), ["a.example (alias)"]);
+}
+
+#[test]
+fn a_full_table_refuses_while_every_pin_is_fresh_and_then_lets_the_idlest_go() {
+    let mut pins = full();
+    let another = name("another.example");
+    assert_eq!(pins.insert(at(59), &another, false, address(0), SECOND), Err(PinsFull));
+    assert_eq!(pins.len(), Pins::MAX_PINS);
+    // The first pin is in use, so the second goes.
+    assert_eq!(names(&mut pins, at(59), 1), ["n1.example"]);
+    pins.insert(at(61), &another, false, address(0), SECOND).unwrap();
+    assert_eq!(pins.len(), Pins::MAX_PINS);
+    assert_eq!(names(&mut pins, at(61), 1), ["n1.example"]);
+    assert_eq!(names(&mut pins, at(61), 2), [] as [&str; 0]);
+    assert_eq!(names(&mut pins, at(61), 0), ["another.example"]);
+}
+
+#[test]
+fn an_expired_pin_makes_room() {
+    let mut pins = full();
+    pins.expire(at(1000));
+    assert!(pins.is_empty());
+    pins.insert(at(1000), &name("another.example"), false, address(0), SECOND).unwrap();
+    assert_eq!(names(&mut pins, at(1000), 0), ["another.example"]);
+}
+
+#[test]
+fn one_name_and_one_address_have_bounds_of_their_own() {
+    let mut pins = Pins::new();
+    for number in 0..u32::try_from(Pins::MAX_PER_NAME).unwrap() {
+        pins.insert(at(0), &name("many.example"), false, address(number), 900 * SECOND).unwrap();
+    }
+    let one_more = address(1_000_000);
+    assert_eq!(pins.insert(at(1), &name("many.example"), false, one_more, SECOND), Err(PinsFull));
+    pins.insert(at(1), &name("other.example"), false, one_more, SECOND).unwrap();
+    pins.insert(at(60), &name("many.example"), false, one_more, SECOND).unwrap();
+    assert_eq!(names(&mut pins, at(60), 1_000_000), ["other.example", "many.example"]);
+
+    let mut pins = Pins::new();
+    for number in 0..Pins::MAX_PER_ADDRESS {
+        pins.insert(at(0), &name(&format!("n{number}.example")), false, address(1), 900 * SECOND).unwrap();
+    }
+    assert_eq!(pins.insert(at(1), &name("more.example"), false, address(1), SECOND), Err(PinsFull));
+    pins.insert(at(60), &name("more.example"), false, address(1), SECOND).unwrap();
+    assert_eq!(pins.names_of(at(60), address(1)).len(), Pins::MAX_PER_ADDRESS);
+}
+
+#[test]
+fn a_guest_that_asks_for_new_names_for_ever_stays_within_the_bounds() {
+    let mut pins = Pins::new();
+    let mut refused = 0;
+    for number in 0..100_000_u32 {
+        let now = Time::ZERO + Duration::from_millis(u64::from(number) * 5);
+        let answer = pins.insert(now, &name(&format!("n{number}.example")), false, address(number % 5000), SECOND);
+        refused += u32::from(answer.is_err());
+        assert!(pins.len() <= Pins::MAX_PINS);
+    }
+    assert_eq!(refused, 0);
+}
+
+fn full() -> Pins {
+    let mut pins = Pins::new();
+    for number in 1..=u32::try_from(Pins::MAX_PINS).unwrap() {
+        pins.insert(at(0), &name(&format!("n{number}.example")), false, address(number), 900 * SECOND).unwrap();
+    }
+    pins
+}
+
+fn names(pins: &mut Pins, now: Time, number: u32) -> Vec<String> {
+    let alias = |alias: bool| if alias { " (alias)" } else { "" };
+    pins.names_of(now, address(number)).iter().map(|pin| format!("{}{}", pin.name, alias(pin.alias))).collect()
+}
+
+fn at(second: u32) -> Time {
+    Time::ZERO + second * SECOND
+}
+
+fn address(number: u32) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::from_bits(0x0a00_0000 + number))
+}
+
+fn name(text: &str) -> DomainName {
+    text.parse().unwrap()
+}
