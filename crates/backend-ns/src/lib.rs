@@ -1,9 +1,22 @@
 //! Isolation by Linux namespaces: what the program of a sandbox sees, and the processes around it.
 
+mod builder;
+mod check;
 mod error;
+mod etc;
+mod filter;
+mod gateway;
+mod identity;
+mod init;
+mod limits;
+mod place;
+mod plan;
+mod program;
 mod project;
+mod remedy;
 mod run;
 mod spec;
+mod wire;
 
 pub use cofferdam_sys::confine::Capability;
 pub use error::{LaunchError, ProjectError, Role};

@@ -1,32 +1,104 @@
-use crate::{LaunchError, Outcome, SandboxSpec};
+//! The supervisor: starts the processes of a sandbox, watches them, and passes signals, the terminal and events on.
+//!
+//! | State | Event | Then |
+//! |---|---|---|
+//! | starting | `Unshared` of the builder | its id maps are written, mount trees taken with the privilege at hand |
+//! | starting | `Born` | the init is known, and can be ended |
+//! | starting | `Built` | the gateway is forked, and has said that it is confined |
+//! | starting | `Placed` of the init, and a gateway if one is wanted | `Go` |
+//! | starting | `Started` | running |
+//! | starting | `Failed`, end of a process, 30 s | everything is ended; the error says which step |
+//! | running | INT, TERM, … | passed on; a second INT within 5 s ends the sandbox |
+//! | running | time is up | TERM to the program's group, 2 s later the end |
+//! | running | end of the gateway | reported; the sandbox has no network from here on |
+//! | running | `Exited`, `Signaled`, end of the init | stopping |
+//! | stopping | – | the lifeline is closed; the last events are read; everything is waited for |
+//!
+//! Before the program runs, a signal ends the supervisor as it ends any process, and everything else follows.
 
-/// A sandbox whose program is running.
+mod start;
+mod watch;
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Instant;
+
+use cofferdam_sys::ns::Child;
+use rustix::process::{Signal, WaitId, WaitIdOptions};
+
+use crate::gateway::Gateway;
+use crate::limits::Cgroup;
+use crate::{GatewayEnd, ResourceLimits};
+
+pub use start::launch;
+
+/// A sandbox whose program is running. Dropping it ends the sandbox.
 #[derive(Debug)]
 pub struct Running {
-    init: u32,
-}
-
-/// Makes a sandbox and starts its program. Must be called while the process has one thread, since it forks.
-///
-/// # Errors
-/// What could not be set up; the program has not run then.
-pub fn launch(spec: SandboxSpec) -> Result<Running, LaunchError> {
-    drop(spec);
-    Err(LaunchError::Spec("not there yet".to_owned()))
+    processes: Processes,
+    /// To and from the sandbox's init.
+    init: OwnedFd,
+    /// The program's terminal, if it has one of its own.
+    controller: Option<OwnedFd>,
+    limits: ResourceLimits,
+    started: Instant,
+    notices: Vec<String>,
 }
 
 impl Running {
     /// The process id, as the caller sees it, of the sandbox's pid 1.
     #[must_use]
     pub fn init_pid(&self) -> u32 {
-        self.init
+        self.processes.init.as_ref().map_or(0, |init| init.pid.as_raw_nonzero().get().unsigned_abs())
+    }
+}
+
+/// The processes of one sandbox; dropping them ends them and waits for their end.
+///
+/// Fields are in the order in which they have to be dropped: the cgroup is empty when the processes are gone.
+#[derive(Debug)]
+struct Processes {
+    /// The only writer of the pipe that tells the others that the supervisor lives.
+    lifeline: Option<OwnedFd>,
+    builder: Option<Child>,
+    init: Option<Child>,
+    gateway: Option<Gateway>,
+    cgroup: Option<Cgroup>,
+}
+
+impl Processes {
+    fn new(lifeline: OwnedFd, cgroup: Option<Cgroup>) -> Self {
+        Self { lifeline: Some(lifeline), builder: None, init: None, gateway: None, cgroup }
     }
 
-    /// Waits for the end of the program, passing on signals, the terminal and events.
-    ///
-    /// `on_event` gets each event of the gateway: one line of JSON, without its line feed.
-    pub fn run_to_end(self, on_event: &mut dyn FnMut(&[u8])) -> Outcome {
-        on_event(b"");
-        Outcome { status: crate::Status::Lost, gateway: crate::GatewayFate::Fine, notices: Vec::new() }
+    /// Ends what is left and waits for it.
+    fn end(&mut self) {
+        drop(self.lifeline.take());
+        let gateway = self.gateway.take().map(|gateway| gateway.child);
+        for child in [self.builder.take(), self.init.take(), gateway].into_iter().flatten() {
+            kill(&child);
+            wait(&child);
+        }
+    }
+}
+
+impl Drop for Processes {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+fn kill(child: &Child) {
+    // One that has ended needs no killing.
+    let _ended = rustix::process::pidfd_send_signal(&child.pidfd, Signal::KILL);
+}
+
+/// Waits for the end of a process. `None` when somebody else has waited for it.
+fn wait(child: &Child) -> Option<GatewayEnd> {
+    let wait = || rustix::process::waitid(WaitId::PidFd(child.pidfd.as_fd()), WaitIdOptions::EXITED);
+    let status = rustix::io::retry_on_intr(wait).ok()??;
+    match (status.exit_status(), status.terminating_signal()) {
+        (Some(status), _) => Some(GatewayEnd::Exited(status)),
+        (None, Some(signal)) => Some(GatewayEnd::Signaled(signal)),
+        (None, None) => None,
     }
 }

@@ -1,1 +1,276 @@
-//! (written by its owner)
+//! What a process does to itself after a fork and before an exec: descriptors, signals, users, its own end.
+
+use std::ffi::{CString, OsStr};
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use rustix::io::Errno;
+use rustix::process::Signal;
+
+/// Exit status of a child whose closure panicked; the value Rust's own runtime uses for a panic.
+pub const PANICKED: u8 = 101;
+
+/// Runs `child` and ends the process with its result, or with [`PANICKED`].
+pub fn run_and_exit(child: impl FnOnce() -> u8) -> ! {
+    let status = catch_unwind(AssertUnwindSafe(child)).unwrap_or(PANICKED);
+    // SAFETY: _exit(2) has no preconditions. No destructor is run on purpose: they belong to the parent.
+    unsafe { libc::_exit(i32::from(status)) }
+}
+
+/// Executes a program in place of this process. Returns only when that failed.
+///
+/// Strings with a NUL byte inside are refused with `InvalidInput`.
+pub fn exec(
+    program: &OsStr,
+    arguments: &[impl AsRef<OsStr>],
+    environment: &[(impl AsRef<OsStr>, impl AsRef<OsStr>)],
+) -> io::Error {
+    let arguments: Result<Vec<_>, _> =
+        arguments.iter().map(|argument| CString::new(argument.as_ref().as_bytes())).collect();
+    let environment: Result<Vec<_>, _> = environment
+        .iter()
+        .map(|(name, value)| CString::new([name.as_ref().as_bytes(), b"=", value.as_ref().as_bytes()].concat()))
+        .collect();
+    let (program, arguments, environment) = match (CString::new(program.as_bytes()), arguments, environment) {
+        (Ok(program), Ok(arguments), Ok(environment)) => (program, arguments, environment),
+        _ => return io::ErrorKind::InvalidInput.into(),
+    };
+    let argv = null_terminated(&arguments);
+    let envp = null_terminated(&environment);
+    // SAFETY: `program` and the strings behind both arrays are NUL-terminated and live until this function returns;
+    // both arrays end with a null pointer.
+    unsafe { libc::execve(program.as_ptr(), argv.as_ptr(), envp.as_ptr()) };
+    io::Error::last_os_error()
+}
+
+fn null_terminated(strings: &[CString]) -> Vec<*const libc::c_char> {
+    strings.iter().map(|string| string.as_ptr()).chain([std::ptr::null()]).collect()
+}
+
+/// Closes every descriptor of this process except 0, 1, 2 and `kept`.
+///
+/// For a freshly forked child that will exit by [`run_and_exit`]: the owners of the closed descriptors live in frames
+/// that it never returns to. It must not touch another descriptor that was opened before this call.
+///
+/// # Errors
+/// Those of close_range(2).
+pub fn close_all_except(kept: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut numbers: Vec<RawFd> = kept.iter().map(AsRawFd::as_raw_fd).filter(|number| *number > 2).collect();
+    numbers.sort_unstable();
+    let mut first = 3;
+    for number in numbers {
+        if number > first {
+            close_range(first, number - 1, 0)?;
+        }
+        first = number + 1;
+    }
+    close_range(first, RawFd::MAX, 0)
+}
+
+/// Marks every descriptor but 0, 1 and 2 close-on-exec.
+///
+/// # Errors
+/// Those of close_range(2): Linux 5.11 is needed.
+pub fn close_others_on_exec() -> io::Result<()> {
+    close_range(3, RawFd::MAX, libc::CLOSE_RANGE_CLOEXEC)
+}
+
+fn close_range(first: RawFd, last: RawFd, flags: libc::c_uint) -> io::Result<()> {
+    // SAFETY: close_range(2) takes numbers alone. That nobody uses a closed descriptor any more is the contract of the
+    // one caller that closes; the other only sets a flag.
+    let rc = unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) };
+    if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Opens `/dev/null` in place of those of descriptors 0, 1 and 2 that are closed, so that no later descriptor ends up
+/// there by chance.
+///
+/// # Errors
+/// `/dev/null` cannot be opened.
+pub fn fill_standard_descriptors() -> io::Result<()> {
+    loop {
+        let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
+        if null.as_raw_fd() > 2 {
+            return Ok(());
+        }
+        // The lowest free number was one of the three: it stays open for the rest of the process's life.
+        std::mem::forget(null);
+    }
+}
+
+/// A set of signals.
+#[derive(Clone, Copy)]
+pub struct SignalSet(libc::sigset_t);
+
+impl std::fmt::Debug for SignalSet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SignalSet")
+    }
+}
+
+impl SignalSet {
+    #[must_use]
+    pub fn new(signals: &[Signal]) -> Self {
+        let mut set = MaybeUninit::uninit();
+        // SAFETY: sigemptyset(3) initialises the whole set it is given.
+        unsafe { libc::sigemptyset(set.as_mut_ptr()) };
+        // SAFETY: initialised by the call above, which cannot fail.
+        let mut set = unsafe { set.assume_init() };
+        for signal in signals {
+            // SAFETY: the set is initialised; a number that is no signal is refused with EINVAL and adds nothing.
+            unsafe { libc::sigaddset(&raw mut set, signal.as_raw()) };
+        }
+        Self(set)
+    }
+}
+
+/// Makes `set` the signal mask of the calling thread and returns the mask before.
+///
+/// # Errors
+/// Those of pthread_sigmask(3); none for a valid set.
+pub fn set_signal_mask(set: &SignalSet) -> io::Result<SignalSet> {
+    let mut before = SignalSet::new(&[]);
+    // SAFETY: both pointers lead to initialised sets that live through the call.
+    let rc = unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const set.0, &raw mut before.0) };
+    if rc == 0 { Ok(before) } else { Err(io::Error::from_raw_os_error(rc)) }
+}
+
+/// Whether a signal is ignored by this process, as `nohup` and shells in the background arrange it.
+#[must_use]
+pub fn is_ignored(signal: Signal) -> bool {
+    let mut action = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: a null new action only asks; the old one is written to `action`, which is large enough.
+    let rc = unsafe { libc::sigaction(signal.as_raw(), std::ptr::null(), action.as_mut_ptr()) };
+    // SAFETY: all zeros is a valid sigaction, and the call above has filled it in when it succeeded.
+    let action = unsafe { action.assume_init() };
+    rc == 0 && action.sa_sigaction == libc::SIG_IGN
+}
+
+/// Gives every signal its default action and unblocks all, as a program expects at its start. The signals in `kept`
+/// stay ignored if they are: that is how a background job is told not to mind the terminal.
+///
+/// # Errors
+/// Those of [`set_signal_mask`].
+pub fn reset_signals(kept: &[Signal]) -> io::Result<()> {
+    let kept: Vec<i32> = kept.iter().map(|signal| signal.as_raw()).collect();
+    for number in 1..libc::SIGRTMAX() {
+        if !kept.contains(&number) {
+            // SAFETY: SIG_DFL runs no code of ours; numbers that cannot be set are refused with an error.
+            unsafe { libc::signal(number, libc::SIG_DFL) };
+        }
+    }
+    set_signal_mask(&SignalSet::new(&[]))?;
+    Ok(())
+}
+
+/// A descriptor from which blocked signals are read, signalfd(2). Non-blocking and close-on-exec.
+#[derive(Debug)]
+pub struct SignalFd(OwnedFd);
+
+impl SignalFd {
+    /// Blocks `signals` and only those in the calling thread, and receives them here.
+    ///
+    /// # Errors
+    /// Those of signalfd(2).
+    pub fn new(signals: &[Signal]) -> io::Result<Self> {
+        let set = SignalSet::new(signals);
+        set_signal_mask(&set)?;
+        // SAFETY: the set is initialised and lives through the call; -1 asks for a new descriptor.
+        let fd = unsafe { libc::signalfd(-1, &raw const set.0, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: `fd` is a new descriptor that nobody else owns.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// The next signal that has arrived, if any.
+    ///
+    /// # Errors
+    /// Those of read(2) but EAGAIN.
+    pub fn next(&self) -> io::Result<Option<Signal>> {
+        // A signalfd_siginfo has 128 bytes (linux/signalfd.h); the number of the signal comes first.
+        let mut info = [0u8; 128];
+        match rustix::io::retry_on_intr(|| rustix::io::read(&self.0, &mut info)) {
+            Ok(128) => {
+                let number = info.first_chunk::<4>().map(|bytes| i32::from_ne_bytes(*bytes));
+                Ok(number.and_then(Signal::from_named_raw))
+            }
+            Ok(_) | Err(Errno::AGAIN) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+impl AsFd for SignalFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Has the kernel kill this process when the thread that made it ends. The kernel forgets this when the process's user
+/// changes, so it comes after the last such change; and it may come too late for a parent that has ended already,
+/// which a lifeline has to show.
+///
+/// # Errors
+/// Those of prctl(2).
+pub fn die_with_parent() -> io::Result<()> {
+    Ok(rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?)
+}
+
+/// Clears the supplementary groups and becomes the given user and group in every sense (real, effective, saved).
+///
+/// # Errors
+/// Those of setgroups(2), setresgid(2) and setresuid(2).
+pub fn become_user(uid: u32, gid: u32, groups: Groups) -> io::Result<()> {
+    if groups == Groups::Clear {
+        rustix::thread::set_thread_groups(&[])?;
+    }
+    let gid = rustix::process::Gid::from_raw(gid);
+    rustix::thread::set_thread_res_gid(gid, gid, gid)?;
+    let uid = rustix::process::Uid::from_raw(uid);
+    Ok(rustix::thread::set_thread_res_uid(uid, uid, uid)?)
+}
+
+/// What happens to the supplementary groups of a process that changes its user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Groups {
+    Clear,
+    Keep,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_a_blocked_signal_from_the_descriptor() {
+        std::thread::spawn(|| {
+            let signals = SignalFd::new(&[Signal::USR1]).unwrap();
+            assert_eq!(signals.next().unwrap(), None);
+            // SAFETY: raise(3) sends to this thread, where the signal is blocked.
+            unsafe { libc::raise(libc::SIGUSR1) };
+            assert_eq!(signals.next().unwrap(), Some(Signal::USR1));
+            assert_eq!(signals.next().unwrap(), None);
+        })
+        .join()
+        .unwrap();
+    }
+
+    #[test]
+    fn exec_refuses_strings_with_a_nul_and_names_a_missing_program() {
+        let none: [(&str, &str); 0] = [];
+        assert_eq!(exec(OsStr::new("/a\0b"), &["x"], &none).kind(), io::ErrorKind::InvalidInput);
+        assert_eq!(exec(OsStr::new("/no/such/program"), &["x"], &none).kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn sees_which_signals_are_ignored() {
+        // Rust's runtime ignores SIGPIPE and leaves SIGUSR2 alone.
+        assert!(is_ignored(Signal::PIPE));
+        assert!(!is_ignored(Signal::USR2));
+    }
+}

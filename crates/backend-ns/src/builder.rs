@@ -1,0 +1,143 @@
+//! The builder: makes the namespaces, the sandbox's init and the gateway's network, hands over descriptors and ends.
+//!
+//! | Stage | Holds | Gives up |
+//! |---|---|---|
+//! | forked | what the supervisor has | descriptors but its own; as root the supplementary groups |
+//! | unshared | power over its own user and network namespace alone | – |
+//! | mapped | as before, as user 0 of that namespace | its user on the host, when that was root |
+//! | after the clone | power over the sandbox's namespaces, which are below its own | ends when the link is made |
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use cofferdam_gateway::build_netns;
+use cofferdam_sys::ns::{self, Fork, IdMap, NamespaceKind, Namespaces, ParentOf, Setgroups};
+use cofferdam_sys::process::{self, Groups};
+use cofferdam_sys::{fdpass, tun};
+use rustix::process::DumpableBehavior;
+
+use crate::identity::Identity;
+use crate::init::{self, Init};
+use crate::remedy;
+use crate::wire::{self, Fault, Message, Received, Step as _};
+
+/// What the builder is given.
+#[derive(Debug)]
+pub(crate) struct Builder<'a> {
+    pub(crate) supervisor: OwnedFd,
+    pub(crate) lifeline: OwnedFd,
+    pub(crate) identity: Identity,
+    pub(crate) init: Init<'a>,
+}
+
+impl Builder<'_> {
+    /// Runs the builder to its end. The exit status says nothing that the supervisor was not told before.
+    pub(crate) fn run(self) -> u8 {
+        let kept = [self.supervisor.as_fd(), self.lifeline.as_fd(), self.init.supervisor.as_fd()];
+        // Without this a descriptor of the caller's could reach the program.
+        if process::close_all_except(&kept).is_err() {
+            return 1;
+        }
+        let Ok(supervisor) = self.supervisor.try_clone() else { return 1 };
+        match self.build() {
+            Ok(()) => 0,
+            Err(Some(fault)) => {
+                // A supervisor that is gone needs no answer.
+                let _gone = wire::send(&supervisor, &Message::Failed(fault), &[]);
+                1
+            }
+            Err(None) => 1,
+        }
+    }
+
+    /// `Err(None)`: the supervisor is gone.
+    fn build(self) -> Result<(), Option<Fault>> {
+        let Builder { supervisor, lifeline, identity, init } = self;
+        // Away from the terminal, whose interrupts are for the supervisor.
+        rustix::process::setsid().step(|| "start a session".to_owned())?;
+        process::die_with_parent().step(|| "ask for a signal at the supervisor's end".to_owned())?;
+        if matches!(identity, Identity::Unused(_)) {
+            rustix::thread::set_thread_groups(&[]).step(|| "clear its supplementary groups".to_owned())?;
+        }
+        ns::unshare(Namespaces::USER | Namespaces::NET)
+            .map_err(|error| Fault::new("make a user namespace", &error).with_remedy(remedy::user_namespace(&error)))?;
+        // The device belongs to the network namespace it is opened in; and as root's file it may be closed to the
+        // user this process becomes next.
+        let tun = match init.spec.network {
+            Some(_) => Some(tun::open().map_err(|error| {
+                Fault::new("open /dev/net/tun", &error.source).with_remedy(remedy::tun(&error.source))
+            })?),
+            None => None,
+        };
+        wire::send(&supervisor, &Message::Unshared, &[]).step(|| "reach the supervisor".to_owned())?;
+        match wire::receive(supervisor.as_fd(), Some(lifeline.as_fd()), None) {
+            Ok(Received::Message(Message::Mapped, _)) => {}
+            Ok(_) | Err(_) => return Err(None),
+        }
+        process::become_user(0, 0, Groups::Keep).step(|| "become user 0 of its namespace".to_owned())?;
+        process::die_with_parent().step(|| "ask for a signal at the supervisor's end".to_owned())?;
+        // Changing the user has closed /proc/<pid> of this process and its children to all but root; but this process
+        // has to write the maps of the next one there.
+        rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable)
+            .step(|| "open its entry in /proc".to_owned())?;
+        let (own, other) = fdpass::pair().step(|| "make a socket pair".to_owned())?;
+        if wire::is_orphaned(lifeline.as_fd()) {
+            return Err(None);
+        }
+        let namespaces = Namespaces::USER
+            | Namespaces::NET
+            | Namespaces::PID
+            | Namespaces::MOUNT
+            | Namespaces::IPC
+            | Namespaces::UTS
+            | Namespaces::CGROUP;
+        let child = ns::fork_into(namespaces, ParentOf::CallersParent).map_err(|error| {
+            Fault::new("make the sandbox's namespaces", &error).with_remedy(remedy::user_namespace(&error))
+        })?;
+        let child = match child {
+            Fork::Child => process::run_and_exit(|| init::run(init, other, lifeline)),
+            Fork::Parent(child) => child,
+        };
+        drop(other);
+        let pid = child.pid.as_raw_nonzero().get();
+        wire::send(&supervisor, &Message::Born { pid }, &[child.pidfd.as_fd()])
+            .step(|| "reach the supervisor".to_owned())?;
+        // Both now: once it is mapped, the init closes its entry in /proc.
+        let netns =
+            ns::open(Some(child.pid), NamespaceKind::Net).step(|| "open the sandbox's network namespace".to_owned())?;
+        let inside = IdMap::single(init.spec.inside_uid, 0);
+        ns::write_id_maps(Some(child.pid), &[inside], &[inside], Setgroups::Deny).map_err(|error| {
+            Fault::new(format!("write {}", error.path.display()), &error.source)
+                .with_remedy(remedy::user_namespace(&error.source))
+        })?;
+        // An init that cannot be reached has told the supervisor why, or the supervisor sees its end.
+        wire::send(&own, &Message::Mapped, &[]).map_err(|_| None)?;
+        if let (Some(network), Some(tun)) = (&init.spec.network, tun) {
+            let fds = build_netns(&network.link, tun, netns.as_fd()).map_err(|error| fault(&error))?;
+            let all = std::iter::once(fds.tun.as_fd()).chain(fds.listeners.iter().map(AsFd::as_fd));
+            wire::send(&supervisor, &Message::Built, &all.collect::<Vec<_>>())
+                .step(|| "hand over the gateway's descriptors".to_owned())?;
+            wire::send(&own, &Message::Linked, &[]).map_err(|_| None)?;
+        } else {
+            wire::send(&supervisor, &Message::Built, &[]).step(|| "reach the supervisor".to_owned())?;
+        }
+        Ok(())
+    }
+}
+
+/// An error of the gateway crate, with its sources, as a fault.
+pub(crate) fn fault(error: &(dyn std::error::Error + 'static)) -> Fault {
+    let mut text = error.to_string();
+    let mut errno = None;
+    let mut source = error.source();
+    while let Some(inner) = source {
+        errno = errno.or_else(|| inner.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error));
+        if inner.downcast_ref::<std::io::Error>().is_none() {
+            text = format!("{text}: {inner}");
+        }
+        source = inner.source();
+    }
+    let text = text.strip_prefix("cannot ").map(str::to_owned).unwrap_or(text);
+    let error = errno.map_or_else(|| std::io::ErrorKind::Other.into(), std::io::Error::from_raw_os_error);
+    let remedy = remedy::user_namespace(&error);
+    Fault::new(text, &error).with_remedy(remedy)
+}

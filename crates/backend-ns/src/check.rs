@@ -1,0 +1,82 @@
+//! What a specification has to fulfil before anything is made of it.
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use crate::{Capability, LaunchError, SandboxSpec};
+
+/// HOST_NAME_MAX of Linux.
+const LONGEST_NAME: usize = 64;
+
+/// Checks a specification, and resolves the paths of the host in it.
+///
+/// # Errors
+/// What contradicts itself or does not exist.
+pub(crate) fn checked(mut spec: SandboxSpec) -> Result<SandboxSpec, LaunchError> {
+    let wrong = |text: String| Err(LaunchError::Spec(text));
+    if spec.command.is_empty() {
+        return wrong("there is no command to run".to_owned());
+    }
+    let has_nul = spec.command.iter().chain(spec.env.iter().flat_map(|(name, value)| [name, value]))
+        .any(|string| string.as_bytes().contains(&0));
+    if has_nul {
+        return wrong("an argument or environment variable has a NUL byte in it".to_owned());
+    }
+    if spec.env.iter().any(|(name, _)| name.is_empty() || name.as_bytes().contains(&b'=')) {
+        return wrong("an environment variable has an empty name or one with = in it".to_owned());
+    }
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.';
+    if spec.name.is_empty() || spec.name.len() > LONGEST_NAME || !spec.name.bytes().all(plain) {
+        return wrong(format!(
+            "{:?} cannot be a host name: letters, digits, dots and dashes, up to {LONGEST_NAME}",
+            spec.name
+        ));
+    }
+    if !spec.workdir.is_absolute() {
+        return wrong(format!("the working directory {} is not an absolute path", spec.workdir.display()));
+    }
+    if spec.allow_userns && spec.capabilities.iter().copied().any(excludes_userns) {
+        return wrong(
+            "--cap-add SYS_ADMIN and --allow-userns together would let the program make read-only mounts writable; \
+             choose one"
+                .to_owned(),
+        );
+    }
+    if spec.inside_uid == u32::MAX {
+        return wrong("4294967295 is not a user id".to_owned());
+    }
+    if spec.limits.cpus.is_some_and(|cpus| !cpus.is_finite() || cpus <= 0.0) {
+        return wrong("the number of processors is not a positive number".to_owned());
+    }
+    for mount in &mut spec.place.mounts {
+        mount.source = real(&mount.source)?;
+        if !mount.target.is_absolute() || mount.target.components().any(|part| part == std::path::Component::ParentDir)
+        {
+            return wrong(format!("the mount target {} is not an absolute path without ..", mount.target.display()));
+        }
+        if mount.target == Path::new("/") {
+            return wrong("/ cannot be a mount target; --rootfs gives the sandbox another root".to_owned());
+        }
+    }
+    if let Some(rootfs) = &mut spec.place.rootfs {
+        *rootfs = real(rootfs)?;
+    }
+    if let Some(project) = &mut spec.place.project {
+        *project = real(project)?;
+    }
+    Ok(spec)
+}
+
+fn real(path: &Path) -> Result<std::path::PathBuf, LaunchError> {
+    path.canonicalize().map_err(|source| LaunchError::Step {
+        role: crate::Role::Supervisor,
+        step: format!("find {} on the host", path.display()),
+        remedy: String::new(),
+        source,
+    })
+}
+
+/// Capabilities that undo a part of the isolation together with namespaces of the program's own.
+fn excludes_userns(capability: Capability) -> bool {
+    capability.to_string() == "SYS_ADMIN"
+}

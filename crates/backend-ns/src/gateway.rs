@@ -1,0 +1,154 @@
+//! The gateway process as the supervisor sees it: forked, made powerless, handed its descriptors, watched.
+
+use std::error::Error;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Instant;
+
+use cofferdam_gateway::{Channels, GatewayConfig, GatewayFds};
+use cofferdam_sys::ns::{self, Child, Fork};
+use cofferdam_sys::process::{self, Groups};
+use rustix::event::{PollFd, PollFlags};
+use rustix::fs::OFlags;
+use rustix::pipe::PipeFlags;
+
+use crate::identity::Identity;
+use crate::wire::{self, Fault, Step as _};
+
+/// How much of what a gateway says before it dies is kept.
+const LAST_WORDS: usize = 4096;
+
+/// A gateway process.
+#[derive(Debug)]
+pub(crate) struct Gateway {
+    pub(crate) child: Child,
+    /// Where its events arrive, one JSON object per line; non-blocking.
+    pub(crate) events: OwnedFd,
+    /// Its standard error; non-blocking.
+    pub(crate) errors: OwnedFd,
+}
+
+/// Why there is no gateway.
+#[derive(Debug)]
+pub(crate) enum GatewayError {
+    Fault(Fault),
+    /// It ended before it was ready, saying this.
+    Died(String),
+}
+
+impl From<Fault> for GatewayError {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+impl Gateway {
+    /// Forks the gateway process and waits until it is confined and serves.
+    pub(crate) fn start(
+        config: &GatewayConfig,
+        mut fds: Vec<OwnedFd>,
+        lifeline: &OwnedFd,
+        identity: Identity,
+        deadline: Instant,
+    ) -> Result<Self, GatewayError> {
+        if fds.is_empty() {
+            let nothing = Fault::new("take over the gateway's descriptors", &io::ErrorKind::UnexpectedEof.into());
+            return Err(nothing.into());
+        }
+        let tun = fds.remove(0);
+        let pipe = || rustix::pipe::pipe_with(PipeFlags::CLOEXEC).step(|| "make a pipe".to_owned());
+        let (events, events_in) = pipe()?;
+        let (ready, ready_in) = pipe()?;
+        let (errors, errors_in) = pipe()?;
+        let child = match ns::fork().step(|| "fork the gateway".to_owned())? {
+            Fork::Parent(child) => child,
+            Fork::Child => process::run_and_exit(|| {
+                let Ok(lifeline) = lifeline.try_clone() else { return 1 };
+                let channels = Channels { events: events_in, ready: ready_in, lifeline };
+                run(config.clone(), GatewayFds { tun, listeners: fds }, channels, &errors_in, identity)
+            }),
+        };
+        drop((tun, fds, events_in, ready_in, errors_in));
+        for pipe in [&events, &errors] {
+            rustix::fs::fcntl_setfl(pipe, OFlags::NONBLOCK).step(|| "set up a pipe".to_owned())?;
+        }
+        let gateway = Self { child, events, errors };
+        gateway.wait_until_ready(&ready, deadline)?;
+        Ok(gateway)
+    }
+
+    fn wait_until_ready(&self, ready: &OwnedFd, deadline: Instant) -> Result<(), GatewayError> {
+        loop {
+            let mut fds = [PollFd::from_borrowed_fd(ready.as_fd(), PollFlags::IN)];
+            let left = deadline.saturating_duration_since(Instant::now());
+            wire::poll(&mut fds, Some(left)).step(|| "wait for the gateway".to_owned())?;
+            let [answered] = fds.map(|fd| !fd.revents().is_empty());
+            if answered {
+                let mut byte = [0];
+                return match rustix::io::read(ready, &mut byte) {
+                    Ok(1) => Ok(()),
+                    Ok(_) | Err(_) => Err(GatewayError::Died(self.last_words())),
+                };
+            }
+            if left.is_zero() {
+                return Err(GatewayError::Died("it was not ready in time".to_owned()));
+            }
+        }
+    }
+
+    /// What it wrote to standard error, on one line and without control characters.
+    pub(crate) fn last_words(&self) -> String {
+        let mut buffer = vec![0; LAST_WORDS];
+        let len = rustix::io::read(&self.errors, &mut buffer).unwrap_or(0);
+        buffer.truncate(len);
+        let text = String::from_utf8_lossy(&buffer);
+        text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+    }
+}
+
+/// The gateway process from the fork to its end.
+fn run(config: GatewayConfig, fds: GatewayFds, channels: Channels, errors: &OwnedFd, identity: Identity) -> u8 {
+    match enter(&fds, &channels, errors, identity) {
+        Ok(()) => {}
+        Err(fault) => {
+            eprintln!("the gateway could not {}: {}", fault.step, fault.error());
+            return 1;
+        }
+    }
+    match cofferdam_gateway::serve(config, fds, channels) {
+        Ok(()) => 0,
+        Err(error) => {
+            let mut text = error.to_string();
+            let mut source = error.source();
+            while let Some(inner) = source {
+                text = format!("{text}: {inner}");
+                source = inner.source();
+            }
+            eprintln!("{text}");
+            1
+        }
+    }
+}
+
+/// Leaves behind everything of the supervisor's that the gateway has no use for.
+fn enter(fds: &GatewayFds, channels: &Channels, errors: &OwnedFd, identity: Identity) -> Result<(), Fault> {
+    // A terminal in the hands of a taken-over gateway would be a keyboard of the user's.
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, rustix::fs::Mode::empty())
+        .step(|| "open /dev/null".to_owned())?;
+    rustix::stdio::dup2_stderr(errors).step(|| "redirect its standard error".to_owned())?;
+    rustix::stdio::dup2_stdin(&null).step(|| "redirect its standard input".to_owned())?;
+    rustix::stdio::dup2_stdout(&null).step(|| "redirect its standard output".to_owned())?;
+    let mut kept = vec![fds.tun.as_fd(), channels.events.as_fd(), channels.ready.as_fd(), channels.lifeline.as_fd()];
+    kept.extend(fds.listeners.iter().map(AsFd::as_fd));
+    process::close_all_except(&kept).step(|| "close descriptors".to_owned())?;
+    // Away from the terminal, whose interrupts are for the supervisor.
+    rustix::process::setsid().step(|| "start a session".to_owned())?;
+    if let Identity::Unused(id) = identity {
+        process::become_user(id, id, Groups::Clear).step(|| "become an unprivileged user".to_owned())?;
+    }
+    process::die_with_parent().step(|| "ask for a signal at the supervisor's end".to_owned())?;
+    if wire::is_orphaned(channels.lifeline.as_fd()) {
+        return Err(Fault::new("find its supervisor", &io::ErrorKind::NotFound.into()));
+    }
+    Ok(())
+}

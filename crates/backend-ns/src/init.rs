@@ -1,0 +1,201 @@
+//! The sandbox's pid 1: makes the view, starts the program, reaps what is left behind, passes signals on.
+//!
+//! | State | Waits for | Then |
+//! |---|---|---|
+//! | born | `Mapped` of the builder | no longer to be inspected; a keyring and a host name of its own |
+//! | mapped | trees of the supervisor, if any | makes the view and moves into it |
+//! | placed | `Linked` of the builder, with a network | configures its interface, says `Placed` |
+//! | ready | `Go` of the supervisor | forks the program, says `Started` or `NotExecuted` |
+//! | running | end of children, signals from the supervisor | says `Exited` or `Signaled`, ends |
+//!
+//! When it ends, for whatever reason, the kernel kills every process of the sandbox. It ends when the supervisor does:
+//! by the death signal, and by the lifeline for a supervisor that ended before that was set. It runs as the same user
+//! as the program, so it must not be inspected by it: it is not dumpable, and holds descriptors nobody else may have.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use cofferdam_gateway::configure_guest_link;
+use cofferdam_sys::confine::{self, Filter};
+use cofferdam_sys::fdpass;
+use cofferdam_sys::netlink::{self, Request};
+use cofferdam_sys::ns::{self, Fork};
+use cofferdam_sys::process::{self, SignalFd};
+use cofferdam_sys::tty::{self, Pty};
+use rustix::event::{PollFd, PollFlags};
+use rustix::process::{DumpableBehavior, Pid, Signal, WaitOptions};
+
+use crate::builder::fault;
+use crate::place::place;
+use crate::plan::Step;
+use crate::program;
+use crate::wire::{self, Fault, Message, Received, Step as _, Target};
+use crate::{SandboxSpec, Terminal};
+
+/// The index of `lo` in a new network namespace: the first of it.
+const LOOPBACK: u32 = 1;
+
+/// What the init is given.
+#[derive(Debug)]
+pub(crate) struct Init<'a> {
+    pub(crate) spec: &'a SandboxSpec,
+    pub(crate) supervisor: OwnedFd,
+    pub(crate) steps: &'a [Step],
+    /// How many trees the supervisor sends.
+    pub(crate) trees: usize,
+    pub(crate) filters: &'a [Filter],
+}
+
+/// Signals that stay ignored inside when they are ignored outside: how `nohup` and a shell's `&` work.
+pub(crate) const KEPT_IGNORED: [Signal; 3] = [Signal::HUP, Signal::INT, Signal::QUIT];
+
+/// Runs the init to its end.
+pub(crate) fn run(init: Init<'_>, builder: OwnedFd, lifeline: OwnedFd) -> u8 {
+    let kept = [init.supervisor.as_fd(), builder.as_fd(), lifeline.as_fd()];
+    if process::close_all_except(&kept).is_err() {
+        return 1;
+    }
+    match prepare(&init, builder, &lifeline)
+        .and_then(|(program, children)| serve(&init.supervisor, &lifeline, program, &children).map_err(Some))
+    {
+        Ok(()) => 0,
+        Err(Some(fault)) => {
+            let _gone = wire::send(&init.supervisor, &Message::Failed(fault), &[]);
+            1
+        }
+        Err(None) => 1,
+    }
+}
+
+/// Everything up to the running program. `Err(None)`: somebody is gone, or knows already.
+fn prepare(init: &Init<'_>, builder: OwnedFd, lifeline: &OwnedFd) -> Result<(Pid, SignalFd), Option<Fault>> {
+    rustix::process::setsid().step(|| "start a session".to_owned())?;
+    process::die_with_parent().step(|| "ask for a signal at the supervisor's end".to_owned())?;
+    process::reset_signals(&KEPT_IGNORED).step(|| "reset its signals".to_owned())?;
+    expect(&builder, lifeline, &Message::Mapped)?;
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .step(|| "close its entry in /proc".to_owned())?;
+    own_names(init.spec)?;
+    let mut trees = Vec::new();
+    while trees.len() < init.trees {
+        trees.extend(expect(&init.supervisor, lifeline, &Message::Trees)?);
+    }
+    place(init.steps, &trees, init.spec.limits.memory)?;
+    drop(trees);
+    match &init.spec.network {
+        Some(network) => {
+            expect(&builder, lifeline, &Message::Linked)?;
+            configure_guest_link(&network.link).map_err(|error| fault(&error))?;
+        }
+        None => loopback_up().map_err(|error| fault(&error))?,
+    }
+    drop(builder);
+    wire::send(&init.supervisor, &Message::Placed, &[]).step(|| "reach the supervisor".to_owned())?;
+    expect(&init.supervisor, lifeline, &Message::Go)?;
+    start(init)
+}
+
+/// Waits for one message, and returns the descriptors that came with it.
+fn expect(from: &OwnedFd, lifeline: &OwnedFd, wanted: &Message) -> Result<Vec<OwnedFd>, Option<Fault>> {
+    match wire::receive(from.as_fd(), Some(lifeline.as_fd()), None) {
+        Ok(Received::Message(message, fds)) if message == *wanted => Ok(fds),
+        Ok(_) | Err(_) => Err(None),
+    }
+}
+
+fn own_names(spec: &SandboxSpec) -> Result<(), Fault> {
+    // A kernel without keyrings has none to share.
+    let _unsupported = confine::new_session_keyring();
+    rustix::system::sethostname(spec.name.as_bytes()).step(|| format!("set the host name {}", spec.name))?;
+    rustix::system::setdomainname(b"(none)").step(|| "set the domain name".to_owned())?;
+    if !spec.allow_userns {
+        // A second lock besides the filter; where /proc is read-only the filter has to do.
+        let _read_only = std::fs::write("/proc/sys/user/max_user_namespaces", "0");
+    }
+    Ok(())
+}
+
+fn loopback_up() -> Result<(), netlink::NetlinkError> {
+    netlink::Connection::open()?.execute(&[Request::SetUp { index: LOOPBACK }])
+}
+
+/// Starts the program, and says whether that went well.
+fn start(init: &Init<'_>) -> Result<(Pid, SignalFd), Option<Fault>> {
+    let children = SignalFd::new(&[Signal::CHILD]).step(|| "receive the end of processes".to_owned())?;
+    let pty = match init.spec.terminal {
+        Terminal::Inherit => None,
+        Terminal::Pty => Some(tty::open_pty().step(|| "make a terminal".to_owned())?),
+    };
+    let (own, other) = fdpass::pair().step(|| "make a socket pair".to_owned())?;
+    let child = match ns::fork().step(|| "fork the program".to_owned())? {
+        Fork::Child => process::run_and_exit(|| program::run(init.spec, init.filters, pty, &other)),
+        Fork::Parent(child) => child,
+    };
+    drop(other);
+    // Nothing more needs a privilege: it reaps, and signals processes of its own user.
+    confine::drop_all_capabilities().step(|| "drop its capabilities".to_owned())?;
+    confine::no_new_privileges().step(|| "renounce new privileges".to_owned())?;
+    let message = match wire::receive(own.as_fd(), None, None).step(|| "hear from the program".to_owned())? {
+        // The other end was closed by a successful exec.
+        Received::Closed => Message::Started,
+        Received::Message(message, _) => message,
+        Received::Orphaned | Received::Late => return Err(None),
+    };
+    let controller = pty.as_ref().map(|Pty { controller, .. }| controller.as_fd());
+    wire::send(&init.supervisor, &message, controller.as_slice()).step(|| "reach the supervisor".to_owned())?;
+    if message == Message::Started { Ok((child.pid, children)) } else { Err(None) }
+}
+
+/// Reaps and passes signals on until the program has ended or the supervisor is gone.
+fn serve(supervisor: &OwnedFd, lifeline: &OwnedFd, program: Pid, children: &SignalFd) -> Result<(), Fault> {
+    loop {
+        let sources = [supervisor.as_fd(), lifeline.as_fd(), children.as_fd()];
+        let mut fds = sources.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+        wire::poll(&mut fds, None).step(|| "wait for events".to_owned())?;
+        let [message, orphaned, ended] = fds.map(|fd| !fd.revents().is_empty());
+        if orphaned {
+            return Ok(());
+        }
+        if ended {
+            children.next().step(|| "receive the end of processes".to_owned())?;
+            if let Some(end) = reap(program).step(|| "wait for processes".to_owned())? {
+                let _gone = wire::send(supervisor, &end, &[]);
+                return Ok(());
+            }
+        }
+        if message {
+            match wire::receive_ready(supervisor) {
+                Ok(Received::Message(Message::Signal { number, target }, _)) => pass_on(program, number, target),
+                Ok(_) | Err(_) => return Ok(()),
+            }
+        }
+    }
+}
+
+/// Takes note of every process that has ended. The program's end, if it was among them.
+fn reap(program: Pid) -> io::Result<Option<Message>> {
+    let mut end = None;
+    loop {
+        match rustix::process::waitpid(None, WaitOptions::NOHANG) {
+            Ok(Some((pid, status))) if pid == program => {
+                end = match (status.exit_status(), status.terminating_signal()) {
+                    (Some(status), _) => Some(Message::Exited { status }),
+                    (None, Some(number)) => Some(Message::Signaled { number }),
+                    (None, None) => end,
+                };
+            }
+            Ok(Some(_)) | Err(rustix::io::Errno::INTR) => {}
+            Ok(None) | Err(rustix::io::Errno::CHILD) => return Ok(end),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn pass_on(program: Pid, number: i32, target: Target) {
+    let Some(signal) = Signal::from_named_raw(number) else { return };
+    // The program leads a process group of its own number. One that has just ended misses nothing.
+    let _ended = match target {
+        Target::Program => rustix::process::kill_process(program, signal),
+        Target::Group => rustix::process::kill_process_group(program, signal),
+    };
+}

@@ -1,0 +1,203 @@
+//! Bounds on memory, processors and processes by cgroups, where there is a delegated one (cgroup v2).
+//!
+//! A cgroup is the one change to the host that outlives a killed supervisor: an empty directory. Its name holds the
+//! process id of its maker, and whoever makes the next one beside it removes those whose makers are gone.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::ResourceLimits;
+
+/// The directory names of our cgroups: this, the maker's process id, a dash, a number.
+const PREFIX: &str = "cofferdam-";
+
+/// The period `cpu.max` counts in, in microseconds; the kernel's default.
+const PERIOD: f32 = 100_000.0;
+
+/// A cgroup with limits; removed when dropped, which needs it to be empty.
+#[derive(Debug)]
+pub(crate) struct Cgroup {
+    path: PathBuf,
+}
+
+impl Cgroup {
+    /// Makes a cgroup with these limits. `None` when none of them asks for one.
+    ///
+    /// # Errors
+    /// Why there is no cgroup to be had, in words.
+    pub(crate) fn make(limits: &ResourceLimits) -> Result<Option<Self>, String> {
+        let settings = settings(limits);
+        if settings.is_empty() {
+            return Ok(None);
+        }
+        let mount = mount_point(&fs::read_to_string("/proc/self/mountinfo").unwrap_or_default())
+            .ok_or("this machine has no cgroup v2")?;
+        let own = own_path(&fs::read_to_string("/proc/self/cgroup").unwrap_or_default())
+            .ok_or("this process is in no cgroup v2")?;
+        let own = mount.join(own.strip_prefix("/").unwrap_or(&own));
+        let mut reason = String::from("no cgroup is delegated to this user");
+        // Beside this process's own cgroup first: controllers cannot be handed down by one that holds processes.
+        for parent in
+            [own.parent().filter(|parent| parent.starts_with(&mount)), Some(own.as_path())].into_iter().flatten()
+        {
+            match Self::make_in(parent, &own, &settings) {
+                Ok(cgroup) => return Ok(Some(cgroup)),
+                Err(error) => reason = format!("{}: {error}", parent.display()),
+            }
+        }
+        Err(format!("{reason}; `systemd-run --user --scope -p Delegate=yes cofferdam run …` gives it one"))
+    }
+
+    fn make_in(parent: &Path, own: &Path, settings: &[Setting]) -> io::Result<Self> {
+        enable_controllers(parent, own, settings)?;
+        remove_leftovers(parent);
+        let maker = std::process::id();
+        let path = (0..64)
+            .map(|number| parent.join(format!("{PREFIX}{maker}-{number}")))
+            .find_map(|path| match fs::create_dir(&path) {
+                Ok(()) => Some(Ok(path)),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => None,
+                Err(error) => Some(Err(error)),
+            })
+            .ok_or(io::ErrorKind::AlreadyExists)??;
+        let cgroup = Self { path };
+        for Setting { file, value, .. } in settings {
+            fs::write(cgroup.path.join(file), value)?;
+        }
+        // Without swap accounting there is no such file; the limit then holds for memory alone.
+        if settings.iter().any(|setting| setting.controller == "memory") {
+            let _unaccounted = fs::write(cgroup.path.join("memory.swap.max"), "0");
+        }
+        Ok(cgroup)
+    }
+
+    /// Moves a process into the cgroup; what it forks from then on is in it too.
+    ///
+    /// # Errors
+    /// Those of writing `cgroup.procs`: the kernel wants write access to a common ancestor too.
+    pub(crate) fn add(&self, pid: i32) -> io::Result<()> {
+        fs::write(self.path.join("cgroup.procs"), pid.to_string())
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        // Whoever still is in it keeps it; the next run removes it.
+        let _busy = fs::remove_dir(&self.path);
+    }
+}
+
+/// One line in one file of a cgroup.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Setting {
+    controller: &'static str,
+    file: &'static str,
+    value: String,
+}
+
+fn settings(limits: &ResourceLimits) -> Vec<Setting> {
+    let memory =
+        limits.memory.map(|bytes| Setting { controller: "memory", file: "memory.max", value: bytes.to_string() });
+    let cpus = limits.cpus.map(|cpus| {
+        let quota = (cpus * PERIOD).clamp(1_000.0, 1e9).round();
+        Setting { controller: "cpu", file: "cpu.max", value: format!("{quota} {PERIOD}") }
+    });
+    // The sandbox's pid 1 is one of them, and while it starts so is the builder.
+    let pids = limits.pids.map(|pids| Setting {
+        controller: "pids",
+        file: "pids.max",
+        value: u64::from(pids).saturating_add(2).to_string(),
+    });
+    [memory, cpus, pids].into_iter().flatten().collect()
+}
+
+/// What a user is told about limits that no cgroup enforces.
+pub(crate) fn notices(limits: &ResourceLimits, reason: &str) -> Vec<String> {
+    let mut notices = Vec::new();
+    if limits.memory.is_some() {
+        notices.push(format!("the memory limit is not enforced, but for files in memory: {reason}"));
+    }
+    if limits.cpus.is_some() {
+        notices.push(format!("the processor limit is not enforced: {reason}"));
+    }
+    notices
+}
+
+fn enable_controllers(parent: &Path, own: &Path, settings: &[Setting]) -> io::Result<()> {
+    let handed_down = parent.join("cgroup.subtree_control");
+    let have = fs::read_to_string(&handed_down)?;
+    let missing: Vec<String> = settings
+        .iter()
+        .filter(|setting| !have.split_ascii_whitespace().any(|have| have == setting.controller))
+        .map(|setting| format!("+{}", setting.controller))
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if parent == own {
+        leave_alone(own)?;
+    }
+    fs::write(handed_down, missing.join(" "))
+}
+
+/// Moves this process from its cgroup into one below it, if it is the only one there.
+fn leave_alone(own: &Path) -> io::Result<()> {
+    let me = std::process::id().to_string();
+    if fs::read_to_string(own.join("cgroup.procs"))?.split_ascii_whitespace().any(|pid| pid != me) {
+        return Err(io::Error::other("it holds other processes"));
+    }
+    let leaf = own.join("supervisor");
+    match fs::create_dir(&leaf) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    fs::write(leaf.join("cgroup.procs"), me)
+}
+
+fn remove_leftovers(parent: &Path) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let maker = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.split('-').next()?.parse::<u32>().ok());
+        if maker.is_some_and(|maker| !Path::new("/proc").join(maker.to_string()).exists()) {
+            // One with processes in it cannot be removed, and should not be.
+            let _busy = fs::remove_dir(entry.path());
+        }
+    }
+}
+
+/// Where cgroup v2 is mounted, from `/proc/self/mountinfo` (proc(5)).
+fn mount_point(mountinfo: &str) -> Option<PathBuf> {
+    mountinfo.lines().find_map(|line| {
+        let (mount, kind) = line.split_once(" - ")?;
+        (kind.split(' ').next() == Some("cgroup2")).then(|| mount.split(' ').nth(4).map(PathBuf::from))?
+    })
+}
+
+/// The path of this process's cgroup, from `/proc/self/cgroup` (cgroups(7)).
+fn own_path(cgroup: &str) -> Option<PathBuf> {
+    cgroup.lines().find_map(|line| line.strip_prefix("0::")).map(PathBuf::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_the_unified_hierarchy_beside_the_old_ones() {
+        let mountinfo = "40 31 0:37 / /sys/fs/cgroup/systemd rw shared:9 - cgroup cgroup rw,name=systemd\n\
+                         41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw\n";
+        assert_eq!(mount_point(mountinfo), Some("/sys/fs/cgroup/unified".into()));
+        assert_eq!(mount_point("22 27 0:21 / /proc rw - proc proc rw\n"), None);
+        assert_eq!(own_path("4:memory:/a\n0::/user.slice/b\n"), Some("/user.slice/b".into()));
+    }
+
+    #[test]
+    fn writes_limits_as_the_kernel_reads_them() {
+        let limits = ResourceLimits { memory: Some(1 << 30), cpus: Some(1.5), pids: Some(10), timeout: None };
+        let values: Vec<_> = settings(&limits).into_iter().map(|setting| (setting.file, setting.value)).collect();
+        let wanted = [("memory.max", "1073741824"), ("cpu.max", "150000 100000"), ("pids.max", "12")];
+        assert_eq!(values, wanted.map(|(file, value)| (file, value.to_owned())));
+        assert_eq!(settings(&ResourceLimits::default()), []);
+    }
+}

@@ -1,0 +1,388 @@
+//! What a sandbox sees, as a list of steps.
+//!
+//! [`Host::survey`] looks at the host, [`plan`] is a pure function from that and the specification to the steps, and
+//! `place` carries them out without deciding anything. All paths of steps are relative to the sandbox's root, and are
+//! resolved there: a symbolic link in a tree of somebody else never leads to a path of the host.
+//!
+//! The root is a small tmpfs with the skeleton: directories, symbolic links, device files, and the files of `/etc`.
+//! It is made read-only at the end. Trees of the host are mounted on it read-only; what is writable (`/tmp`,
+//! `/home/user`, …) lies on a second tmpfs, so that one bound holds for all of it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use cofferdam_sys::mount::Attributes;
+
+use crate::etc;
+use crate::wire::{Fault, Step as _};
+use crate::{Mount, SandboxSpec};
+
+/// What of the host is shown at the same path, with the reason. Missing ones are left out; symbolic links are made anew.
+const SYSTEM: &[(&str, &str)] = &[
+    ("usr", "programs and libraries"),
+    ("bin", "programs; usually a link into usr"),
+    ("sbin", "programs; usually a link into usr"),
+    ("lib", "libraries; usually a link into usr"),
+    ("lib32", "as lib"),
+    ("lib64", "as lib, with the dynamic loader"),
+    ("libx32", "as lib"),
+    ("opt", "programs that did not come with the distribution"),
+    ("nix/store", "where usr and etc of NixOS lead"),
+    ("gnu/store", "where usr and etc of Guix lead"),
+];
+
+/// Directories at the top of a root file system of the user's that are made fresh, as with the host's.
+const FRESH: [&str; 8] = ["dev", "etc", "home", "nix", "proc", "run", "sys", "tmp"];
+
+/// Writable directories of the sandbox with their modes.
+const SCRATCH: [(&str, u32); 5] =
+    [("tmp", 0o1777), ("var/tmp", 0o1777), ("run", 0o755), ("home/user", 0o755), ("dev/shm", 0o1777)];
+
+/// Device files: those that give nothing of the machine away.
+const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
+
+/// What is covered in the sandbox's own `/proc`: it speaks of the machine, or acts on it, instead of on the sandbox.
+/// Those that a kernel does not have are skipped.
+const COVERED: &[&str] = &[
+    "proc/acpi",
+    "proc/asound",
+    "proc/interrupts",
+    "proc/kcore",
+    "proc/keys",
+    "proc/key-users",
+    "proc/kmsg",
+    "proc/kpagecgroup",
+    "proc/kpagecount",
+    "proc/kpageflags",
+    "proc/latency_stats",
+    "proc/sched_debug",
+    "proc/scsi",
+    "proc/timer_list",
+    "proc/timer_stats",
+    "proc/vmallocinfo",
+    "sys/firmware",
+    "sys/devices/virtual/powercap",
+    "sys/kernel/debug",
+    "sys/kernel/security",
+    "sys/kernel/tracing",
+];
+
+/// What becomes read-only in the sandbox's own `/proc`.
+const FROZEN: &[&str] = &["proc/sys", "proc/sysrq-trigger", "proc/irq", "proc/bus", "proc/fs"];
+
+/// Bounds of the skeleton and of the writable space. The number of files bounds kernel memory, about 1 KiB each.
+const SKELETON_SIZE: &str = "32m";
+const SKELETON_FILES: &str = "16384";
+const SCRATCH_SIZE: &str = "50%";
+const SCRATCH_FILES: &str = "400000";
+
+/// A file of `/etc` larger than this is mounted instead of copied.
+const COPY_LIMIT: u64 = 256 * 1024;
+
+/// Where a tree that is mounted comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// A path of the host, taken by the sandbox's init.
+    Host(PathBuf),
+    /// A tree that the supervisor took, by its position among those it sent.
+    Passed(usize),
+}
+
+/// What happens when a step cannot be carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Need {
+    Required,
+    /// The sandbox is no less isolated without it.
+    Optional,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// A directory with all its parents; one that is there already is left as it is.
+    Directory {
+        path: PathBuf,
+    },
+    Symlink {
+        path: PathBuf,
+        target: PathBuf,
+    },
+    File {
+        path: PathBuf,
+        content: String,
+    },
+    /// A copy of a file of the host; left out when it may not be read.
+    Copy {
+        path: PathBuf,
+        source: PathBuf,
+    },
+    /// A tree; its place is made if it is not there.
+    Tree {
+        path: PathBuf,
+        source: Source,
+        attributes: Attributes,
+        need: Need,
+    },
+    /// A new file system; its place is made if it is not there.
+    Filesystem {
+        path: PathBuf,
+        kind: &'static str,
+        options: Vec<(&'static str, String)>,
+        attributes: Attributes,
+        need: Need,
+    },
+    /// A writable directory on the one file system for that.
+    Scratch {
+        path: PathBuf,
+        mode: u32,
+    },
+    /// Covers a file or directory with an empty one, if it is there.
+    Cover {
+        path: PathBuf,
+    },
+    /// Makes a part of a mounted tree read-only, if it is there.
+    Freeze {
+        path: PathBuf,
+    },
+}
+
+/// Options of the file system the skeleton lies on.
+pub(crate) fn skeleton_options() -> [(&'static str, &'static str); 3] {
+    [("mode", "755"), ("size", SKELETON_SIZE), ("nr_inodes", SKELETON_FILES)]
+}
+
+/// Options of the file system the writable directories lie on: half of the machine's memory, or all the sandbox may use.
+pub(crate) fn scratch_options(memory: Option<u64>) -> Vec<(&'static str, String)> {
+    let size = memory.map_or_else(|| SCRATCH_SIZE.to_owned(), |bytes| bytes.to_string());
+    vec![("mode", "755".to_owned()), ("size", size), ("nr_inodes", SCRATCH_FILES.to_owned())]
+}
+
+/// What an entry of a directory is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Entry {
+    Directory,
+    /// With its size in bytes.
+    File(u64),
+    Symlink(PathBuf),
+    Other,
+}
+
+/// What the plan has to know of the host.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Host {
+    /// Where the system comes from: `/`, or a root file system of the user's.
+    root: PathBuf,
+    system: Vec<(PathBuf, Entry)>,
+    etc: Vec<(String, Entry)>,
+    /// Entries of directories in `/etc` that are hidden, relative to `/etc`.
+    hidden: Vec<PathBuf>,
+}
+
+impl Host {
+    /// Looks at the host, or at the root file system in its place.
+    ///
+    /// # Errors
+    /// A root file system that cannot be read.
+    pub(crate) fn survey(rootfs: Option<&Path>) -> Result<Self, Fault> {
+        let root = rootfs.unwrap_or(Path::new("/")).to_owned();
+        let system: Vec<PathBuf> = match rootfs {
+            None => SYSTEM.iter().map(|(path, _why)| PathBuf::from(path)).collect(),
+            Some(rootfs) => names(rootfs)
+                .step(|| format!("read the root file system {}", rootfs.display()))?
+                .into_iter()
+                .filter(|name| !FRESH.contains(&name.as_str()))
+                .map(PathBuf::from)
+                .collect(),
+        };
+        let system = system.into_iter().filter_map(|path| Some((path.clone(), entry(&root.join(&path))?))).collect();
+        let etc = root.join("etc");
+        let entries = names(&etc).unwrap_or_default();
+        let entries = entries.into_iter().filter(|name| rootfs.is_some() || !etc::is_left_out(name));
+        let entries = entries.filter_map(|name| Some((name.clone(), entry(&etc.join(&name))?))).collect();
+        let hidden = if rootfs.is_some() { Vec::new() } else { hidden_entries(&etc) };
+        Ok(Self { root, system, etc: entries, hidden })
+    }
+
+    /// Whether a path of the host, free of symbolic links, is in sight of the program.
+    pub(crate) fn shows(&self, spec: &SandboxSpec, path: &Path) -> bool {
+        let trees = self.system.iter().filter(|(_, entry)| *entry == Entry::Directory);
+        let mut roots = trees.map(|(path, _)| self.root.join(path)).chain(spec.place.project.clone());
+        let beneath = roots.any(|root| path.starts_with(root));
+        beneath || spec.place.mounts.iter().any(|mount| path.starts_with(&mount.target))
+    }
+}
+
+/// The names in a directory that are UTF-8, in order. Others are not system files, and a program misses nothing.
+fn names(directory: &Path) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(directory)? {
+        names.extend(entry?.file_name().into_string().ok());
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+fn entry(path: &Path) -> Option<Entry> {
+    let metadata = std::fs::symlink_metadata(path).ok()?;
+    Some(if metadata.is_dir() {
+        Entry::Directory
+    } else if metadata.is_symlink() {
+        Entry::Symlink(std::fs::read_link(path).ok()?)
+    } else if metadata.is_file() {
+        Entry::File(metadata.len())
+    } else {
+        Entry::Other
+    })
+}
+
+fn hidden_entries(etc: &Path) -> Vec<PathBuf> {
+    let mut hidden = Vec::new();
+    for (directory, pattern) in etc::hidden_deeper() {
+        let names = names(&etc.join(directory)).unwrap_or_default();
+        hidden.extend(names.into_iter().filter(|name| etc::matches(pattern, name)).map(|name| directory.join(name)));
+    }
+    hidden
+}
+
+/// A mount that the user asked for, and the trees of the supervisor for each, if it took them.
+#[derive(Debug, Clone)]
+pub(crate) struct Wanted {
+    pub(crate) mount: Mount,
+    pub(crate) source: Source,
+}
+
+/// The project and the mounts, in the order in which they have to be attached: outer ones first.
+pub(crate) fn wanted(spec: &SandboxSpec) -> Vec<Mount> {
+    let project = spec.place.project.iter().map(|project| Mount {
+        source: project.clone(),
+        target: project.clone(),
+        read_only: false,
+    });
+    let mut mounts: Vec<Mount> = project.chain(spec.place.mounts.iter().cloned()).collect();
+    // A stable sort: of two mounts on one target the later one is in sight.
+    mounts.sort_by_key(|mount| mount.target.components().count());
+    mounts
+}
+
+/// The steps that make the sandbox's view.
+pub(crate) fn plan(spec: &SandboxSpec, host: &Host, wanted: &[Wanted]) -> Vec<Step> {
+    let mut steps = Vec::new();
+    plan_system(host, &mut steps);
+    plan_etc(spec, host, &mut steps);
+    plan_fresh(host, &mut steps);
+    plan_kernel(&mut steps);
+    for Wanted { mount, source } in wanted {
+        steps.push(Step::Tree {
+            path: inside(&mount.target),
+            source: source.clone(),
+            attributes: Attributes { read_only: mount.read_only, ..Attributes::default() },
+            need: Need::Required,
+        });
+    }
+    steps
+}
+
+/// An absolute path of the sandbox, relative to its root.
+fn inside(path: &Path) -> PathBuf {
+    path.strip_prefix("/").unwrap_or(path).to_owned()
+}
+
+const READ_ONLY: Attributes = Attributes { read_only: true, devices: false, no_exec: false };
+
+fn plan_system(host: &Host, steps: &mut Vec<Step>) {
+    for (path, entry) in &host.system {
+        match entry {
+            Entry::Directory | Entry::File(_) => steps.push(Step::Tree {
+                path: path.clone(),
+                source: Source::Host(host.root.join(path)),
+                attributes: READ_ONLY,
+                need: Need::Optional,
+            }),
+            Entry::Symlink(target) => steps.push(Step::Symlink { path: path.clone(), target: target.clone() }),
+            Entry::Other => {}
+        }
+    }
+}
+
+fn plan_etc(spec: &SandboxSpec, host: &Host, steps: &mut Vec<Step>) {
+    let etc = Path::new("etc");
+    steps.push(Step::Directory { path: etc.to_owned() });
+    let written = etc::written(spec);
+    for (name, entry) in &host.etc {
+        let (path, source) = (etc.join(name), host.root.join(etc).join(name));
+        if written.iter().any(|(written, _)| written == name) {
+            continue;
+        }
+        match entry {
+            Entry::File(size) if *size <= COPY_LIMIT => steps.push(Step::Copy { path, source }),
+            Entry::Directory | Entry::File(_) => steps.push(Step::Tree {
+                path,
+                source: Source::Host(source),
+                attributes: READ_ONLY,
+                need: Need::Optional,
+            }),
+            Entry::Symlink(target) => steps.push(Step::Symlink { path, target: target.clone() }),
+            Entry::Other => {}
+        }
+    }
+    for (name, content) in written {
+        steps.push(Step::File { path: etc.join(name), content });
+    }
+    steps.extend(host.hidden.iter().map(|path| Step::Cover { path: etc.join(path) }));
+}
+
+fn plan_fresh(host: &Host, steps: &mut Vec<Step>) {
+    steps.push(Step::Directory { path: "dev".into() });
+    for name in DEVICES {
+        steps.push(Step::Tree {
+            path: Path::new("dev").join(name),
+            source: Source::Host(Path::new("/dev").join(name)),
+            attributes: Attributes { devices: true, no_exec: true, ..Attributes::default() },
+            need: Need::Required,
+        });
+    }
+    for (name, target) in [
+        ("fd", "/proc/self/fd"),
+        ("stdin", "/proc/self/fd/0"),
+        ("stdout", "/proc/self/fd/1"),
+        ("stderr", "/proc/self/fd/2"),
+        ("ptmx", "pts/ptmx"),
+    ] {
+        steps.push(Step::Symlink { path: Path::new("dev").join(name), target: target.into() });
+    }
+    steps.push(Step::Filesystem {
+        path: "dev/pts".into(),
+        kind: "devpts",
+        options: vec![("mode", "620".to_owned()), ("ptmxmode", "666".to_owned())],
+        attributes: Attributes { devices: true, no_exec: true, ..Attributes::default() },
+        need: Need::Required,
+    });
+    for (path, mode) in SCRATCH {
+        steps.push(Step::Scratch { path: path.into(), mode });
+    }
+    if !host.system.iter().any(|(path, _)| path == Path::new("var")) {
+        steps.push(Step::Symlink { path: "var/run".into(), target: "/run".into() });
+    }
+}
+
+fn plan_kernel(steps: &mut Vec<Step>) {
+    let attributes = Attributes { no_exec: true, ..Attributes::default() };
+    for (path, kind, read_only, need) in
+        [("proc", "proc", false, Need::Required), ("sys", "sysfs", true, Need::Optional)]
+    {
+        steps.push(Step::Filesystem {
+            path: path.into(),
+            kind,
+            options: Vec::new(),
+            attributes: Attributes { read_only, ..attributes },
+            need,
+        });
+    }
+    steps.extend(FROZEN.iter().map(|path| Step::Freeze { path: path.into() }));
+    steps.extend(COVERED.iter().map(|path| Step::Cover { path: path.into() }));
+}
+
+/// The paths a program may change, for Landlock; everything else it may only read.
+pub(crate) fn writable_paths() -> impl Iterator<Item = PathBuf> {
+    let scratch = SCRATCH.iter().map(|(path, _mode)| Path::new("/").join(path));
+    scratch.chain([PathBuf::from("/dev"), PathBuf::from("/proc")])
+}

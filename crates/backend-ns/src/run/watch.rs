@@ -1,0 +1,492 @@
+//! From the running program to its end.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use cofferdam_sys::process::{self, SignalFd};
+use cofferdam_sys::tty::{self, RawMode};
+use rustix::event::{PollFd, PollFlags};
+use rustix::io::Errno;
+use rustix::process::Signal;
+
+use super::{Running, kill, wait};
+use crate::init::KEPT_IGNORED;
+use crate::wire::{self, Message, Received, Target};
+use crate::{GatewayFate, Outcome, Status};
+
+/// What is passed on to the program, and how: what a terminal sends to its foreground goes to the program's group.
+const PASSED_ON: [(Signal, Target); 7] = [
+    (Signal::INT, Target::Group),
+    (Signal::QUIT, Target::Group),
+    (Signal::HUP, Target::Group),
+    (Signal::WINCH, Target::Group),
+    (Signal::TERM, Target::Program),
+    (Signal::USR1, Target::Program),
+    (Signal::USR2, Target::Program),
+];
+
+/// Two interrupts within this time end the sandbox. Longer than anybody waits to press again, shorter than the time
+/// between two prompts at which somebody clears a line.
+const TWICE: Duration = Duration::from_secs(5);
+
+/// What a program that has got TERM because its time is up has to clean up (`docs/cli.md`).
+const GRACE: Duration = Duration::from_secs(2);
+
+/// How long the gateway may take to say its last and end. It only has to flush what is in memory.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// The longest line an event may be; longer ones are cut off.
+const LONGEST_EVENT: usize = 1 << 20;
+
+/// What is read from a terminal or the gateway at once.
+const CHUNK: usize = 64 * 1024;
+
+/// Input that a program does not read is kept up to this; then the user's terminal has to wait.
+const INPUT_LIMIT: usize = 64 * 1024;
+
+impl Running {
+    /// Waits for the end of the program, passing on signals, the terminal and events.
+    ///
+    /// `on_event` gets each event of the gateway: one line of JSON, without its line feed.
+    pub fn run_to_end(mut self, on_event: &mut dyn FnMut(&[u8])) -> Outcome {
+        let mut watch = Watch::new(&mut self);
+        let ended = loop {
+            match watch.turn(on_event) {
+                Ok(None) => {}
+                Ok(Some(end)) => break end,
+                Err(error) => {
+                    watch.running.notices.push(format!("the sandbox was ended because of a failure: {error}"));
+                    break Status::Lost;
+                }
+            }
+        };
+        watch.finish(ended, on_event)
+    }
+}
+
+/// One of the things the supervisor waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Init,
+    Signals,
+    Events,
+    GatewayEnd,
+    Output,
+    Input,
+    InputRoom,
+}
+
+struct Watch<'a> {
+    running: &'a mut Running,
+    signals: Option<SignalFd>,
+    lines: Lines,
+    events_open: bool,
+    gateway: GatewayFate,
+    terminal: Option<Terminal>,
+    interrupted: Option<Instant>,
+    deadline: Option<Instant>,
+    ending: Ending,
+}
+
+/// Whether the supervisor is ending the program, and why.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    No,
+    /// Its time is up; TERM was sent.
+    TimeUp,
+    /// As before, and it was killed.
+    TimeUpKilled,
+    /// Two interrupts.
+    Interrupted,
+}
+
+impl<'a> Watch<'a> {
+    fn new(running: &'a mut Running) -> Self {
+        let wanted: Vec<Signal> = PASSED_ON
+            .iter()
+            .map(|(signal, _)| *signal)
+            // Whoever made us ignore these wants the program to go on when they come.
+            .filter(|signal| !KEPT_IGNORED.contains(signal) || !process::is_ignored(*signal))
+            .collect();
+        let signals = SignalFd::new(&wanted).ok();
+        let terminal = running.controller.take().map(Terminal::new);
+        let deadline = running.limits.timeout.and_then(|timeout| running.started.checked_add(timeout));
+        Self {
+            running,
+            signals,
+            lines: Lines::default(),
+            events_open: true,
+            gateway: GatewayFate::Fine,
+            terminal,
+            interrupted: None,
+            deadline,
+            ending: Ending::No,
+        }
+    }
+
+    /// Waits for something to happen and deals with it. `Some` when the program has ended.
+    fn turn(&mut self, on_event: &mut dyn FnMut(&[u8])) -> io::Result<Option<Status>> {
+        for source in self.wait()? {
+            match source {
+                Source::Init => {
+                    if let Some(end) = self.init()? {
+                        return Ok(Some(end));
+                    }
+                }
+                Source::Signals => self.signal()?,
+                Source::Events => self.read_events(on_event),
+                Source::GatewayEnd => self.gateway_ended(on_event),
+                Source::Output => self.terminal.iter_mut().for_each(Terminal::output),
+                Source::Input => self.terminal.iter_mut().for_each(Terminal::input),
+                Source::InputRoom => self.terminal.iter_mut().for_each(Terminal::pass_input),
+            }
+        }
+        self.check_time();
+        Ok(None)
+    }
+
+    fn wait(&self) -> io::Result<Vec<Source>> {
+        let mut sources: Vec<(Source, BorrowedFd<'_>, PollFlags)> = Vec::new();
+        // What the program wrote is shown before its end is dealt with, and events before the end of their maker.
+        if let Some(terminal) = &self.terminal {
+            sources.extend(terminal.sources());
+        }
+        let gateway = self.running.processes.gateway.as_ref();
+        if let Some(gateway) = gateway {
+            if self.events_open {
+                sources.push((Source::Events, gateway.events.as_fd(), PollFlags::IN));
+            }
+            sources.push((Source::GatewayEnd, gateway.child.pidfd.as_fd(), PollFlags::IN));
+        }
+        sources.extend(self.signals.as_ref().map(|signals| (Source::Signals, signals.as_fd(), PollFlags::IN)));
+        sources.push((Source::Init, self.running.init.as_fd(), PollFlags::IN));
+        let mut fds: Vec<PollFd<'_>> =
+            sources.iter().map(|(_, fd, flags)| PollFd::from_borrowed_fd(*fd, *flags)).collect();
+        let timeout = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        wire::poll(&mut fds, timeout)?;
+        let ready = sources.iter().zip(&fds).filter(|(_, fd)| !fd.revents().is_empty());
+        Ok(ready.map(|((source, ..), _)| *source).collect())
+    }
+
+    fn init(&mut self) -> io::Result<Option<Status>> {
+        Ok(match wire::receive_ready(&self.running.init)? {
+            Received::Message(Message::Exited { status }, _) => Some(self.status(Status::Exited(status))),
+            Received::Message(Message::Signaled { number }, _) => Some(self.status(Status::Signaled(number))),
+            Received::Message(Message::Failed(fault), _) => {
+                let error = fault.error();
+                self.running.notices.push(format!("the sandbox's pid 1 could not {}: {error}", fault.step));
+                Some(Status::Lost)
+            }
+            Received::Message(..) => None,
+            Received::Closed | Received::Orphaned | Received::Late => Some(self.status(Status::Lost)),
+        })
+    }
+
+    /// What an end means that came while the supervisor was ending the program itself.
+    fn status(&self, end: Status) -> Status {
+        match self.ending {
+            Ending::No => end,
+            Ending::TimeUp | Ending::TimeUpKilled => Status::TimedOut,
+            // What a shell shows for a program that an interrupt ended.
+            Ending::Interrupted => Status::Signaled(Signal::INT.as_raw()),
+        }
+    }
+
+    fn signal(&mut self) -> io::Result<()> {
+        while let Some(signal) = self.signals.as_ref().map_or(Ok(None), SignalFd::next)? {
+            if signal == Signal::WINCH
+                && let Some(terminal) = &self.terminal
+            {
+                terminal.resize();
+                continue;
+            }
+            if signal == Signal::INT {
+                let now = Instant::now();
+                if self.interrupted.is_some_and(|before| now.saturating_duration_since(before) < TWICE) {
+                    self.ending = Ending::Interrupted;
+                    self.kill();
+                    continue;
+                }
+                self.interrupted = Some(now);
+            }
+            if let Some((_, target)) = PASSED_ON.iter().find(|(passed_on, _)| *passed_on == signal) {
+                self.send(signal, *target);
+            }
+        }
+        Ok(())
+    }
+
+    fn check_time(&mut self) {
+        let now = Instant::now();
+        if self.deadline.is_none_or(|deadline| now < deadline) {
+            return;
+        }
+        match self.ending {
+            Ending::No => {
+                self.ending = Ending::TimeUp;
+                self.deadline = now.checked_add(GRACE);
+                self.send(Signal::TERM, Target::Group);
+                // A stopped program would not see it.
+                self.send(Signal::CONT, Target::Group);
+            }
+            Ending::TimeUp => {
+                self.ending = Ending::TimeUpKilled;
+                self.deadline = None;
+                self.kill();
+            }
+            Ending::TimeUpKilled | Ending::Interrupted => self.deadline = None,
+        }
+    }
+
+    fn send(&self, signal: Signal, target: Target) {
+        let message = Message::Signal { number: signal.as_raw(), target };
+        // An init that is gone is noticed as such.
+        let _gone = wire::send(&self.running.init, &message, &[]);
+    }
+
+    fn kill(&self) {
+        if let Some(init) = &self.running.processes.init {
+            kill(init);
+        }
+    }
+
+    fn read_events(&mut self, on_event: &mut dyn FnMut(&[u8])) {
+        let Some(gateway) = &self.running.processes.gateway else { return };
+        // Once: others wait too. At the end of the stream the end of the process is near.
+        let mut buffer = vec![0; CHUNK];
+        match rustix::io::read(&gateway.events, &mut buffer) {
+            Ok(0) => self.events_open = false,
+            Ok(len) => self.lines.take(buffer.get(..len).unwrap_or_default(), on_event),
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(_) => self.events_open = false,
+        }
+    }
+
+    fn gateway_ended(&mut self, on_event: &mut dyn FnMut(&[u8])) {
+        let Some(gateway) = self.running.processes.gateway.take() else { return };
+        self.drain(&gateway.events, on_event);
+        if let Some(end) = wait(&gateway.child) {
+            self.gateway = GatewayFate::Died(end);
+        }
+        let words = gateway.last_words();
+        if !words.is_empty() {
+            self.running.notices.push(format!("the gateway's last words: {words}"));
+        }
+    }
+
+    /// Reads the events that are there.
+    fn drain(&mut self, events: &OwnedFd, on_event: &mut dyn FnMut(&[u8])) {
+        let mut buffer = vec![0; CHUNK];
+        while let Ok(len @ 1..) = rustix::io::retry_on_intr(|| rustix::io::read(events, &mut buffer)) {
+            self.lines.take(buffer.get(..len).unwrap_or_default(), on_event);
+        }
+    }
+
+    /// Ends what is left, in order: the sandbox, then the gateway, which may have something to say about its end.
+    fn finish(mut self, status: Status, on_event: &mut dyn FnMut(&[u8])) -> Outcome {
+        if let Some(init) = self.running.processes.init.take() {
+            kill(&init);
+            wait(&init);
+        }
+        // Whatever held the program's terminal is gone, so what comes now is the rest of its output.
+        if let Some(mut terminal) = self.terminal.take() {
+            terminal.drain();
+        }
+        drop(self.running.processes.lifeline.take());
+        if let Some(gateway) = self.running.processes.gateway.take() {
+            self.wait_for_farewell(&gateway.events, on_event);
+            kill(&gateway.child);
+            wait(&gateway.child);
+            self.drain(&gateway.events, on_event);
+        }
+        self.lines.end(on_event);
+        let notices = std::mem::take(&mut self.running.notices);
+        Outcome { status, gateway: self.gateway, notices }
+    }
+
+    /// Reads events until the gateway closes them or its time is up.
+    fn wait_for_farewell(&mut self, events: &OwnedFd, on_event: &mut dyn FnMut(&[u8])) {
+        let deadline = Instant::now() + FAREWELL;
+        let mut buffer = vec![0; CHUNK];
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let mut fds = [PollFd::from_borrowed_fd(events.as_fd(), PollFlags::IN)];
+            if left.is_zero() || wire::poll(&mut fds, Some(left)).is_err() {
+                return;
+            }
+            match rustix::io::read(events, &mut buffer) {
+                Ok(0) => return,
+                Ok(len) => self.lines.take(buffer.get(..len).unwrap_or_default(), on_event),
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                Err(_) => return,
+            }
+        }
+    }
+}
+
+/// Cuts a stream into lines.
+#[derive(Debug, Default)]
+struct Lines {
+    /// The line that is not complete yet.
+    partial: Vec<u8>,
+}
+
+impl Lines {
+    fn take(&mut self, bytes: &[u8], on_line: &mut dyn FnMut(&[u8])) {
+        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+            let (piece, complete) = match piece.strip_suffix(b"\n") {
+                Some(piece) => (piece, true),
+                None => (piece, false),
+            };
+            let room = LONGEST_EVENT.saturating_sub(self.partial.len());
+            self.partial.extend_from_slice(piece.get(..piece.len().min(room)).unwrap_or_default());
+            if complete {
+                self.end(on_line);
+            }
+        }
+    }
+
+    /// Gives out what is left, be it complete or not.
+    fn end(&mut self, on_line: &mut dyn FnMut(&[u8])) {
+        if !self.partial.is_empty() {
+            on_line(&self.partial);
+            self.partial.clear();
+        }
+    }
+}
+
+/// The relay between the user's terminal and the program's own.
+struct Terminal {
+    controller: OwnedFd,
+    /// Typed, and not yet taken by the program.
+    pending: Vec<u8>,
+    input_open: bool,
+    output_open: bool,
+    /// Puts the user's terminal back when dropped.
+    _raw: Option<RawMode<io::Stdin>>,
+}
+
+impl Terminal {
+    fn new(controller: OwnedFd) -> Self {
+        // A controller that cannot be switched still works; a program that does not read could make us wait.
+        let _blocking = rustix::fs::fcntl_setfl(&controller, rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NONBLOCK);
+        let raw = RawMode::enter(io::stdin()).ok().flatten();
+        let terminal = Self { controller, pending: Vec::new(), input_open: true, output_open: true, _raw: raw };
+        terminal.resize();
+        terminal
+    }
+
+    fn resize(&self) {
+        // The program goes on with the size it has.
+        let _unsized = tty::copy_size(io::stdin(), &self.controller);
+    }
+
+    fn sources(&self) -> Vec<(Source, BorrowedFd<'_>, PollFlags)> {
+        let mut sources = Vec::new();
+        if self.output_open {
+            sources.push((Source::Output, self.controller.as_fd(), PollFlags::IN));
+        }
+        if !self.pending.is_empty() {
+            sources.push((Source::InputRoom, self.controller.as_fd(), PollFlags::OUT));
+        }
+        if self.input_open && self.pending.len() < INPUT_LIMIT {
+            sources.push((Source::Input, rustix::stdio::stdin(), PollFlags::IN));
+        }
+        sources
+    }
+
+    /// Shows what the program wrote.
+    fn output(&mut self) {
+        let mut buffer = vec![0; CHUNK];
+        match rustix::io::read(&self.controller, &mut buffer) {
+            Ok(len @ 1..) => {
+                let written = write_all(rustix::stdio::stdout(), buffer.get(..len).unwrap_or_default());
+                self.output_open = written.is_ok();
+            }
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            // EIO: nobody holds the program's end, and nobody ever will, or the program is between two who do. The end
+            // of the program is noticed elsewhere.
+            Ok(_) | Err(_) => self.output_open = false,
+        }
+    }
+
+    fn drain(&mut self) {
+        self.output_open = true;
+        let mut buffer = vec![0; CHUNK];
+        while let Ok(len @ 1..) = rustix::io::retry_on_intr(|| rustix::io::read(&self.controller, &mut buffer)) {
+            if write_all(rustix::stdio::stdout(), buffer.get(..len).unwrap_or_default()).is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Takes what the user typed.
+    fn input(&mut self) {
+        let mut buffer = vec![0; 4096];
+        match rustix::io::read(rustix::stdio::stdin(), &mut buffer) {
+            Ok(0) => {
+                self.input_open = false;
+                // What a terminal makes of the end of its input: the character EOF, at the beginning of a line.
+                self.pending.push(END_OF_TRANSMISSION);
+            }
+            Ok(len) => self.pending.extend_from_slice(buffer.get(..len).unwrap_or_default()),
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(_) => self.input_open = false,
+        }
+        self.pass_input();
+    }
+
+    fn pass_input(&mut self) {
+        match rustix::io::write(&self.controller, &self.pending) {
+            Ok(len) => drop(self.pending.drain(..len.min(self.pending.len()))),
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(_) => self.pending.clear(),
+        }
+    }
+}
+
+/// ^D, the default of VEOF in termios(3).
+const END_OF_TRANSMISSION: u8 = 4;
+
+fn write_all(to: BorrowedFd<'_>, mut bytes: &[u8]) -> rustix::io::Result<()> {
+    while !bytes.is_empty() {
+        match rustix::io::write(to, bytes) {
+            Ok(len) => bytes = bytes.get(len..).unwrap_or_default(),
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => {
+                // Somebody else has made our standard output non-blocking.
+                let mut fds = [PollFd::from_borrowed_fd(to, PollFlags::OUT)];
+                let _interrupted = wire::poll(&mut fds, None);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cuts_a_stream_into_lines_wherever_it_was_split() {
+        let mut lines = Lines::default();
+        let mut seen: Vec<Vec<u8>> = Vec::new();
+        let mut note = |line: &[u8]| seen.push(line.to_vec());
+        for piece in [&b"{\"a\":1}\n{\"b\""[..], b":2", b"}\n\n", b"{\"c\":3}"] {
+            lines.take(piece, &mut note);
+        }
+        lines.end(&mut note);
+        assert_eq!(seen, [&b"{\"a\":1}"[..], b"{\"b\":2}", b"{\"c\":3}"]);
+    }
+
+    #[test]
+    fn a_line_without_an_end_stays_within_bounds() {
+        let mut lines = Lines::default();
+        for _ in 0..40 {
+            lines.take(&vec![b'x'; CHUNK], &mut |_| panic!("no line has ended"));
+        }
+        assert_eq!(lines.partial.len(), LONGEST_EVENT);
+    }
+}

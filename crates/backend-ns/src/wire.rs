@@ -1,0 +1,291 @@
+//! What the processes of one sandbox say to each other while it starts and runs.
+//!
+//! Messages travel over `SOCK_SEQPACKET` pairs, so borders are kept and the end of a process is the end of its stream.
+//! The first byte names the message. Both ends are the same binary at the same version: there is nothing to negotiate.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use cofferdam_sys::fdpass;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+
+/// Room for the longest message: a fault whose step names two paths (`PATH_MAX` is 4,096).
+const LONGEST: usize = 16 * 1024;
+
+/// A failed step, on its way to the person who has to act.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Fault {
+    /// Completes "the builder could not …".
+    pub(crate) step: String,
+    /// What to do, or empty.
+    pub(crate) remedy: String,
+    pub(crate) errno: i32,
+}
+
+impl Fault {
+    pub(crate) fn new(step: impl Into<String>, error: &io::Error) -> Self {
+        // An error of our own making has no number: EIO says that it came from no system call.
+        let (step, errno) = match error.raw_os_error() {
+            Some(errno) => (step.into(), errno),
+            None => (format!("{}: {error}", step.into()), libc_eio()),
+        };
+        Self { step, remedy: String::new(), errno }
+    }
+
+    pub(crate) fn with_remedy(mut self, remedy: impl Into<String>) -> Self {
+        self.remedy = remedy.into();
+        self
+    }
+
+    pub(crate) fn error(&self) -> io::Error {
+        io::Error::from_raw_os_error(self.errno)
+    }
+}
+
+fn libc_eio() -> i32 {
+    Errno::IO.raw_os_error()
+}
+
+/// Names the step that a result belongs to.
+pub(crate) trait Step<T> {
+    fn step(self, step: impl FnOnce() -> String) -> Result<T, Fault>;
+}
+
+impl<T, E: Into<io::Error>> Step<T> for Result<T, E> {
+    fn step(self, step: impl FnOnce() -> String) -> Result<T, Fault> {
+        self.map_err(|error| Fault::new(step(), &error.into()))
+    }
+}
+
+/// Which processes of a sandbox a signal is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Target {
+    Program,
+    /// The program's process group, as a terminal does it.
+    Group,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Message {
+    /// Builder → supervisor: my namespaces are there, write their id maps.
+    Unshared,
+    /// Supervisor → builder, builder → init: your id maps are written.
+    Mapped,
+    /// Builder → supervisor, with the pidfd: the sandbox's init is there.
+    Born { pid: i32 },
+    /// Builder → supervisor, with TUN and listeners (without: no network): the gateway's namespace is built.
+    Built,
+    /// Builder → init: your interface is there.
+    Linked,
+    /// Supervisor → init, with mount trees.
+    Trees,
+    /// Init → supervisor: everything is in place.
+    Placed,
+    /// Supervisor → init: start the program.
+    Go,
+    /// Init → supervisor, with the terminal's controlling end if there is one: the program runs.
+    Started,
+    /// Init → supervisor: the program could not be executed.
+    NotExecuted { errno: i32 },
+    /// Supervisor → init.
+    Signal { number: i32, target: Target },
+    /// Init → supervisor.
+    Exited { status: i32 },
+    /// Init → supervisor.
+    Signaled { number: i32 },
+    /// Anybody → supervisor.
+    Failed(Fault),
+}
+
+impl Message {
+    fn encode(&self) -> Vec<u8> {
+        let number = |tag: u8, number: i32| [&[tag][..], &number.to_ne_bytes()].concat();
+        match self {
+            Self::Unshared => b"u".to_vec(),
+            Self::Mapped => b"m".to_vec(),
+            Self::Born { pid } => number(b'b', *pid),
+            Self::Built => b"B".to_vec(),
+            Self::Linked => b"l".to_vec(),
+            Self::Trees => b"t".to_vec(),
+            Self::Placed => b"p".to_vec(),
+            Self::Go => b"g".to_vec(),
+            Self::Started => b"s".to_vec(),
+            Self::NotExecuted { errno } => number(b'n', *errno),
+            Self::Signal { number: signal, target: Target::Program } => number(b'k', *signal),
+            Self::Signal { number: signal, target: Target::Group } => number(b'K', *signal),
+            Self::Exited { status } => number(b'x', *status),
+            Self::Signaled { number: signal } => number(b'X', *signal),
+            Self::Failed(fault) => {
+                let mut bytes = number(b'e', fault.errno);
+                bytes.extend_from_slice(fault.step.replace('\0', "?").as_bytes());
+                bytes.push(0);
+                bytes.extend_from_slice(fault.remedy.as_bytes());
+                bytes.truncate(LONGEST);
+                bytes
+            }
+        }
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let (tag, rest) = bytes.split_first()?;
+        let number = || rest.first_chunk::<4>().map(|bytes| i32::from_ne_bytes(*bytes));
+        Some(match tag {
+            b'u' => Self::Unshared,
+            b'm' => Self::Mapped,
+            b'b' => Self::Born { pid: number()? },
+            b'B' => Self::Built,
+            b'l' => Self::Linked,
+            b't' => Self::Trees,
+            b'p' => Self::Placed,
+            b'g' => Self::Go,
+            b's' => Self::Started,
+            b'n' => Self::NotExecuted { errno: number()? },
+            b'k' => Self::Signal { number: number()?, target: Target::Program },
+            b'K' => Self::Signal { number: number()?, target: Target::Group },
+            b'x' => Self::Exited { status: number()? },
+            b'X' => Self::Signaled { number: number()? },
+            b'e' => {
+                let text = String::from_utf8_lossy(rest.get(4..)?).into_owned();
+                let (step, remedy) = text.split_once('\0').unwrap_or((&text, ""));
+                Self::Failed(Fault { step: step.to_owned(), remedy: remedy.to_owned(), errno: number()? })
+            }
+            _ => return None,
+        })
+    }
+}
+
+/// What came out of waiting for a message.
+#[derive(Debug)]
+pub(crate) enum Received {
+    Message(Message, Vec<OwnedFd>),
+    /// The other end is gone.
+    Closed,
+    /// The supervisor is gone: the lifeline has no writer.
+    Orphaned,
+    /// The deadline has passed.
+    Late,
+}
+
+pub(crate) fn send(socket: impl AsFd, message: &Message, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    fdpass::send_fds(socket, &message.encode(), fds)
+}
+
+/// Receives one message that has arrived already or is waited for without a deadline.
+pub(crate) fn receive_ready(socket: impl AsFd) -> io::Result<Received> {
+    let mut buffer = vec![0; LONGEST];
+    let (len, fds) = match fdpass::recv_fds(&socket, &mut buffer) {
+        Ok(received) => received,
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(Received::Closed),
+        Err(error) => return Err(error),
+    };
+    if len == 0 {
+        return Ok(Received::Closed);
+    }
+    let message = buffer.get(..len).and_then(Message::decode);
+    Ok(Received::Message(message.ok_or(io::ErrorKind::InvalidData)?, fds))
+}
+
+/// Waits for one message, but not longer than the supervisor lives or the deadline lasts.
+pub(crate) fn receive(
+    socket: BorrowedFd<'_>,
+    lifeline: Option<BorrowedFd<'_>>,
+    deadline: Option<Instant>,
+) -> io::Result<Received> {
+    loop {
+        let mut fds = vec![PollFd::from_borrowed_fd(socket, PollFlags::IN)];
+        fds.extend(lifeline.map(|lifeline| PollFd::from_borrowed_fd(lifeline, PollFlags::IN)));
+        let timeout = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        poll(&mut fds, timeout)?;
+        let mut ready = fds.iter().map(|fd| !fd.revents().is_empty());
+        let (message, orphaned) = (ready.next().unwrap_or(false), ready.next().unwrap_or(false));
+        drop(ready);
+        drop(fds);
+        if message {
+            return receive_ready(socket);
+        }
+        if orphaned {
+            return Ok(Received::Orphaned);
+        }
+        if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+            return Ok(Received::Late);
+        }
+    }
+}
+
+/// poll(2) with a duration; interrupted by a signal it reports nothing.
+pub(crate) fn poll(fds: &mut [PollFd<'_>], timeout: Option<Duration>) -> io::Result<()> {
+    // A second more than asked for is no harm: every caller looks at the clock.
+    let timeout = timeout.map(|timeout| Timespec {
+        tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::from(i32::MAX)).min(i64::from(i32::MAX)),
+        tv_nsec: i64::from(timeout.subsec_nanos()),
+    });
+    match rustix::event::poll(fds, timeout.as_ref()) {
+        Ok(_) => Ok(()),
+        Err(Errno::INTR) => {
+            for fd in fds {
+                fd.clear_revents();
+            }
+            Ok(())
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether the supervisor is still there.
+pub(crate) fn is_orphaned(lifeline: BorrowedFd<'_>) -> bool {
+    let mut fds = [PollFd::from_borrowed_fd(lifeline, PollFlags::IN)];
+    poll(&mut fds, Some(Duration::ZERO)).is_err() || fds.iter().any(|fd| !fd.revents().is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_message_survives_the_way() {
+        let fault = Fault { step: "mount a new proc at /proc".to_owned(), remedy: "do this".to_owned(), errno: 1 };
+        let messages = [
+            Message::Unshared,
+            Message::Mapped,
+            Message::Born { pid: 4711 },
+            Message::Built,
+            Message::Linked,
+            Message::Trees,
+            Message::Placed,
+            Message::Go,
+            Message::Started,
+            Message::NotExecuted { errno: 2 },
+            Message::Signal { number: 15, target: Target::Program },
+            Message::Signal { number: 2, target: Target::Group },
+            Message::Exited { status: 255 },
+            Message::Signaled { number: 9 },
+            Message::Failed(fault),
+        ];
+        for message in messages {
+            assert_eq!(Message::decode(&message.encode()), Some(message));
+        }
+    }
+
+    #[test]
+    fn half_a_message_is_none() {
+        assert_eq!(Message::decode(b""), None);
+        assert_eq!(Message::decode(b"x\x01"), None);
+        assert_eq!(Message::decode(b"?"), None);
+    }
+
+    #[test]
+    fn tells_a_closed_stream_from_a_lost_supervisor_and_from_silence() {
+        let (a, b) = fdpass::pair().unwrap();
+        let (lifeline, writer) = rustix::pipe::pipe().unwrap();
+        let now = Some(Instant::now());
+        assert!(matches!(receive(a.as_fd(), Some(lifeline.as_fd()), now), Ok(Received::Late)));
+        assert!(!is_orphaned(lifeline.as_fd()));
+        drop(writer);
+        assert!(is_orphaned(lifeline.as_fd()));
+        assert!(matches!(receive(a.as_fd(), Some(lifeline.as_fd()), None), Ok(Received::Orphaned)));
+        drop(b);
+        assert!(matches!(receive(a.as_fd(), None, None), Ok(Received::Closed)));
+    }
+}
