@@ -1,16 +1,42 @@
-//! (written by its owner)
-use std::os::fd::OwnedFd;
+//! The two ends of a sandbox's link, made in its two network namespaces.
+//!
+//! [`build_netns`] makes the gateway's side: the veth pair, the TUN device, the packet filter and the transparent
+//! listeners. [`configure_guest_link`] makes the sandbox's side: addresses and routes of `eth0`. Each is a *plan*, a list of
+//! [`Step`]s computed from the [`NetnsSpec`] alone, and a dull loop that carries it out. How packets go through the result is
+//! told in `docs/design/0001-the-wall.md`, §1.
+//!
+//! The order of the gateway's plan matters: the filter, which drops by default, is in force before the first link is up.
+//! Nothing is undone after an error; the namespace goes with the process that was to own it.
+//!
+//! Both run in short-lived processes with one thread, with `CAP_NET_ADMIN` over the namespace they work on and `/proc`
+//! mounted with a writable `sys/net`. No program is started.
 
+mod filter;
+mod plan;
+
+use std::fs;
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use cofferdam_sys::netlink::{Connection, NetlinkError, Request};
+use cofferdam_sys::ns::{self, NamespaceKind};
+use cofferdam_sys::transparent::{IpVersion, transparent_listener};
+use cofferdam_sys::tun::TunError;
+use cofferdam_sys::{nft, tun};
+
+use self::plan::{Missing, Step, Sysctl};
 use crate::LinkAddresses;
 
 /// What the builder makes and the gateway process holds.
 #[derive(Debug)]
 pub struct GatewayFds {
+    /// The TUN device: non-blocking, one queue, a `virtio_net_hdr` of 10 bytes in little endian before each packet.
     pub tun: OwnedFd,
+    /// The transparent listeners: IPv4, then IPv6 when it is on. Non-blocking. They keep the namespace alive.
     pub listeners: Vec<OwnedFd>,
 }
 
-/// What the gateway's network namespace looks like.
+/// What the network namespaces of one sandbox look like.
 #[derive(Debug, Clone)]
 pub struct NetnsSpec {
     pub link: LinkAddresses,
@@ -20,13 +46,177 @@ pub struct NetnsSpec {
     pub gateway_mac: [u8; 6],
 }
 
+/// Why one end of the link could not be made. The text and that of its sources say what was done to what;
+/// [`BuildError::remedy`] says what to do about it, where that is known.
 #[derive(Debug, thiserror::Error)]
-pub enum BuildError {}
-
-pub fn build_netns(_spec: &NetnsSpec, _tun: OwnedFd, _sandbox_netns: std::os::fd::BorrowedFd<'_>) -> Result<GatewayFds, BuildError> {
-    todo!()
+pub enum BuildError {
+    #[error("cannot write {value:?} to {path}")]
+    Sysctl { path: String, value: String, source: io::Error },
+    #[error("cannot make the TUN device {name}")]
+    Tun { name: &'static str, source: TunError },
+    #[error("cannot install the packet filter")]
+    Filter { source: NetlinkError },
+    #[error("cannot set up links, addresses and routes")]
+    Network { source: NetlinkError },
+    #[error("cannot enter the sandbox's network namespace")]
+    Enter { source: io::Error },
+    #[error("cannot find the interface {name}")]
+    Interface { name: &'static str, source: io::Error },
+    #[error("cannot open the transparent {version} listener ({call})")]
+    Listen { version: IpVersion, call: &'static str, source: io::Error },
 }
 
-pub fn configure_guest_link(_spec: &NetnsSpec) -> Result<(), BuildError> {
-    todo!()
+impl BuildError {
+    /// What the person at the machine can do, in one sentence; `None` when the error is not one of a missing feature.
+    #[must_use]
+    pub fn remedy(&self) -> Option<&'static str> {
+        let code = self.system_error().raw_os_error()?;
+        match (self, code) {
+            (BuildError::Sysctl { path, .. }, libc::ENOENT) if path.contains("/ipv6/") => {
+                Some("this kernel has no IPv6: switch it off for the sandbox, or load the ipv6 module")
+            }
+            (BuildError::Sysctl { .. }, libc::EROFS | libc::EACCES) => {
+                Some("/proc/sys is not writable here: in a container, run it with /proc/sys unmasked")
+            }
+            (BuildError::Tun { .. }, libc::ENOENT | libc::ENODEV) => {
+                Some("load the TUN driver (modprobe tun) and see that /dev/net/tun is there")
+            }
+            (BuildError::Tun { .. }, libc::EACCES) => {
+                Some("give /dev/net/tun its usual mode (chmod 0666 /dev/net/tun)")
+            }
+            (
+                BuildError::Filter { .. },
+                libc::ENOENT | libc::EOPNOTSUPP | libc::EPROTONOSUPPORT | libc::EAFNOSUPPORT,
+            ) => Some(
+                "this kernel lacks part of nf_tables: load the modules nf_tables, nft_tproxy, nf_tproxy_ipv4 and \
+                     nf_tproxy_ipv6",
+            ),
+            (BuildError::Network { .. }, libc::EOPNOTSUPP | libc::EAFNOSUPPORT) => Some(
+                "this kernel lacks veth links, policy routing or IPv6: load the modules veth and ipv6, or switch IPv6 \
+                 off for the sandbox",
+            ),
+            (BuildError::Listen { .. }, libc::EAFNOSUPPORT) => {
+                Some("this kernel has no IPv6: switch it off for the sandbox, or load the ipv6 module")
+            }
+            (_, libc::EPERM) => Some(
+                "unprivileged user namespaces get no network privileges here: allow them (sysctl \
+                 kernel.apparmor_restrict_unprivileged_userns=0, or an AppArmor profile with userns)",
+            ),
+            _ => None,
+        }
+    }
+
+    fn system_error(&self) -> &io::Error {
+        match self {
+            BuildError::Sysctl { source, .. }
+            | BuildError::Enter { source }
+            | BuildError::Interface { source, .. }
+            | BuildError::Listen { source, .. } => source,
+            BuildError::Tun { source, .. } => &source.source,
+            BuildError::Filter { source } | BuildError::Network { source } => source.source_error(),
+        }
+    }
+}
+
+/// Makes the gateway's network namespace, in which the calling thread must be. `tun` is fresh from [`tun::open`], opened
+/// **after** that namespace was entered. The guest's `eth0` appears in `sandbox_netns`, up and without addresses. The caller
+/// needs `CAP_SYS_ADMIN` over both namespaces: it visits the sandbox's to switch `eth0` on.
+///
+/// # Errors
+/// [`BuildError`]: the first step that failed. What was made until then is left for the namespace to take along.
+pub fn build_netns(spec: &NetnsSpec, tun: OwnedFd, sandbox_netns: BorrowedFd<'_>) -> Result<GatewayFds, BuildError> {
+    let mut fds = GatewayFds { tun, listeners: Vec::new() };
+    let mut guest_link = None;
+    for step in plan::gateway(spec, sandbox_netns) {
+        match step {
+            Step::Sysctl(sysctl) => write_sysctl(&sysctl)?,
+            Step::CreateTun { name, index } => {
+                tun::create(&fds.tun, name, index).map_err(|source| BuildError::Tun { name, source })?;
+            }
+            Step::Filter(ruleset) => nft::install(&ruleset).map_err(|source| BuildError::Filter { source })?,
+            Step::Network(requests) => execute(&mut connect()?, &requests)?,
+            Step::GuestLink => guest_link = Some(in_netns(sandbox_netns, || switch_guest_link_on(spec))?),
+            Step::AwaitGuestLink => {
+                if let Some((connection, index)) = &mut guest_link {
+                    connection.await_up(*index).map_err(|source| BuildError::Network { source })?;
+                }
+            }
+            Step::Listen { version, port, backlog } => {
+                let listener = transparent_listener(version, port, backlog, plan::CONGESTION_CONTROL)
+                    .map_err(|(call, source)| BuildError::Listen { version, call, source })?;
+                fds.listeners.push(listener);
+            }
+        }
+    }
+    Ok(fds)
+}
+
+/// Configures `lo` and `eth0` in the sandbox's network namespace, in which the calling thread must be. Comes after
+/// [`build_netns`], which made `eth0` and switched it on.
+///
+/// # Errors
+/// [`BuildError`]: the first step that failed.
+pub fn configure_guest_link(spec: &NetnsSpec) -> Result<(), BuildError> {
+    let (sysctls, requests) = plan::guest(spec, guest_link_index()?);
+    sysctls.iter().try_for_each(write_sysctl)?;
+    allow_ping();
+    let mut connection = connect()?;
+    execute(&mut connection, &requests)?;
+    let v6 = spec.link.v6.iter().try_for_each(|v6| connection.await_local(v6.guest.into()));
+    v6.map_err(|source| BuildError::Network { source })
+}
+
+/// In the sandbox's network namespace. Returns a connection to there and the index of `eth0`.
+fn switch_guest_link_on(spec: &NetnsSpec) -> Result<(Connection, u32), BuildError> {
+    let index = guest_link_index()?;
+    let (sysctls, requests) = plan::guest_link(spec, index);
+    sysctls.iter().try_for_each(write_sysctl)?;
+    let mut connection = connect()?;
+    execute(&mut connection, &requests)?;
+    Ok((connection, index))
+}
+
+/// Does `work` in another network namespace and comes back.
+fn in_netns<T>(netns: BorrowedFd<'_>, work: impl FnOnce() -> Result<T, BuildError>) -> Result<T, BuildError> {
+    let enter = |source| BuildError::Enter { source };
+    let own = ns::open(None, NamespaceKind::Net).map_err(enter)?;
+    ns::enter(netns, NamespaceKind::Net).map_err(enter)?;
+    let result = work();
+    ns::enter(own, NamespaceKind::Net).map_err(enter)?;
+    result
+}
+
+fn guest_link_index() -> Result<u32, BuildError> {
+    let find = || -> io::Result<u32> {
+        let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;
+        Ok(rustix::net::netdevice::name_to_index(&socket, plan::GUEST_LINK)?)
+    };
+    find().map_err(|source| BuildError::Interface { name: plan::GUEST_LINK, source })
+}
+
+fn connect() -> Result<Connection, BuildError> {
+    Connection::open().map_err(|source| BuildError::Network { source })
+}
+
+fn execute(connection: &mut Connection, requests: &[Request<'_>]) -> Result<(), BuildError> {
+    connection.execute(requests).map_err(|source| BuildError::Network { source })
+}
+
+fn write_sysctl(sysctl: &Sysctl) -> Result<(), BuildError> {
+    let path = format!("/proc/sys/net/{}", sysctl.path);
+    match fs::write(&path, sysctl.value) {
+        Err(source) if source.kind() == io::ErrorKind::NotFound && sysctl.missing == Missing::Fine => Ok(()),
+        Err(source) => Err(BuildError::Sysctl { path, value: sysctl.value.to_owned(), source }),
+        Ok(()) => Ok(()),
+    }
+}
+
+/// Lets every group of the sandbox open ICMP echo sockets, so that `ping` needs no capability there. The range has to
+/// consist of groups that the user namespace knows, at both ends (`ipv4_ping_group_range`). Where it cannot be set, `ping`
+/// needs `CAP_NET_RAW` inside, which is no reason to fail.
+fn allow_ping() {
+    let Ok(map) = fs::read_to_string("/proc/self/gid_map") else { return };
+    if let Some((first, last)) = plan::mapped_range(&map) {
+        let _ = fs::write("/proc/sys/net/ipv4/ping_group_range", format!("{first} {last}"));
+    }
 }

@@ -11,7 +11,7 @@ use crate::transparent::set_option;
 /// `NLM_F_REQUEST`, on everything that goes to the kernel.
 pub(crate) const REQUEST: u16 = 0x1;
 /// `NLM_F_ACK`: answer also when all went well.
-const ACK: u16 = 0x4;
+pub(crate) const ACK: u16 = 0x4;
 /// `NLM_F_REPLACE`.
 pub(crate) const REPLACE: u16 = 0x100;
 /// `NLM_F_EXCL`.
@@ -151,7 +151,7 @@ impl Socket {
         }
     }
 
-    /// Asks for a table and hands each of its entries to `entry`.
+    /// Asks for a table (`DUMP`), or for one thing (`ACK`, which marks the end), and hands each entry to `entry`.
     pub(crate) fn dump<T>(
         &mut self,
         what: &str,

@@ -1,0 +1,183 @@
+//! The packet filter of the gateway's namespace: what may go from where to where, and nothing else.
+//!
+//! Packets of the guest are checked for their source first, then sorted: a SYN, and all that is not TCP, is for the gateway
+//! process (through the TUN); the rest of TCP is for the transparent sockets. Packets of the gateway process go to
+//! the guest or are SYNs on their way to a listener. Everything that is dropped is counted; `nft list ruleset` in the namespace
+//! shows it.
+
+use std::net::Ipv6Addr;
+
+use cofferdam_sys::nft::Action::{Accept, Count, Drop, SetMark, Tproxy};
+use cofferdam_sys::nft::Comparison::{self, Equal, NotEqual};
+use cofferdam_sys::nft::Test::{InputLink, Mark, NotToUs, OutputLink, Transport, Version};
+use cofferdam_sys::nft::{Action, Base, Chain, Family, Hook, Rule, Ruleset, Table, Test};
+use cofferdam_sys::transparent::IpVersion::{V4, V6};
+
+use super::NetnsSpec;
+use super::plan::{GATEWAY_INDEX, LISTENER_PORT, MARK_LOCAL, MARK_TUN, TUN_INDEX};
+
+const TABLE: &str = "cofferdam";
+
+/// `mangle`: after defragmentation (-400), before routing.
+const PREROUTING_PRIORITY: i32 = -150;
+
+const TCP: u8 = 6;
+const ICMP: u8 = 1;
+const ICMP_V6: u8 = 58;
+
+/// The one ICMP error that the gateway's kernel sends: a packet's time to live ended here (RFC 792, RFC 4443 §3.3).
+const TIME_EXCEEDED: u8 = 11;
+const TIME_EXCEEDED_V6: u8 = 3;
+/// RFC 4861 §4.3 and §4.4.
+const NEIGHBOUR_MESSAGES: [u8; 2] = [135, 136];
+
+/// The filter for `spec`.
+pub(super) fn ruleset(spec: &NetnsSpec) -> Ruleset {
+    let chains = vec![
+        Chain { hook: Hook::Prerouting, priority: PREROUTING_PRIORITY, rules: prerouting(spec) },
+        Chain { hook: Hook::Input, priority: 0, rules: input() },
+        Chain { hook: Hook::Forward, priority: 0, rules: forward() },
+        Chain { hook: Hook::Output, priority: 0, rules: output() },
+    ];
+    let inet = Table { family: Family::Inet, name: TABLE, chains };
+    let arp = Table {
+        family: Family::Arp,
+        name: TABLE,
+        chains: vec![Chain { hook: Hook::ArpInput, priority: 0, rules: arp_input(spec) }],
+    };
+    Ruleset { tables: vec![inet, arp] }
+}
+
+fn prerouting(spec: &NetnsSpec) -> Vec<Rule> {
+    let guest = InputLink(GATEWAY_INDEX);
+    let tun = InputLink(TUN_INDEX);
+    let to_tun = [SetMark(MARK_TUN), Accept];
+    let to_socket = [Tproxy { port: LISTENER_PORT }, SetMark(MARK_LOCAL), Accept];
+
+    let mut rules = vec![
+        drop_rule("hardware address is not the guest's", vec![guest.clone(), ether_source(NotEqual, spec.guest_mac)]),
+        drop_rule(
+            "IPv4 source is not the guest's",
+            vec![guest.clone(), Version(V4), bytes(Base::Network, 12, NotEqual, &spec.link.guest4.octets())],
+        ),
+        // Version 4 and a header of 5 words: anything longer has options, source routes among them.
+        drop_rule("IPv4 options", vec![guest.clone(), Version(V4), bytes(Base::Network, 0, NotEqual, &[0x45])]),
+    ];
+    match &spec.link.v6 {
+        Some(v6) => {
+            rules.push(drop_rule(
+                "IPv6 source is not the guest's",
+                vec![guest.clone(), Version(V6), ipv6_source(NotEqual, v6.guest)],
+            ));
+            rules.extend(NEIGHBOUR_MESSAGES.map(|message| {
+                let tests = [vec![guest.clone()], neighbour_message(message)].concat();
+                rule("neighbour discovery", tests, &[Accept])
+            }));
+        }
+        None => rules.push(drop_rule("IPv6 is off", vec![guest.clone(), Version(V6)])),
+    }
+    rules.push(drop_rule("multicast, broadcast", vec![guest.clone(), NotToUs]));
+    // The protocol of IPv4, the next header of IPv6: TCP behind extension headers is not for a socket either.
+    for (version, offset) in [(V4, 9), (V6, 6)] {
+        let other = bytes(Base::Network, offset, NotEqual, &[TCP]);
+        rules.push(rule("not TCP: decide", vec![guest.clone(), Version(version), other], &to_tun));
+    }
+    // FIN 1, SYN 2, RST 4, ACK 16: of these SYN alone. ECN, PSH and URG may be there.
+    let syn = Test::Bytes { base: Base::Transport, offset: 13, mask: Some(vec![0x17]), is: Equal, value: vec![0x02] };
+    rules.extend([
+        rule("SYN: decide", vec![guest.clone(), Transport(TCP), syn], &to_tun),
+        rule("TCP of an accepted connection", vec![guest, Transport(TCP)], &to_socket),
+        rule(
+            "to the guest",
+            vec![tun.clone(), Version(V4), bytes(Base::Network, 16, Equal, &spec.link.guest4.octets())],
+            &[Accept],
+        ),
+    ]);
+    if let Some(v6) = &spec.link.v6 {
+        let to_guest = vec![tun.clone(), Version(V6), bytes(Base::Network, 24, Equal, &v6.guest.octets())];
+        rules.push(rule("to the guest", to_guest, &[Accept]));
+    }
+    rules.push(rule("accepted SYN", vec![tun, Transport(TCP)], &to_socket));
+    rules.push(drop_rule("anything else", vec![]));
+    rules
+}
+
+fn input() -> Vec<Rule> {
+    let mut rules = vec![rule("for a transparent socket", vec![Mark(MARK_LOCAL), Transport(TCP)], &[Accept])];
+    rules.extend(NEIGHBOUR_MESSAGES.map(|message| {
+        let tests = [vec![InputLink(GATEWAY_INDEX)], neighbour_message(message)].concat();
+        rule("neighbour discovery", tests, &[Accept])
+    }));
+    rules.push(drop_rule("anything else", vec![]));
+    rules
+}
+
+fn forward() -> Vec<Rule> {
+    vec![
+        rule("guest to TUN", vec![InputLink(GATEWAY_INDEX), OutputLink(TUN_INDEX), Mark(MARK_TUN)], &[Accept]),
+        rule("TUN to guest", vec![InputLink(TUN_INDEX), OutputLink(GATEWAY_INDEX)], &[Accept]),
+        drop_rule("anything else", vec![]),
+    ]
+}
+
+fn output() -> Vec<Rule> {
+    let to_guest = OutputLink(GATEWAY_INDEX);
+    let icmp = |version, protocol, kind| {
+        vec![to_guest.clone(), Version(version), Transport(protocol), bytes(Base::Transport, 0, Equal, &[kind])]
+    };
+    let mut rules = vec![
+        rule("accepted connections", vec![to_guest.clone(), Transport(TCP)], &[Accept]),
+        rule("time exceeded", icmp(V4, ICMP, TIME_EXCEEDED), &[Accept]),
+        rule("time exceeded", icmp(V6, ICMP_V6, TIME_EXCEEDED_V6), &[Accept]),
+    ];
+    rules.extend(NEIGHBOUR_MESSAGES.map(|message| {
+        let tests = [vec![to_guest.clone()], neighbour_message(message)].concat();
+        rule("neighbour discovery", tests, &[Accept])
+    }));
+    rules.push(drop_rule("anything else", vec![]));
+    rules
+}
+
+/// A guest asks for the gateway's address, as itself, or is not heard: each claim would take a place in the kernel's neighbour
+/// table, which all namespaces of the machine share.
+fn arp_input(spec: &NetnsSpec) -> Vec<Rule> {
+    // RFC 826: sender hardware and protocol address at 8, target protocol address at 24.
+    let sender = [&spec.guest_mac[..], &spec.link.guest4.octets()[..]].concat();
+    vec![
+        rule(
+            "the guest asks for the gateway",
+            vec![
+                InputLink(GATEWAY_INDEX),
+                bytes(Base::Network, 8, Equal, &sender),
+                bytes(Base::Network, 24, Equal, &spec.link.gateway4.octets()),
+            ],
+            &[Accept],
+        ),
+        drop_rule("anything else", vec![]),
+    ]
+}
+
+/// A neighbour solicitation or advertisement from the link itself: routers do not pass a hop limit of 255 on.
+fn neighbour_message(kind: u8) -> Vec<Test> {
+    vec![Version(V6), bytes(Base::Network, 6, Equal, &[ICMP_V6, 255]), bytes(Base::Transport, 0, Equal, &[kind])]
+}
+
+fn rule(comment: &'static str, tests: Vec<Test>, actions: &[Action]) -> Rule {
+    Rule { comment, tests, actions: actions.to_vec() }
+}
+
+fn drop_rule(comment: &'static str, tests: Vec<Test>) -> Rule {
+    rule(comment, tests, &[Count, Drop])
+}
+
+fn bytes(base: Base, offset: u32, is: Comparison, value: &[u8]) -> Test {
+    Test::Bytes { base, offset, mask: None, is, value: value.to_vec() }
+}
+
+fn ether_source(is: Comparison, mac: [u8; 6]) -> Test {
+    bytes(Base::Link, 6, is, &mac)
+}
+
+fn ipv6_source(is: Comparison, address: Ipv6Addr) -> Test {
+    bytes(Base::Network, 8, is, &address.octets())
+}

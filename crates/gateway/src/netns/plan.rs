@@ -1,0 +1,284 @@
+//! What is to be done, as data: the sysctls, links, addresses, routes and rules of both ends.
+
+use std::net::IpAddr;
+use std::os::fd::BorrowedFd;
+
+use cofferdam_sys::netlink::{Request, RouteKind, VethPeer};
+use cofferdam_sys::nft::Ruleset;
+use cofferdam_sys::transparent::IpVersion;
+use cofferdam_sys::tun;
+
+use super::{NetnsSpec, filter};
+
+/// The guest's interface, in the sandbox's namespace.
+pub(super) const GUEST_LINK: &str = "eth0";
+/// The gateway's end of it.
+const GATEWAY_LINK: &str = "sbx0";
+const TUN_LINK: &str = "tun0";
+
+/// Interface indices in the gateway's namespace, chosen here so that rules can be written before the links exist. Far from
+/// the small numbers that a kernel may give to fallback tunnel devices (`tunl0`, `sit0`) in every new namespace.
+pub(super) const GATEWAY_INDEX: u32 = 100;
+pub(super) const TUN_INDEX: u32 = 101;
+/// The loopback interface is the first in every namespace (`LOOPBACK_IFINDEX`).
+const LOOPBACK_INDEX: u32 = 1;
+
+/// Firewall mark of packets that a transparent socket shall have.
+pub(super) const MARK_LOCAL: u32 = 1;
+/// Firewall mark of packets that the gateway process shall read.
+pub(super) const MARK_TUN: u32 = 2;
+
+/// Where the transparent listeners are. Nobody ever names this port: SYNs are decided on before they can reach it, and
+/// what they name is the port that the guest wanted. Outside the range for outgoing connections (32768 to 60999).
+pub(super) const LISTENER_PORT: u16 = 10_999;
+
+/// Accepted connections that may wait for the gateway process; the bound of `somaxconn` below. The default bound for
+/// relayed connections (`max_connections`).
+const BACKLOG: u16 = 4_096;
+
+/// BBR, which a host may have as its default, halves the throughput of links without loss (`docs/performance.md`).
+pub(super) const CONGESTION_CONTROL: &str = "reno";
+
+/// Routing tables for the two marks. Any number would do that is not 253 to 255.
+const TABLE_LOCAL_MARK: u8 = 100;
+const TABLE_TUN_MARK: u8 = 101;
+
+/// One thing to do for the gateway's namespace.
+#[derive(Debug)]
+pub(super) enum Step<'a> {
+    Sysctl(Sysctl),
+    CreateTun {
+        name: &'static str,
+        index: u32,
+    },
+    Filter(Ruleset),
+    Network(Vec<Request<'a>>),
+    /// Switches `eth0` on, as [`guest_link`] says.
+    GuestLink,
+    AwaitGuestLink,
+    Listen {
+        version: IpVersion,
+        port: u16,
+        backlog: i32,
+    },
+}
+
+/// A file below `/proc/sys/net` and what is written into it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Sysctl {
+    pub(super) path: &'static str,
+    pub(super) value: &'static str,
+    pub(super) missing: Missing,
+}
+
+/// What it means when a file is not there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Missing {
+    Error,
+    /// The kernel lacks what the setting would switch off or bound.
+    Fine,
+}
+
+const fn set(path: &'static str, value: &'static str) -> Sysctl {
+    Sysctl { path, value, missing: Missing::Error }
+}
+
+const fn set_if_there(path: &'static str, value: &'static str) -> Sysctl {
+    Sysctl { path, value, missing: Missing::Fine }
+}
+
+/// Written before any link exists: `default` is what links start with. New namespaces inherit many of these from the host
+/// (`net.core.devconf_inherit_init_net`), so that nothing here may be left to its usual default.
+const GATEWAY_SYSCTLS: &[Sysctl] = &[
+    // From the guest's link to the TUN and back. What else is forwarded, the filter says: nothing.
+    set("ipv4/ip_forward", "1"),
+    // The guest's packets come back in through the TUN, so no interface can be held to a source. The filter does that.
+    set("ipv4/conf/all/rp_filter", "0"),
+    set("ipv4/conf/default/rp_filter", "0"),
+    // With it, a guest could talk to what listens on 127.0.0.1.
+    set("ipv4/conf/all/route_localnet", "0"),
+    set("ipv4/conf/default/route_localnet", "0"),
+    // The gateway answers ARP and neighbour discovery for its own address and no other.
+    set("ipv4/conf/all/proxy_arp", "0"),
+    set("ipv4/conf/default/proxy_arp", "0"),
+    set("ipv4/conf/all/arp_ignore", "1"),
+    // No advice to the guest, and none taken from it.
+    set("ipv4/conf/all/send_redirects", "0"),
+    set("ipv4/conf/default/send_redirects", "0"),
+    set("ipv4/conf/all/accept_redirects", "0"),
+    set("ipv4/conf/default/accept_redirects", "0"),
+    set("ipv4/conf/all/accept_source_route", "0"),
+    set("ipv4/conf/default/accept_source_route", "0"),
+    // A guest shall not write into the host's kernel log.
+    set("ipv4/conf/all/log_martians", "0"),
+    set("ipv4/conf/default/log_martians", "0"),
+    set("ipv4/tcp_congestion_control", CONGESTION_CONTROL),
+    // The link to the guest loses nothing, so a pause is no reason to start slowly, nor is another connection's past.
+    set("ipv4/tcp_slow_start_after_idle", "0"),
+    set("ipv4/tcp_no_metrics_save", "1"),
+    // A connection comes from a SYN that was allowed and put back. A cookie would let a bare ACK make one.
+    set("ipv4/tcp_syncookies", "0"),
+    // The same for data in a SYN, which would arrive before the decision.
+    set("ipv4/tcp_fastopen", "0"),
+    set("core/somaxconn", "4096"),
+    set("ipv4/tcp_max_syn_backlog", "4096"),
+    // Fragments come over a link in memory, one right after the other. What is incomplete after this many seconds is an
+    // attempt to fill the reassembly memory, which is per namespace (4 MiB).
+    set("ipv4/ipfrag_time", "3"),
+    set_if_there("netfilter/nf_conntrack_frag6_timeout", "3"),
+];
+
+/// As [`GATEWAY_SYSCTLS`], with IPv6.
+const GATEWAY_SYSCTLS_V6: &[Sysctl] = &[
+    set("ipv6/conf/all/disable_ipv6", "0"),
+    set("ipv6/conf/all/forwarding", "1"),
+    set("ipv6/conf/all/proxy_ndp", "0"),
+    set("ipv6/conf/default/proxy_ndp", "0"),
+    set("ipv6/conf/default/accept_ra", "0"),
+    set("ipv6/conf/default/autoconf", "0"),
+    set("ipv6/conf/default/accept_redirects", "0"),
+    set("ipv6/conf/default/accept_source_route", "0"),
+    // 1 is "none": no link-local addresses, so no search for duplicates of them and no listener reports.
+    set("ipv6/conf/default/addr_gen_mode", "1"),
+    set("ipv6/conf/default/accept_dad", "0"),
+];
+
+/// As [`GATEWAY_SYSCTLS`], without IPv6.
+const GATEWAY_SYSCTLS_NO_V6: &[Sysctl] =
+    &[set_if_there("ipv6/conf/all/forwarding", "0"), set_if_there("ipv6/conf/all/disable_ipv6", "1")];
+
+/// Written when the TUN device exists.
+const TUN_SYSCTLS: &[Sysctl] = &[
+    // What the gateway process sends to the guest may come from the gateway's own address, such as DNS answers.
+    set("ipv4/conf/tun0/accept_local", "1"),
+];
+
+/// In the sandbox's namespace, where `eth0` exists and is down, with IPv6: it is configured by us alone.
+const GUEST_LINK_SYSCTLS_V6: &[Sysctl] = &[
+    set("ipv6/conf/all/disable_ipv6", "0"),
+    set("ipv6/conf/eth0/accept_ra", "0"),
+    set("ipv6/conf/eth0/autoconf", "0"),
+];
+
+/// As [`GUEST_LINK_SYSCTLS_V6`], without IPv6: with no address there is "network unreachable" at once. `lo` keeps ::1.
+const GUEST_LINK_SYSCTLS_NO_V6: &[Sysctl] = &[set_if_there("ipv6/conf/eth0/disable_ipv6", "1")];
+
+/// In the sandbox's namespace, before it has an address.
+const GUEST_SYSCTLS: &[Sysctl] = &[
+    // For the same reason as on the other end of the link.
+    set("ipv4/tcp_congestion_control", CONGESTION_CONTROL),
+];
+
+/// The plan of the gateway's namespace.
+pub(super) fn gateway<'a>(spec: &NetnsSpec, sandbox_netns: BorrowedFd<'a>) -> Vec<Step<'a>> {
+    let versions = versions(spec);
+    let by_version = if spec.link.v6.is_some() { GATEWAY_SYSCTLS_V6 } else { GATEWAY_SYSCTLS_NO_V6 };
+    let mut steps: Vec<_> = GATEWAY_SYSCTLS.iter().chain(by_version).copied().map(Step::Sysctl).collect();
+    steps.push(Step::Filter(filter::ruleset(spec)));
+    steps.push(Step::CreateTun { name: TUN_LINK, index: TUN_INDEX });
+    steps.extend(TUN_SYSCTLS.iter().copied().map(Step::Sysctl));
+    steps.push(Step::Network(vec![Request::AddVeth {
+        name: GATEWAY_LINK,
+        index: GATEWAY_INDEX,
+        mac: spec.gateway_mac,
+        mtu: spec.mtu.into(),
+        peer: VethPeer { name: GUEST_LINK, mac: spec.guest_mac, netns: sandbox_netns },
+    }]));
+    // The end that is switched on last is ready at once; for the other one can wait here. The other way round, the
+    // gateway might lose its first answer to the guest, and a lost SYN-ACK costs a second.
+    steps.push(Step::GuestLink);
+    steps.push(Step::Network(gateway_network(spec, versions)));
+    steps.push(Step::AwaitGuestLink);
+    let listen = |version: &IpVersion| Step::Listen { version: *version, port: LISTENER_PORT, backlog: BACKLOG.into() };
+    steps.extend(versions.iter().map(listen));
+    steps
+}
+
+fn gateway_network(spec: &NetnsSpec, versions: &[IpVersion]) -> Vec<Request<'static>> {
+    let mut requests = vec![
+        Request::SetMtu { index: TUN_INDEX, mtu: tun::MAX_MTU },
+        Request::SetUp { index: GATEWAY_INDEX },
+        Request::SetUp { index: TUN_INDEX },
+    ];
+    for end in ends(spec) {
+        requests.push(Request::AddAddress { index: GATEWAY_INDEX, address: end.gateway, prefix: end.prefix });
+        requests.push(Request::AddNeighbour { index: GATEWAY_INDEX, address: end.guest, mac: spec.guest_mac });
+    }
+    for &version in versions {
+        // The marks come before the table of local addresses (by default the very first): what the guest sends to the
+        // gateway's address is decided on like everything else.
+        let rule = |priority, mark, table| Request::AddRule { version, priority, mark, table };
+        requests.extend([
+            rule(1, Some(MARK_LOCAL), TABLE_LOCAL_MARK),
+            rule(2, Some(MARK_TUN), TABLE_TUN_MARK),
+            rule(3, None, Request::LOCAL_TABLE),
+            Request::RemoveRule { version, priority: 0, table: Request::LOCAL_TABLE },
+            Request::AddDefaultRoute { version, table: TABLE_LOCAL_MARK, kind: RouteKind::Local { index: TUN_INDEX } },
+            Request::AddDefaultRoute { version, table: TABLE_TUN_MARK, kind: RouteKind::Device { index: TUN_INDEX } },
+        ]);
+    }
+    requests
+}
+
+/// What the builder does in the sandbox's namespace, where `eth0` has interface index `index`: just enough to switch it on.
+/// It sends nothing, as it has no address.
+pub(super) fn guest_link(spec: &NetnsSpec, index: u32) -> (&'static [Sysctl], Vec<Request<'static>>) {
+    match spec.link.v6 {
+        Some(_) => (GUEST_LINK_SYSCTLS_V6, vec![Request::NoLinkLocal { index }, Request::SetUp { index }]),
+        None => (GUEST_LINK_SYSCTLS_NO_V6, vec![Request::SetUp { index }]),
+    }
+}
+
+/// What the sandbox does in its namespace, where `eth0` has interface index `index` and is up.
+pub(super) fn guest(spec: &NetnsSpec, index: u32) -> (&'static [Sysctl], Vec<Request<'static>>) {
+    let mut requests = vec![Request::SetUp { index: LOOPBACK_INDEX }];
+    for end in ends(spec) {
+        requests.extend([
+            Request::AddAddress { index, address: end.guest, prefix: end.prefix },
+            Request::AddNeighbour { index, address: end.gateway, mac: spec.gateway_mac },
+            Request::AddDefaultRoute {
+                version: end.version,
+                table: Request::MAIN_TABLE,
+                kind: RouteKind::Via { gateway: end.gateway },
+            },
+        ]);
+    }
+    (GUEST_SYSCTLS, requests)
+}
+
+/// The addresses of one IP version.
+struct Ends {
+    version: IpVersion,
+    guest: IpAddr,
+    gateway: IpAddr,
+    prefix: u8,
+}
+
+fn ends(spec: &NetnsSpec) -> impl Iterator<Item = Ends> {
+    let link = &spec.link;
+    let v4 =
+        Ends { version: IpVersion::V4, guest: link.guest4.into(), gateway: link.gateway4.into(), prefix: link.prefix4 };
+    let v6 = link.v6.as_ref().map(|v6| Ends {
+        version: IpVersion::V6,
+        guest: v6.guest.into(),
+        gateway: v6.gateway.into(),
+        prefix: v6.prefix,
+    });
+    [Some(v4), v6].into_iter().flatten()
+}
+
+fn versions(spec: &NetnsSpec) -> &'static [IpVersion] {
+    if spec.link.v6.is_some() { &[IpVersion::V4, IpVersion::V6] } else { &[IpVersion::V4] }
+}
+
+/// The lowest and the highest id that an id map (`/proc/self/gid_map`: inside, outside, count per line) knows inside.
+pub(super) fn mapped_range(map: &str) -> Option<(u32, u32)> {
+    // `ping_group_range` is a range of `gid_t` whose upper end the kernel takes as an `int`.
+    const HIGHEST: u32 = i32::MAX.cast_unsigned();
+    let extents = map.lines().filter_map(|line| {
+        let mut numbers = line.split_ascii_whitespace().map(str::parse::<u32>);
+        let (inside, _outside, count) = (numbers.next()?.ok()?, numbers.next()?.ok()?, numbers.next()?.ok()?);
+        Some((inside, inside.saturating_add(count.checked_sub(1)?).min(HIGHEST)))
+    });
+    extents.reduce(|(first, last), (a, b)| (first.min(a), last.max(b)))
+}
