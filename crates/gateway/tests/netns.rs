@@ -4,6 +4,12 @@
 //! No test harness: namespaces want a process with one thread. Every case runs in a world of its own: a forked process in new
 //! user and network namespaces, with a forked sandbox below it, as in a real start.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test without harness, which clippy does not know as one"
+)]
+
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -95,6 +95,9 @@ const GATEWAY_SYSCTLS: &[Sysctl] = &[
     // The guest's packets come back in through the TUN, so no interface can be held to a source. The filter does that.
     set("ipv4/conf/all/rp_filter", "0"),
     set("ipv4/conf/default/rp_filter", "0"),
+    // What the gateway process sends to the guest may come from the gateway's own address, such as DNS answers. It also
+    // saves a look-up of the source for each packet.
+    set("ipv4/conf/all/accept_local", "1"),
     // With it, a guest could talk to what listens on 127.0.0.1.
     set("ipv4/conf/all/route_localnet", "0"),
     set("ipv4/conf/default/route_localnet", "0"),
@@ -147,12 +150,6 @@ const GATEWAY_SYSCTLS_V6: &[Sysctl] = &[
 const GATEWAY_SYSCTLS_NO_V6: &[Sysctl] =
     &[set_if_there("ipv6/conf/all/forwarding", "0"), set_if_there("ipv6/conf/all/disable_ipv6", "1")];
 
-/// Written when the TUN device exists.
-const TUN_SYSCTLS: &[Sysctl] = &[
-    // What the gateway process sends to the guest may come from the gateway's own address, such as DNS answers.
-    set("ipv4/conf/tun0/accept_local", "1"),
-];
-
 /// In the sandbox's namespace, where `eth0` exists and is down, with IPv6: it is configured by us alone.
 const GUEST_LINK_SYSCTLS_V6: &[Sysctl] = &[
     set("ipv6/conf/all/disable_ipv6", "0"),
@@ -176,7 +173,6 @@ pub(super) fn gateway<'a>(spec: &NetnsSpec, sandbox_netns: BorrowedFd<'a>) -> Ve
     let mut steps: Vec<_> = GATEWAY_SYSCTLS.iter().chain(by_version).copied().map(Step::Sysctl).collect();
     steps.push(Step::Filter(filter::ruleset(spec)));
     steps.push(Step::CreateTun { name: TUN_LINK, index: TUN_INDEX });
-    steps.extend(TUN_SYSCTLS.iter().copied().map(Step::Sysctl));
     steps.push(Step::Network(vec![Request::AddVeth {
         name: GATEWAY_LINK,
         index: GATEWAY_INDEX,
@@ -281,4 +277,130 @@ pub(super) fn mapped_range(map: &str) -> Option<(u32, u32)> {
         Some((inside, inside.saturating_add(count.checked_sub(1)?).min(HIGHEST)))
     });
     extents.reduce(|(first, last), (a, b)| (first.min(a), last.max(b)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+    use crate::{Link6, LinkAddresses};
+
+    fn spec(ipv6: bool) -> NetnsSpec {
+        let v6 = Link6 { guest: "fd00::2".parse().unwrap(), gateway: "fd00::1".parse().unwrap(), prefix: 64 };
+        NetnsSpec {
+            link: LinkAddresses {
+                guest4: [172, 16, 0, 2].into(),
+                gateway4: [172, 16, 0, 1].into(),
+                prefix4: 30,
+                v6: ipv6.then_some(v6),
+            },
+            mtu: 1500,
+            guest_mac: [2, 0, 0, 0, 0, 2],
+            gateway_mac: [2, 0, 0, 0, 0, 1],
+        }
+    }
+
+    /// The plan in words, one line per change.
+    fn words(ipv6: bool) -> Vec<String> {
+        let spec = spec(ipv6);
+        let stdin = std::io::stdin();
+        let lines = gateway(&spec, stdin.as_fd()).into_iter().flat_map(|step| match step {
+            Step::Sysctl(sysctl) => vec![format!("set {} to {}", sysctl.path, sysctl.value)],
+            Step::CreateTun { name, index } => vec![format!("make {name} with index {index}")],
+            Step::Filter(_) => vec!["install the filter".to_owned()],
+            Step::Network(requests) => requests.iter().map(ToString::to_string).collect(),
+            Step::GuestLink => vec!["switch eth0 on".to_owned()],
+            Step::AwaitGuestLink => vec!["wait for eth0".to_owned()],
+            Step::Listen { version, port, .. } => vec![format!("listen on {version} port {port}")],
+        });
+        lines.collect()
+    }
+
+    fn position(plan: &[String], line: &str) -> usize {
+        plan.iter().position(|l| l == line).unwrap_or_else(|| panic!("{line:?} is not in {plan:#?}"))
+    }
+
+    #[test]
+    fn filters_before_any_link_is_up() {
+        for ipv6 in [true, false] {
+            let plan = words(ipv6);
+            let filter = position(&plan, "install the filter");
+            assert!(filter < position(&plan, "bring up link 100"));
+            assert!(filter < position(&plan, "bring up link 101"));
+            assert!(filter < position(&plan, "switch eth0 on"));
+            let settings = plan.iter().rposition(|l| l.starts_with("set ipv")).unwrap();
+            assert!(settings < position(&plan, "make tun0 with index 101"), "links inherit what is set before");
+        }
+    }
+
+    #[test]
+    fn asks_the_marks_before_the_local_addresses() {
+        let plan = words(true);
+        for version in ["IPv4", "IPv6"] {
+            let local = position(&plan, &format!("add {version} rule 3 to table 255"));
+            assert!(position(&plan, &format!("add {version} rule 1 for mark 1 to table 100")) < local);
+            assert!(position(&plan, &format!("add {version} rule 2 for mark 2 to table 101")) < local);
+            // Never without a table of local addresses.
+            assert!(local < position(&plan, &format!("remove {version} rule 0 to table 255")));
+        }
+    }
+
+    #[test]
+    fn has_no_default_route_but_by_mark() {
+        let plan = words(true);
+        let routes: Vec<_> = plan.iter().filter(|l| l.contains("default route")).collect();
+        assert_eq!(routes.len(), 4);
+        assert!(routes.iter().all(|l| l.ends_with("in table 100") || l.ends_with("in table 101")), "{routes:#?}");
+    }
+
+    #[test]
+    fn leaves_ipv6_alone_when_it_is_off() {
+        let plan = words(false);
+        let ipv6: Vec<_> = plan.iter().filter(|l| l.to_lowercase().contains("ipv6") || l.contains("::")).collect();
+        assert_eq!(ipv6, ["set ipv6/conf/all/forwarding to 0", "set ipv6/conf/all/disable_ipv6 to 1"]);
+    }
+
+    #[test]
+    fn gives_the_guest_addresses_and_one_way_out() {
+        let spec = spec(true);
+        let (_, requests) = guest(&spec, 2);
+        let lines: Vec<_> = requests.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            lines,
+            [
+                "bring up link 1",
+                "add address 172.16.0.2/30 to link 2",
+                "add neighbour 172.16.0.1 on link 2",
+                "add the IPv4 default route via 172.16.0.1 in table 254",
+                "add address fd00::2/64 to link 2",
+                "add neighbour fd00::1 on link 2",
+                "add the IPv6 default route via fd00::1 in table 254",
+            ]
+        );
+    }
+
+    #[test]
+    fn sets_no_value_twice() {
+        for ipv6 in [true, false] {
+            let mut paths: Vec<_> = words(ipv6)
+                .iter()
+                .filter_map(|l| l.strip_prefix("set ip").and_then(|l| l.split(' ').next()).map(str::to_owned))
+                .collect();
+            let count = paths.len();
+            paths.sort();
+            paths.dedup();
+            assert_eq!(paths.len(), count);
+        }
+    }
+
+    #[test]
+    fn finds_the_ends_of_an_id_map() {
+        assert_eq!(mapped_range("         0       1500          1\n"), Some((0, 0)));
+        assert_eq!(mapped_range("0 1500 1\n1 100000 65536\n"), Some((0, 65_536)));
+        assert_eq!(mapped_range("0 0 4294967295\n"), Some((0, i32::MAX.cast_unsigned())));
+        assert_eq!(mapped_range(""), None);
+        assert_eq!(mapped_range("0 0 0\n"), None);
+        assert_eq!(mapped_range("nonsense\n"), None);
+    }
 }
