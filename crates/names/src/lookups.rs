@@ -27,6 +27,7 @@ use std::time::Duration;
 use cofferdam_model::Time;
 
 use crate::answer::Question;
+use crate::output::Outbox;
 use crate::query::Query;
 use crate::reply::OUR_SIZE;
 use crate::upstreams::{Index, Upstreams};
@@ -156,7 +157,7 @@ impl Lookup {
 pub(crate) struct Effects<'a> {
     pub(crate) now: Time,
     pub(crate) draw_id: &'a mut dyn FnMut() -> u16,
-    pub(crate) outputs: &'a mut VecDeque<Output>,
+    pub(crate) outputs: &'a mut Outbox,
 }
 
 impl Lookups {
@@ -245,7 +246,7 @@ impl Lookups {
     /// The answer to `upstream` was truncated: the same question over TCP.
     pub(crate) fn truncated(&mut self, effects: &mut Effects<'_>, upstream: UpstreamId) {
         let Some(attempt) = self.attempts.remove(&upstream) else { return };
-        effects.outputs.push_back(Output::Abandon { upstream });
+        effects.outputs.push(Output::Abandon { upstream });
         if let Some(index) = attempt.index {
             self.upstreams.heard(effects.now, index);
         }
@@ -261,7 +262,7 @@ impl Lookups {
             Transport::Udp if attempt.foreign < MAX_FOREIGN => None,
             Transport::Udp => {
                 let attempt = self.attempts.remove(&upstream)?;
-                effects.outputs.push_back(Output::Abandon { upstream });
+                effects.outputs.push(Output::Abandon { upstream });
                 self.detach(attempt.lookup, upstream);
                 self.send(effects, attempt.lookup, attempt.candidate, Transport::Tcp);
                 None
@@ -273,7 +274,7 @@ impl Lookups {
     /// The resolver answered `upstream` with something that cannot be read.
     pub(crate) fn broken(&mut self, effects: &mut Effects<'_>, upstream: UpstreamId) -> Option<Finished> {
         let attempt = self.attempts.remove(&upstream)?;
-        effects.outputs.push_back(Output::Abandon { upstream });
+        effects.outputs.push(Output::Abandon { upstream });
         self.drop_candidate(effects, upstream, &attempt)
     }
 
@@ -373,7 +374,7 @@ impl Lookups {
         if lookup.attempts.len() >= MAX_ATTEMPTS {
             let oldest = lookup.attempts.remove(0);
             self.attempts.remove(&oldest);
-            effects.outputs.push_back(Output::Abandon { upstream: oldest });
+            effects.outputs.push(Output::Abandon { upstream: oldest });
         }
         let attempt = Attempt {
             lookup: id,
@@ -386,7 +387,7 @@ impl Lookups {
             foreign: 0,
         };
         let message = write_query(attempt.id, &lookup.key);
-        effects.outputs.push_back(Output::Query { upstream, server: attempt.server, transport, message });
+        effects.outputs.push(Output::Query { upstream, server: attempt.server, transport, message });
         lookup.attempts.push(upstream);
         self.attempts.insert(upstream, attempt);
     }
@@ -421,7 +422,7 @@ impl Lookups {
         self.by_key.remove(&lookup.key);
         for upstream in lookup.attempts {
             self.attempts.remove(&upstream);
-            effects.outputs.push_back(Output::Abandon { upstream });
+            effects.outputs.push(Output::Abandon { upstream });
         }
         self.waiters -= lookup.waiters.len();
         Some(Finished { key: lookup.key, waiters: lookup.waiters.into(), server })

@@ -1,3 +1,4 @@
+use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -34,4 +35,41 @@ pub enum Output {
     Answer { client: ClientId, message: Vec<u8> },
     /// Something to report.
     Event(EventBody),
+}
+
+/// The outputs that wait to be taken, in groups: what one step made belongs together.
+#[derive(Debug, Default)]
+pub(crate) struct Outbox {
+    queue: VecDeque<(Group, Output)>,
+    group: Group,
+    /// The group of the output that was taken last.
+    taken: Group,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Group(u64);
+
+impl Outbox {
+    /// What is pushed from here on has nothing to do with what was pushed before.
+    pub(crate) fn begin_group(&mut self) {
+        self.group.0 += 1;
+    }
+
+    pub(crate) fn push(&mut self, output: Output) {
+        self.queue.push_back((self.group, output));
+    }
+
+    pub(crate) fn pop(&mut self) -> Option<Output> {
+        let (group, output) = self.queue.pop_front()?;
+        self.taken = group;
+        Some(output)
+    }
+
+    /// Drops the pins that are left of the group of which an output was taken last, and changes the rest of it.
+    pub(crate) fn revise_group(&mut self, mut revise: impl FnMut(&mut Output)) {
+        let taken = self.taken;
+        self.queue.retain(|(group, output)| *group != taken || !matches!(output, Output::Pin { .. }));
+        let rest = self.queue.iter_mut().take_while(|(group, _)| *group == taken);
+        rest.for_each(|(_, output)| revise(output));
+    }
 }

@@ -21,7 +21,6 @@
 //! sees its own zone's queries predict the ids of others.
 
 use std::borrow::Cow;
-use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,6 +32,7 @@ use cofferdam_policy::{Facts, NameVerdict, Policy, RuleRef, Verdict};
 
 use crate::answer::{self, Answer, Arrival, Bindings, Objection, Question};
 use crate::lookups::{Effects, Finished, Key, Lookups, MAX_WAITERS, Route, Waiter};
+use crate::output::Outbox;
 use crate::query::{self, Query, Received};
 use crate::reply::{self, ExtendedError, Head, Rcode, Reply};
 use crate::special;
@@ -51,7 +51,7 @@ pub struct Resolver {
     policy: Arc<Policy>,
     lookups: Lookups,
     random: ChaCha20Rng,
-    outputs: VecDeque<Output>,
+    outputs: Outbox,
     overflow: Overflow,
 }
 
@@ -82,7 +82,7 @@ impl Resolver {
             random: ChaCha20Rng::from_seed(config.seed),
             config,
             policy,
-            outputs: VecDeque::new(),
+            outputs: Outbox::default(),
             overflow: Overflow::default(),
         }
     }
@@ -97,9 +97,10 @@ impl Resolver {
         server: SocketAddr,
         message: &[u8],
     ) {
+        self.outputs.begin_group();
         match query::receive(message) {
             Received::Nothing => {}
-            Received::Refused(message) => self.outputs.push_back(Output::Answer { client, message }),
+            Received::Refused(message) => self.outputs.push(Output::Answer { client, message }),
             Received::Query(query) => self.decide(now, client, transport, server, query),
         }
     }
@@ -107,6 +108,7 @@ impl Resolver {
     /// Something arrived on the socket of `upstream`.
     pub fn handle_answer(&mut self, now: Time, upstream: UpstreamId, message: &[u8]) {
         let Some(asked) = self.lookups.asked(upstream) else { return };
+        self.outputs.begin_group();
         let transport = asked.transport;
         let arrival = answer::read(message, asked.id, asked.question);
         let random = &mut self.random;
@@ -134,6 +136,7 @@ impl Resolver {
 
     /// The socket of `upstream` could not be made, broke, or was closed by the other side. The caller has dropped it.
     pub fn handle_failure(&mut self, now: Time, upstream: UpstreamId) {
+        self.outputs.begin_group();
         let finished = self.step(now, |lookups, effects| lookups.failed(effects, upstream));
         self.give_up(now, finished);
     }
@@ -141,24 +144,19 @@ impl Resolver {
     /// The pin that was taken from `poll_output` last could not be made. Its answer must not reach the guest, which could
     /// not use it and would not know why: it gets SERVFAIL, and may ask again when there is room.
     pub fn handle_pin_refused(&mut self) {
-        // What follows a pin is the rest of its group: pins, then the answers that they belong to, then their events.
-        while let Some(Output::Pin { .. }) = self.outputs.front() {
-            self.outputs.pop_front();
-        }
-        for output in &mut self.outputs {
-            match output {
-                Output::Answer { message, .. } => *message = reply::to_servfail(message),
-                Output::Event(EventBody::DnsQuery { answers, rcode, .. }) => {
-                    answers.clear();
-                    *rcode = u8::try_from(Rcode::ServFail.code()).ok();
-                }
-                Output::Event(_) | Output::Query { .. } | Output::Abandon { .. } | Output::Pin { .. } => break,
+        self.outputs.revise_group(|output| match output {
+            Output::Answer { message, .. } => *message = reply::to_servfail(message),
+            Output::Event(EventBody::DnsQuery { answers, rcode, .. }) => {
+                answers.clear();
+                *rcode = u8::try_from(Rcode::ServFail.code()).ok();
             }
-        }
+            Output::Event(_) | Output::Query { .. } | Output::Abandon { .. } | Output::Pin { .. } => {}
+        });
     }
 
     /// Time has passed; needed when [`Resolver::poll_timeout`] is reached.
     pub fn handle_timeout(&mut self, now: Time) {
+        self.outputs.begin_group();
         while let Some(finished) = self.step(now, |lookups, effects| lookups.expired(effects)) {
             self.give_up(now, Some(finished));
         }
@@ -175,7 +173,7 @@ impl Resolver {
 
     /// What to do next; drain to `None` after every input.
     pub fn poll_output(&mut self) -> Option<Output> {
-        self.outputs.pop_front()
+        self.outputs.pop()
     }
 
     fn step<T>(&mut self, now: Time, step: impl FnOnce(&mut Lookups, &mut Effects<'_>) -> T) -> T {
@@ -239,7 +237,7 @@ impl Resolver {
     fn deny(&mut self, client: ClientId, transport: Transport, query: &Query, rule: RuleRef) {
         let decision = self.draw_decision();
         let message = denial(query, decision).emit(Reply::limit(query, transport));
-        self.outputs.push_back(Output::Answer { client, message });
+        self.outputs.push(Output::Answer { client, message });
         let ending = Ending {
             verdict: Action::Deny,
             rule: self.policy.rule_text(rule),
@@ -253,7 +251,7 @@ impl Resolver {
 
     fn answer_ourselves(&mut self, now: Time, waiter: &Waiter, reply: &Reply<'_>, answers: Vec<IpAddr>) {
         let message = reply.emit(Reply::limit(&waiter.query, waiter.transport));
-        self.outputs.push_back(Output::Answer { client: waiter.client, message });
+        self.outputs.push(Output::Answer { client: waiter.client, message });
         let ending = Ending {
             verdict: Action::Allow,
             rule: self.policy.rule_text(waiter.rule),
@@ -321,7 +319,7 @@ impl Resolver {
             reply.additional = Cow::Borrowed(&answer.additional);
             reply.errors = Cow::Borrowed(&answer.errors);
             let message = reply.emit(Reply::limit(&waiter.query, waiter.transport));
-            self.outputs.push_back(Output::Answer { client: waiter.client, message });
+            self.outputs.push(Output::Answer { client: waiter.client, message });
         }
         for waiter in &finished.waiters {
             let ending = Ending {
@@ -342,7 +340,7 @@ impl Resolver {
         let names = names.chain(bindings.aliases.iter().map(|name| (name, true)));
         for (name, alias) in names {
             for &(address, ttl) in &bindings.addresses {
-                self.outputs.push_back(Output::Pin { name: name.clone(), alias, address, ttl });
+                self.outputs.push(Output::Pin { name: name.clone(), alias, address, ttl });
             }
         }
     }
@@ -352,7 +350,7 @@ impl Resolver {
         for waiter in &finished.waiters {
             let decision = self.draw_decision();
             let message = denial(&waiter.query, decision).emit(Reply::limit(&waiter.query, waiter.transport));
-            self.outputs.push_back(Output::Answer { client: waiter.client, message });
+            self.outputs.push(Output::Answer { client: waiter.client, message });
             let ending = Ending {
                 verdict: Action::Deny,
                 rule: rule.clone(),
@@ -375,7 +373,7 @@ impl Resolver {
         for waiter in &finished.waiters {
             let reply = Reply::new(&waiter.query, Head::of(Rcode::ServFail)).with_error(error.clone());
             let message = reply.emit(Reply::limit(&waiter.query, waiter.transport));
-            self.outputs.push_back(Output::Answer { client: waiter.client, message });
+            self.outputs.push(Output::Answer { client: waiter.client, message });
             let ending = Ending {
                 verdict: Action::Allow,
                 rule: self.policy.rule_text(waiter.rule),
@@ -390,7 +388,7 @@ impl Resolver {
 
     fn report(&mut self, query: &Query, took: Duration, ending: Ending) {
         let Ending { verdict, rule, decision, answers, rcode, resolver } = ending;
-        self.outputs.push_back(Output::Event(EventBody::DnsQuery {
+        self.outputs.push(Output::Event(EventBody::DnsQuery {
             name: query.domain.as_ref().map_or_else(|| ".".to_owned(), ToString::to_string),
             qtype: query.qtype,
             verdict,
@@ -411,7 +409,7 @@ impl Resolver {
         let bound = u64::try_from(MAX_WAITERS).unwrap_or(u64::MAX);
         let count = std::mem::take(&mut self.overflow.count);
         self.overflow.reported = Some(now);
-        self.outputs.push_back(Output::Event(EventBody::LimitReached { limit: LimitKind::DnsQueries, bound, count }));
+        self.outputs.push(Output::Event(EventBody::LimitReached { limit: LimitKind::DnsQueries, bound, count }));
     }
 
     fn draw_decision(&mut self) -> DecisionId {

@@ -525,6 +525,29 @@ fn when_pins_are_refused_the_answer_is_servfail() {
 }
 
 #[test]
+fn refused_pins_concern_their_own_answer_alone() {
+    let mut world = World::new(all_but(vec![deny_name("evil.example")]));
+    world.ask(&query(1, "example.org", A));
+    let sent = world.last();
+    // Two inputs before anything is taken: the pins of the first, and an answer of our own right behind.
+    let records = [address("example.org", 60, "93.184.216.34"), address("example.org", 60, "93.184.216.35")];
+    world.resolver.handle_answer(world.now, sent.upstream, &answer_to(&sent, 0, &records));
+    let denied = cofferdam_names::ClientId(99);
+    world.resolver.handle_query(
+        world.now,
+        denied,
+        Transport::Udp,
+        GATEWAY.parse().unwrap(),
+        &query(2, "evil.example", A),
+    );
+    world.refuse_pins = true;
+    world.drain();
+    assert_eq!(world.reply(cofferdam_names::ClientId(0)).unwrap().rcode(), SERVFAIL);
+    assert_eq!(world.reply(denied).unwrap().rcode(), NXDOMAIN);
+    assert_eq!(world.pins().len(), 1);
+}
+
+#[test]
 fn an_answer_is_reported_with_who_gave_it() {
     let mut world = World::new(only(vec![allow_name("example.org")]));
     world.ask(&query(1, "example.org", A));

@@ -227,7 +227,7 @@ impl World {
         self.told.iter().filter_map(event).collect()
     }
 
-    fn drain(&mut self) {
+    pub fn drain(&mut self) {
         while let Some(output) = self.resolver.poll_output() {
             match output {
                 Output::Query { upstream, server, transport, message } => {
