@@ -44,13 +44,13 @@ pub enum Output {
     AbandonDial { flow: FlowId },
     /// Write one packet to the TUN.
     Emit { offload: Offload, packet: Vec<u8> },
-    /// Open a UDP socket and connect it to `remote`. A failure is told with `handle_udp_error`.
+    /// Open a UDP socket and connect it to `remote`. A failure is told with `handle_udp_failed`.
     OpenUdp { flow: FlowId, remote: SocketAddr, permit: Permit },
     /// Send `payload`; with `segment` it is a batch of datagrams of that many bytes each, the last one may be shorter.
     SendUdp { flow: FlowId, payload: Vec<u8>, segment: Option<u16> },
     /// Close the flow's UDP socket. No answer.
     CloseUdp { flow: FlowId },
-    /// Open an unprivileged ICMP socket and connect it to `remote`. A failure is told with `handle_echo_error`.
+    /// Open an unprivileged ICMP socket and connect it to `remote`. A failure is told with `handle_echo_failed`.
     OpenEcho { flow: FlowId, remote: IpAddr, permit: Permit },
     /// Send one echo request; the identifier is the socket's own.
     SendEcho { flow: FlowId, sequence: u16, payload: Vec<u8> },
@@ -119,10 +119,10 @@ pub enum UdpError {
     /// `EACCES`, `EPERM`.
     #[error("administratively prohibited by the host")]
     Prohibited,
-    /// `EMSGSIZE`: the path carries packets of at most `mtu` bytes.
+    /// `EMSGSIZE`: the path carries packets of at most `mtu` bytes; 0 when that is not known.
     #[error("datagram too big for a path MTU of {mtu} bytes")]
     TooBig { mtu: u32 },
-    /// `EMFILE`, `ENFILE`, `ENOBUFS`, `ENOMEM` when the socket was to be opened: there is none, the mapping ends.
+    /// `EMFILE`, `ENFILE`, `ENOBUFS`, `ENOMEM`: ends the mapping whenever it is told.
     #[error("out of descriptors or memory")]
     Resources,
 }
@@ -130,7 +130,7 @@ pub enum UdpError {
 /// What an ICMP socket reported instead of a reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum EchoError {
-    /// The socket could not be opened (`EACCES`, `EPERM`): `net.ipv4.ping_group_range` does not hold our group.
+    /// `EACCES`, `EPERM` when opening: `net.ipv4.ping_group_range` does not hold our group. Ends the flow.
     #[error("unprivileged ICMP sockets are not permitted")]
     NotPermitted,
     #[error("host unreachable")]
@@ -140,7 +140,7 @@ pub enum EchoError {
     /// `EACCES`, `EPERM` when sending.
     #[error("administratively prohibited by the host")]
     Prohibited,
-    /// The socket could not be opened for lack of descriptors or memory; the flow ends.
+    /// `EMFILE`, `ENFILE`, `ENOBUFS`, `ENOMEM`: ends the flow whenever it is told.
     #[error("out of descriptors or memory")]
     Resources,
 }

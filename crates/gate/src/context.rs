@@ -165,6 +165,11 @@ impl Context {
         }
     }
 
+    /// The shell could not open or use a socket. The gate does not know the bound: it says 0.
+    pub(crate) fn out_of_descriptors(&mut self, now: Time) {
+        self.limit(now, LimitKind::Descriptors, 0);
+    }
+
     pub(crate) fn event(&mut self, event: EventBody) {
         self.output(Output::Event(event));
     }

@@ -12,7 +12,7 @@
 //! | Open  | request                     | Open | send                                                      |
 //! | Open  | reply                       | Open | emit                                                      |
 //! | Open  | error of the socket         | Open | ICMP about the guest's last request                       |
-//! | Open  | no socket to be had         | –    | ICMP prohibited; the first time, a notice naming the sysctl |
+//! | Open  | no socket to be had         | –    | ICMP; where the host forbids it, once a notice naming the sysctl |
 //! | Open  | idle for [`IDLE_TIMEOUT`]   | –    | close                                                     |
 //!
 //! Limits: [`MAX_FLOWS`] flows, at which the longest idle one makes room, and one request per [`INTERVAL`] to other
@@ -144,31 +144,27 @@ impl Echoes {
         self.table.touch(now, slot, 0);
     }
 
+    /// The socket reported an error. Only what says that there is no socket ends the flow.
     pub(crate) fn handle_error(&mut self, cx: &mut Context, now: Time, flow: FlowId, error: EchoError) {
+        if matches!(error, EchoError::NotPermitted | EchoError::Resources) {
+            return self.handle_failed(cx, now, flow, error);
+        }
         let Some(slot) = self.table.find_flow(flow) else { return };
         let Some((_, echo)) = self.table.get_mut(slot) else { return };
-        let (guest, quote) = (echo.guest, echo.quote);
-        match error {
-            EchoError::HostUnreachable => cx.emit_error(guest, IcmpError::HostUnreachable, quote.bytes()),
-            EchoError::NetUnreachable => cx.emit_error(guest, IcmpError::NetUnreachable, quote.bytes()),
-            EchoError::Prohibited => cx.emit_error(guest, IcmpError::Prohibited, quote.bytes()),
-            EchoError::NotPermitted => {
-                cx.emit_error(guest, IcmpError::Prohibited, quote.bytes());
-                self.fail(cx, slot, error);
-                self.notice(cx);
-            }
-            EchoError::Resources => {
-                cx.limit(now, LimitKind::Descriptors, length_of(self.table.len()));
-                self.fail(cx, slot, error);
-            }
-        }
+        tell(cx, now, echo, error);
     }
 
-    /// The flow's socket could not be opened.
-    fn fail(&mut self, cx: &mut Context, slot: Slot, error: EchoError) {
-        let Some(removed) = self.table.remove(slot) else { return };
+    /// The socket could not be opened.
+    pub(crate) fn handle_failed(&mut self, cx: &mut Context, now: Time, flow: FlowId, error: EchoError) {
+        let Some(removed) = self.table.find_flow(flow).and_then(|slot| self.table.remove(slot)) else { return };
         let echo = removed.value;
-        cx.report_failed(removed.flow, protocol(echo.remote), ends(echo.guest, echo.remote), &error);
+        cx.outputs.retain(|output| !matches!(output, Output::SendEcho { flow: other, .. } if *other == flow));
+        cx.output(Output::CloseEcho { flow });
+        tell(cx, now, &echo, error);
+        cx.report_failed(flow, protocol(echo.remote), ends(echo.guest, echo.remote), &error);
+        if error == EchoError::NotPermitted {
+            self.notice(cx);
+        }
     }
 
     fn notice(&mut self, cx: &mut Context) {
@@ -207,6 +203,18 @@ impl Echoes {
     }
 }
 
+/// Tells the guest what became of its last request.
+fn tell(cx: &mut Context, now: Time, echo: &Echo, error: EchoError) {
+    let icmp = match error {
+        EchoError::HostUnreachable => IcmpError::HostUnreachable,
+        EchoError::NetUnreachable => IcmpError::NetUnreachable,
+        EchoError::Prohibited | EchoError::NotPermitted => IcmpError::Prohibited,
+        // The request is lost, as requests may be.
+        EchoError::Resources => return cx.out_of_descriptors(now),
+    };
+    cx.emit_error(echo.guest, icmp, echo.quote.bytes());
+}
+
 fn protocol(remote: IpAddr) -> Protocol {
     match remote {
         IpAddr::V4(_) => Protocol::IcmpV4,
@@ -223,9 +231,5 @@ fn key(remote: IpAddr, ident: u16) -> Key {
 }
 
 fn length(payload: &[u8]) -> u64 {
-    length_of(payload.len())
-}
-
-fn length_of(len: usize) -> u64 {
-    u64::try_from(len).unwrap_or(u64::MAX)
+    u64::try_from(payload.len()).unwrap_or(u64::MAX)
 }

@@ -92,7 +92,12 @@ impl Gate {
         self.mappings.handle_reply(&mut self.cx, now, flow, payload, segment);
     }
 
-    /// The flow's UDP socket reported an error, or could not be opened.
+    /// The flow's UDP socket could not be opened: the mapping ends, and the next datagram tries again.
+    pub fn handle_udp_failed(&mut self, now: Time, flow: FlowId, error: UdpError) {
+        self.mappings.handle_failed(&mut self.cx, now, flow, error);
+    }
+
+    /// The flow's UDP socket reported an error: the guest is told, the mapping stays.
     pub fn handle_udp_error(&mut self, now: Time, flow: FlowId, error: UdpError) {
         self.mappings.handle_error(&mut self.cx, now, flow, error);
     }
@@ -102,7 +107,12 @@ impl Gate {
         self.echoes.handle_reply(&mut self.cx, now, flow, sequence, payload);
     }
 
-    /// The flow's ICMP socket reported an error, or could not be opened.
+    /// The flow's ICMP socket could not be opened: the flow ends, and the next request tries again.
+    pub fn handle_echo_failed(&mut self, now: Time, flow: FlowId, error: EchoError) {
+        self.echoes.handle_failed(&mut self.cx, now, flow, error);
+    }
+
+    /// The flow's ICMP socket reported an error: the guest is told, the flow stays.
     pub fn handle_echo_error(&mut self, now: Time, flow: FlowId, error: EchoError) {
         self.echoes.handle_error(&mut self.cx, now, flow, error);
     }

@@ -204,8 +204,7 @@ impl Connections {
             DialError::HostUnreachable | DialError::TimedOut => Some(IcmpError::HostUnreachable),
             DialError::Prohibited => Some(IcmpError::Prohibited),
             DialError::Resources => {
-                let len = u64::try_from(self.table.len()).unwrap_or(u64::MAX);
-                cx.limit(now, LimitKind::Descriptors, len);
+                cx.out_of_descriptors(now);
                 None
             }
         };

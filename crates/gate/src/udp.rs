@@ -14,7 +14,7 @@
 //! | OneWay  | reply                            | BothWays| emit                                 |
 //! | BothWays| datagram, reply                  | BothWays| send, emit                           |
 //! | any     | error of the socket              | same    | ICMP about the guest's last datagram |
-//! | any     | no socket to be had              | –       |                                      |
+//! | any     | no socket to be had              | –       | ICMP about the guest's last datagram |
 //! | OneWay  | idle for [`ONE_WAY_TIMEOUT`]     | –       | close                                |
 //! | BothWays| idle for [`BOTH_WAYS_TIMEOUT`]   | –       | close                                |
 //!
@@ -164,27 +164,24 @@ impl Mappings {
         self.table.touch(now, slot, BOTH_WAYS);
     }
 
+    /// The socket reported an error. Only what says that there is no socket ends the mapping: RFC 4787 REQ-12 has a
+    /// mapping survive every ICMP message.
     pub(crate) fn handle_error(&mut self, cx: &mut Context, now: Time, flow: FlowId, error: UdpError) {
+        if error == UdpError::Resources {
+            return self.handle_failed(cx, now, flow, error);
+        }
         let Some(slot) = self.table.find_flow(flow) else { return };
         let Some((_, mapping)) = self.table.get_mut(slot) else { return };
-        let (guest, remote) = (mapping.ends.guest.ip(), mapping.ends.remote.ip());
-        let quote = mapping.quote.bytes();
-        match error {
-            // The remote itself says that nobody listens, a router on the way everything else.
-            UdpError::PortUnreachable => cx.emit_error_from(remote, guest, IcmpError::PortUnreachable, quote),
-            UdpError::HostUnreachable => cx.emit_error(guest, IcmpError::HostUnreachable, quote),
-            UdpError::NetUnreachable => cx.emit_error(guest, IcmpError::NetUnreachable, quote),
-            UdpError::Prohibited => cx.emit_error(guest, IcmpError::Prohibited, quote),
-            UdpError::TooBig { mtu } => {
-                cx.emit_error(guest, IcmpError::TooBig { mtu: mtu.max(least_mtu(guest)) }, quote)
-            }
-            UdpError::Resources => {
-                let Some(removed) = self.table.remove(slot) else { return };
-                let len = u64::try_from(self.table.len()).unwrap_or(u64::MAX);
-                cx.limit(now, LimitKind::Descriptors, len);
-                cx.report_failed(flow, Protocol::Udp, removed.value.ends, &error);
-            }
-        }
+        tell(cx, now, mapping, error);
+    }
+
+    /// The socket could not be opened.
+    pub(crate) fn handle_failed(&mut self, cx: &mut Context, now: Time, flow: FlowId, error: UdpError) {
+        let Some(removed) = self.table.find_flow(flow).and_then(|slot| self.table.remove(slot)) else { return };
+        cx.outputs.retain(|output| !matches!(output, Output::SendUdp { flow: other, .. } if *other == flow));
+        cx.output(Output::CloseUdp { flow });
+        tell(cx, now, &removed.value, error);
+        cx.report_failed(flow, Protocol::Udp, removed.value.ends, &error);
     }
 
     pub(crate) fn handle_timeout(&mut self, cx: &mut Context, now: Time) {
@@ -250,11 +247,33 @@ fn pieces(payload: &[u8], segment: Option<u16>, count: usize) -> impl Iterator<I
     empty.into_iter().chain(payload.chunks(size))
 }
 
-/// The smallest MTU a path can have: RFC 791 §3.2, RFC 8200 §5.
-fn least_mtu(guest: IpAddr) -> u32 {
+/// Tells the guest what became of its last datagram.
+fn tell(cx: &mut Context, now: Time, mapping: &Mapping, error: UdpError) {
+    let (guest, remote) = (mapping.ends.guest.ip(), mapping.ends.remote.ip());
+    let icmp = match error {
+        // The remote itself says that nobody listens, a router on the way everything else.
+        UdpError::PortUnreachable => {
+            return cx.emit_error_from(remote, guest, IcmpError::PortUnreachable, mapping.quote.bytes());
+        }
+        UdpError::HostUnreachable => IcmpError::HostUnreachable,
+        UdpError::NetUnreachable => IcmpError::NetUnreachable,
+        UdpError::Prohibited => IcmpError::Prohibited,
+        UdpError::TooBig { mtu } => IcmpError::TooBig { mtu: plausible_mtu(guest, mtu) },
+        // The datagram is lost, as datagrams may be.
+        UdpError::Resources => return cx.out_of_descriptors(now),
+    };
+    cx.emit_error(guest, icmp, mapping.quote.bytes());
+}
+
+/// The MTU for the guest to work with: an unknown one is taken for IPv6's least, which every path in practice has, and
+/// none is below what the family allows (RFC 791 §3.2, RFC 8200 §5).
+fn plausible_mtu(guest: IpAddr, mtu: u32) -> u32 {
+    const LEAST_V4: u32 = 68;
+    const LEAST_V6: u32 = 1_280;
     match guest {
-        IpAddr::V4(_) => 68,
-        IpAddr::V6(_) => 1_280,
+        IpAddr::V4(_) if mtu == 0 => LEAST_V6,
+        IpAddr::V4(_) => mtu.max(LEAST_V4),
+        IpAddr::V6(_) => mtu.max(LEAST_V6),
     }
 }
 

@@ -163,7 +163,7 @@ fn a_host_without_ping_sockets_is_told_once() {
         let flow = open(&mut world, family.guest(), family.public(), 77);
         world.gate.handle_echo_error(world.now, flow, EchoError::NotPermitted);
         let outputs = world.drain();
-        assert_eq!(names(&outputs), ["emit", "failed", "notice"]);
+        assert_eq!(names(&outputs), ["close echo", "emit", "failed", "notice"]);
         let (kind, code, _) = emitted(&outputs)[0].icmp_error().to_owned();
         assert_eq!((kind, code), if family == Family::V4 { (3, 13) } else { (1, 1) });
         let notice = |event: &&EventBody| match event {
@@ -173,18 +173,35 @@ fn a_host_without_ping_sockets_is_told_once() {
         assert!(events(&outputs).iter().any(notice));
         let flow = open(&mut world, family.guest(), family.public(), 77);
         world.gate.handle_echo_error(world.now, flow, EchoError::NotPermitted);
-        assert_eq!(names(&world.drain()), ["emit", "failed"]);
+        assert_eq!(names(&world.drain()), ["close echo", "emit", "failed"]);
         assert_eq!(world.gate.poll_timeout(), None);
     }
 }
 
 #[test]
-fn a_flow_without_a_socket_ends() {
+fn a_flow_whose_socket_cannot_be_opened_ends() {
+    for family in BOTH {
+        let mut world = World::new();
+        let ping = packet::ping(family.guest(), family.public(), 77, 1, b"ping");
+        for _ in 0..2 {
+            world.gate.handle_packet(world.now, cofferdam_gate::Offload::NONE, &ping);
+            let Some(Output::OpenEcho { flow, .. }) = world.gate.poll_output() else { panic!("no flow") };
+            world.gate.handle_echo_failed(world.now, flow, EchoError::NetUnreachable);
+            let outputs = world.drain();
+            assert_eq!(names(&outputs), ["opened", "close echo", "emit", "failed"], "nothing is sent");
+        }
+        assert_eq!(world.gate.poll_timeout(), None);
+    }
+}
+
+#[test]
+fn a_flow_that_runs_out_of_resources_ends() {
     let mut world = World::new();
     let flow = open(&mut world, Family::V4.guest(), Family::V4.public(), 77);
     world.gate.handle_echo_error(world.now, flow, EchoError::Resources);
-    assert_eq!(names(&world.drain()), ["limit", "failed"]);
+    assert_eq!(names(&world.drain()), ["close echo", "limit", "failed"]);
     world.gate.handle_echo_error(world.now, flow, EchoError::HostUnreachable);
+    world.gate.handle_echo_failed(world.now, flow, EchoError::HostUnreachable);
     assert!(world.drain().is_empty());
 }
 

@@ -152,6 +152,9 @@ impl Net {
                     let error = self.random.pick(&errors);
                     self.world.gate.handle_udp_error(self.world.now, flow, error);
                 }
+                3 if self.random.chance(20) => {
+                    self.world.gate.handle_udp_failed(self.world.now, flow, UdpError::NetUnreachable);
+                }
                 1 => {
                     let payload = vec![2; self.random.below(5000) as usize];
                     let segment = self.random.pick(&[None, Some(100), Some(1400)]);

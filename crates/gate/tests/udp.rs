@@ -321,7 +321,8 @@ fn errors_of_the_socket_become_icmp_about_the_last_datagram() {
             (UdpError::NetUnreachable, pick((3, 0), (1, 0)), gateway, [0; 4]),
             (UdpError::Prohibited, pick((3, 13), (1, 1)), gateway, [0; 4]),
             (UdpError::TooBig { mtu: 1400 }, pick((3, 4), (2, 0)), gateway, 1400u32.to_be_bytes()),
-            (UdpError::TooBig { mtu: 0 }, pick((3, 4), (2, 0)), gateway, least.to_be_bytes()),
+            (UdpError::TooBig { mtu: 1 }, pick((3, 4), (2, 0)), gateway, least.to_be_bytes()),
+            (UdpError::TooBig { mtu: 0 }, pick((3, 4), (2, 0)), gateway, 1280u32.to_be_bytes()),
         ];
         for (error, code, from, rest) in cases {
             let mut world = World::new();
@@ -341,15 +342,51 @@ fn errors_of_the_socket_become_icmp_about_the_last_datagram() {
 }
 
 #[test]
-fn a_mapping_without_a_socket_ends() {
+fn a_mapping_whose_socket_cannot_be_opened_ends() {
+    for family in BOTH {
+        let pick = |v4, v6| if family == Family::V4 { v4 } else { v6 };
+        let cases = [
+            (UdpError::NetUnreachable, Some(pick((3, 0), (1, 0)))),
+            (UdpError::HostUnreachable, Some(pick((3, 1), (1, 3)))),
+            (UdpError::Prohibited, Some(pick((3, 13), (1, 1)))),
+            (UdpError::Resources, None),
+        ];
+        for (error, code) in cases {
+            let mut world = World::new();
+            let datagram = packet::udp(guest(family), remote(family), b"hello");
+            for _ in 0..2 {
+                world.gate.handle_packet(world.now, cofferdam_gate::Offload::NONE, &datagram);
+                let Some(Output::OpenUdp { flow, .. }) = world.gate.poll_output() else { panic!("no mapping") };
+                world.gate.handle_udp_failed(world.now, flow, error);
+                let outputs = world.drain();
+                let opened_failed: Vec<_> =
+                    names(&outputs).into_iter().filter(|name| ["opened", "failed"].contains(name)).collect();
+                assert_eq!(opened_failed, ["opened", "failed"]);
+                assert!(matches!(actions(&outputs)[..], [Output::CloseUdp { .. }]), "nothing is sent: {outputs:?}");
+                let told: Vec<(u8, u8)> =
+                    emitted(&outputs).iter().map(|seen| (seen.icmp_error().0, seen.icmp_error().1)).collect();
+                assert_eq!(told, Vec::from_iter(code), "{error}");
+                let limits =
+                    events(&outputs).iter().filter(|event| matches!(event, EventBody::LimitReached { .. })).count();
+                assert_eq!(limits, usize::from(code.is_none()));
+                world.pass(ms(1000));
+            }
+            assert_eq!(world.gate.poll_timeout(), None);
+        }
+    }
+}
+
+#[test]
+fn a_mapping_that_runs_out_of_resources_ends() {
     let mut world = World::new();
     let flow = open(&mut world, guest(Family::V4), remote(Family::V4));
     world.gate.handle_udp_error(world.now, flow, UdpError::Resources);
     let outputs = world.drain();
-    assert_eq!(names(&outputs), ["limit", "failed"]);
+    assert_eq!(names(&outputs), ["close udp", "limit", "failed"]);
     assert_eq!(world.gate.poll_timeout(), None);
     open(&mut world, guest(Family::V4), remote(Family::V4));
     world.gate.handle_udp_error(world.now, FlowId(99), UdpError::PortUnreachable);
+    world.gate.handle_udp_failed(world.now, FlowId(99), UdpError::PortUnreachable);
     assert!(world.drain().is_empty(), "no such flow");
 }
 

@@ -90,10 +90,7 @@ impl Observer {
             EventBody::FlowOpened { flow, .. } => assert!(self.reported.insert(*flow), "opened twice"),
             EventBody::FlowClosed { flow, .. } => assert!(self.reported.remove(flow), "closed before it was opened"),
             EventBody::FlowFailed { flow, .. } => {
-                // A UDP or echo flow without a socket is over at once.
                 self.reported.remove(flow);
-                self.udp.remove(flow);
-                self.echo.remove(flow);
             }
             EventBody::LimitReached { count, .. } | EventBody::GatewayDropped { count, .. } => assert!(*count > 0),
             _ => {}
