@@ -1,5 +1,7 @@
 //! What a verdict costs. Held: 200 ns with 10 rules, 1 µs with 10,000 rules and names, 300 ms to compile 100,000 domain rules.
 
+#![expect(clippy::unwrap_used, reason = "a bench whose input is wrong should stop")]
+
 use std::net::{IpAddr, Ipv4Addr};
 
 use cofferdam_model::{Classifier, Direction, DomainName, HostNetwork, PolicyConfig, Protocol};
