@@ -220,3 +220,27 @@ fn allow_ping() {
         let _ = fs::write("/proc/sys/net/ipv4/ping_group_range", format!("{first} {last}"));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn knows_a_remedy_for_what_is_missing() {
+        let system = io::Error::from_raw_os_error;
+        let tun = |code| BuildError::Tun { name: "tun0", source: TunError { call: "open", source: system(code) } };
+        assert!(tun(libc::EACCES).remedy().unwrap().contains("chmod 0666 /dev/net/tun"));
+        assert!(tun(libc::ENOENT).remedy().unwrap().contains("modprobe tun"));
+        assert_eq!(tun(libc::EIO).remedy(), None);
+        let refused = |code| NetlinkError::Refused { request: "add".to_owned(), reason: None, source: system(code) };
+        let filter = BuildError::Filter { source: refused(libc::ENOENT) };
+        assert!(filter.remedy().unwrap().contains("nft_tproxy"));
+        let network = BuildError::Network { source: refused(libc::EOPNOTSUPP) };
+        assert!(network.remedy().unwrap().contains("veth"));
+        let denied = BuildError::Network { source: refused(libc::EPERM) };
+        assert!(denied.remedy().unwrap().contains("user namespaces"));
+        let path = "/proc/sys/net/ipv6/conf/all/forwarding".to_owned();
+        let sysctl = BuildError::Sysctl { path, value: "1".to_owned(), source: system(libc::ENOENT) };
+        assert!(sysctl.remedy().unwrap().contains("no IPv6"));
+    }
+}

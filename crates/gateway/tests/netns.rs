@@ -326,7 +326,9 @@ fn is_quick(_world: &mut World) {
         "       build {build_median:?} (best {:?}), configure {configure_median:?} (best {:?})",
         build[0], configure[0]
     );
-    assert!(build_median + configure_median < Duration::from_millis(30), "something waits that should not");
+    // The best of many, so that a busy machine does not fail it: a wait for a timer of the kernel (RCU, a link's delayed
+    // events) would show in every round.
+    assert!(build[0] + configure[0] < Duration::from_millis(20), "something waits that should not");
 }
 
 /// One sandbox's link: this process is in the gateway's namespace.

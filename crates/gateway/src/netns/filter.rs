@@ -181,3 +181,60 @@ fn ether_source(is: Comparison, mac: [u8; 6]) -> Test {
 fn ipv6_source(is: Comparison, address: Ipv6Addr) -> Test {
     bytes(Base::Network, 8, is, &address.octets())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Link6, LinkAddresses};
+
+    fn chains(ipv6: bool) -> Vec<Chain> {
+        let v6 = Link6 { guest: "fd00::2".parse().unwrap(), gateway: "fd00::1".parse().unwrap(), prefix: 64 };
+        let spec = NetnsSpec {
+            link: LinkAddresses {
+                guest4: [172, 16, 0, 2].into(),
+                gateway4: [172, 16, 0, 1].into(),
+                prefix4: 30,
+                v6: ipv6.then_some(v6),
+            },
+            mtu: 1500,
+            guest_mac: [2, 0, 0, 0, 0, 2],
+            gateway_mac: [2, 0, 0, 0, 0, 1],
+        };
+        ruleset(&spec).tables.into_iter().flat_map(|table| table.chains).collect()
+    }
+
+    #[test]
+    fn ends_every_chain_with_a_counted_drop_of_everything() {
+        for chain in chains(true).into_iter().chain(chains(false)) {
+            let last = chain.rules.last().unwrap();
+            assert_eq!((last.tests.len(), &last.actions[..]), (0, &[Count, Drop][..]), "{:?}", chain.hook);
+        }
+    }
+
+    #[test]
+    fn accepts_by_input_link_only() {
+        for chain in chains(true).into_iter().filter(|c| c.hook == Hook::Prerouting) {
+            for rule in chain.rules.iter().filter(|r| r.actions.contains(&Accept)) {
+                assert!(matches!(rule.tests[0], InputLink(GATEWAY_INDEX | TUN_INDEX)), "{}", rule.comment);
+            }
+        }
+    }
+
+    #[test]
+    fn checks_the_source_before_it_accepts_anything_of_the_guest() {
+        for ipv6 in [true, false] {
+            let prerouting = chains(ipv6).into_iter().find(|c| c.hook == Hook::Prerouting).unwrap();
+            let first_accept = prerouting.rules.iter().position(|r| r.actions.contains(&Accept)).unwrap();
+            let checks: Vec<_> = prerouting.rules[..first_accept].iter().map(|r| r.comment).collect();
+            let mut expected =
+                vec!["hardware address is not the guest's", "IPv4 source is not the guest's", "IPv4 options"];
+            // Without IPv6 a multicast check comes before the first accept as well.
+            expected.extend(if ipv6 {
+                &["IPv6 source is not the guest's"][..]
+            } else {
+                &["IPv6 is off", "multicast, broadcast"]
+            });
+            assert_eq!(checks, expected);
+        }
+    }
+}
