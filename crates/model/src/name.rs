@@ -49,7 +49,8 @@ impl FromStr for DomainName {
         let ascii = if text.is_ascii() {
             text.to_ascii_lowercase()
         } else {
-            idna::domain_to_ascii_strict(text).map_err(|_| NameError::Idna)?
+            // Not the strict form: it refuses the underscore. Which characters may stand is checked below for all names.
+            idna::domain_to_ascii(text).map_err(|_| NameError::Idna)?
         };
         if ascii.len() > 253 {
             return Err(NameError::TooLong);
@@ -70,5 +71,38 @@ impl FromStr for DomainName {
 impl fmt::Display for DomainName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_dns_treats_as_equal_are_equal() {
+        let pairs = [
+            ("Example.ORG.", "example.org"),
+            ("BÜCHER.example", "xn--bcher-kva.example"),
+            ("XN--BCHER-KVA.example", "bücher.example"),
+            ("_dmarc.bücher.example", "_dmarc.xn--bcher-kva.example"),
+            ("ｅxample.org", "example.org"),
+        ];
+        for (one, other) in pairs {
+            assert_eq!(one.parse::<DomainName>().unwrap(), other.parse().unwrap(), "{one}");
+        }
+        let name: DomainName = "a.b.c".parse().unwrap();
+        assert_eq!(name.labels().rev().collect::<Vec<_>>(), ["c", "b", "a"]);
+    }
+
+    #[test]
+    fn what_is_no_name_is_refused() {
+        let label = "x".repeat(64);
+        let long = format!("{}.example", "x.".repeat(124));
+        let texts =
+            ["", ".", "..", ".a", "a..b", "a b", "a/b", "a@b", "*.a", "a:1", "a\u{0}b", "é\u{200d}!", &label, &long];
+        for text in texts {
+            assert!(text.parse::<DomainName>().is_err(), "{text:?}");
+        }
+        assert_eq!("x".repeat(63).parse::<DomainName>().unwrap().as_str().len(), 63);
     }
 }

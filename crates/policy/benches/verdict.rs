@@ -14,7 +14,7 @@ fn main() {
 }
 
 /// Ten rules of every kind; the last one decides.
-#[divan::bench]
+#[divan::bench(sample_size = 2000)]
 fn check_10_rules(bencher: Bencher<'_, '_>) {
     let text = "deny@10.77.0.66,allow@10.77.0.0/24:tcp:5000+8000-8081,deny@10.77.0.0/16,allow@10.0.0.0/8:tcp:7,\
                 deny@metadata,deny@any:tcp:25,allow@dns,allow@api.example.org:tcp:443,allow@*.cdn.example,allow@public";
@@ -24,19 +24,19 @@ fn check_10_rules(bencher: Bencher<'_, '_>) {
 }
 
 /// 5,000 networks, 4,000 names and suffixes, 1,000 ports.
-#[divan::bench]
+#[divan::bench(sample_size = 2000)]
 fn check_10_000_rules_by_address(bencher: Bencher<'_, '_>) {
     bench_check(bencher, &compile(&many_rules()), &[]);
 }
 
 /// The same, with the names of a CDN's address.
-#[divan::bench]
+#[divan::bench(sample_size = 2000)]
 fn check_10_000_rules_by_name(bencher: Bencher<'_, '_>) {
     let names = [pin("www.site2042.example.org"), pin("x.site77.example.net")];
     bench_check(bencher, &compile(&many_rules()), &names);
 }
 
-#[divan::bench]
+#[divan::bench(sample_size = 2000)]
 fn check_name_among_100_000(bencher: Bencher<'_, '_>) {
     let policy = compile(&domain_rules(100_000));
     let name: DomainName = "www.site54321.example".parse().unwrap();

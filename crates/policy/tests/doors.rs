@@ -1,5 +1,7 @@
 //! Flags, files and the wire form: every door gives the same policy and refuses the same mistakes.
 
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a test stops where it fails")]
+
 use cofferdam_model::{Action, DenyWith, NetworkConfig};
 use cofferdam_policy::file::{self, FlagItem, default_network, from_flags};
 use cofferdam_policy::grammar::format_rule;
@@ -289,6 +291,12 @@ fn flags_come_before_and_above_a_file() {
     assert_eq!(config.dns.nameservers, ["1.1.1.1:53".parse().unwrap()]);
     assert_eq!(config.policy.default_ingress, Action::Deny);
     assert!(from_flags(&[file.clone(), file]).is_err());
+    let off = conf("[network]\nenabled = false");
+    assert!(!from_flags(std::slice::from_ref(&off)).unwrap().enabled);
+    assert!(from_flags(&[off, FlagItem::Net("public".into())]).unwrap().enabled);
+    let none = conf("[network]\npreset = \"none\"\nrules = [\"allow@x.org\"]");
+    assert!(from_flags(std::slice::from_ref(&none)).is_err());
+    assert!(from_flags(&[none, FlagItem::Net("public".into())]).is_ok());
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! The rule grammar from outside: what is accepted, what it comes to, and every error with its place and suggestion.
 
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a test stops where it fails")]
+
 use cofferdam_model::Action;
 use cofferdam_policy::grammar::{RuleErrorKind as Kind, format_rule, parse_rules, parse_short};
 
@@ -217,6 +219,12 @@ fn places_count_characters_and_every_wrong_token_is_reported() {
         errors[1].to_string(),
         "rule \"deny@10.0.0.1/8\", characters 51-60: the network \"10.0.0.1/8\" has bits set behind its prefix"
     );
+}
+
+#[test]
+fn a_text_full_of_mistakes_reports_the_first_hundred() {
+    let errors = parse_rules(&"x,".repeat(100_000)).unwrap_err();
+    assert_eq!(errors.0.len(), 100);
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Pins: how long a name is bound to an address, and what happens at the bounds.
 
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a test stops where it fails")]
+
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
@@ -103,7 +105,7 @@ fn one_name_and_one_address_have_bounds_of_their_own() {
 fn a_guest_that_asks_for_new_names_for_ever_stays_within_the_bounds() {
     let mut pins = Pins::new();
     let mut refused = 0;
-    for number in 0..100_000_u32 {
+    for number in 0..40_000_u32 {
         let now = Time::ZERO + Duration::from_millis(u64::from(number) * 5);
         let answer = pins.insert(now, &name(&format!("n{number}.example")), false, address(number % 5000), SECOND);
         refused += u32::from(answer.is_err());

@@ -1,5 +1,7 @@
 //! What compiled policies decide.
 
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a test stops where it fails")]
+
 use std::net::IpAddr;
 
 use cofferdam_model::{Action, Classifier, Direction, Group, HostNetwork, PolicyConfig, Protocol};

@@ -182,6 +182,7 @@ fn finish(flags: Flags, file: Option<Resolved>, config: &mut NetworkConfig, erro
         Some(Resolved { rules, base, enabled }) => (rules, Some(base), enabled),
         None => (Vec::new(), None, None),
     };
+    let profile_given = profile.is_some();
     let base = match (profile, file_base) {
         _ if no_net => Base::Preset(Preset::None, Defaults::default()),
         (Some(profile), _) => Base::Preset(profile, Defaults::default()),
@@ -194,8 +195,15 @@ fn finish(flags: Flags, file: Option<Resolved>, config: &mut NetworkConfig, erro
     policy.default_egress = flags.defaults.egress.unwrap_or(policy.default_egress);
     policy.default_ingress = flags.defaults.ingress.unwrap_or(policy.default_ingress);
     let behind = std::mem::take(&mut policy.rules);
+    let no_rules = flags.rules.is_empty() && file_rules.is_empty();
+    if !(enabled || no_net || no_rules) {
+        let message = "preset `none` leaves nothing for rules to open or close";
+        return errors
+            .push(ConfigError::new("preset", message).help("leave the rules out, or name another preset".to_owned()));
+    }
     policy.rules = if no_net { Vec::new() } else { [flags.rules, file_rules, behind].concat() };
-    config.enabled = enabled && file_enabled != Some(false);
+    // Flags stand above the file: a profile on the command line brings the interface back.
+    config.enabled = enabled && (profile_given || file_enabled != Some(false));
     config.policy = policy;
 }
 

@@ -11,6 +11,7 @@ use serde::de::{self, IgnoredAny, MapAccess, Visitor, value::MapAccessDeserializ
 #[derive(Debug, JsonSchema)]
 #[serde(untagged)]
 #[expect(dead_code, reason = "only its schema is used: which form a document has is decided before it is read")]
+#[schemars(rename = "Configuration")]
 pub(super) enum Document {
     File(Box<RawFile>),
     Wire(Box<RawNetwork>),
@@ -19,6 +20,7 @@ pub(super) enum Document {
 /// A file with the network in a table of its own.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "File")]
 pub(super) struct RawFile {
     pub(super) network: RawNetwork,
 }
@@ -26,6 +28,7 @@ pub(super) struct RawFile {
 /// The network of a sandbox.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "Network")]
 pub(super) struct RawNetwork {
     /// `false`: no interface at all.
     pub(super) enabled: Option<bool>,
@@ -99,6 +102,7 @@ impl RawNetwork {
 /// Defaults and ordered rules. A missing default is deny for egress and allow for ingress.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "Policy")]
 pub(super) struct RawPolicy {
     pub(super) default_egress: Option<Action>,
     pub(super) default_ingress: Option<Action>,
@@ -109,6 +113,7 @@ pub(super) struct RawPolicy {
 /// A rule as text or as an object.
 #[derive(Debug, JsonSchema)]
 #[serde(untagged)]
+#[schemars(rename = "RuleEntry")]
 pub(super) enum RawRuleEntry {
     /// One or more rules in the short grammar.
     Text(String),
@@ -118,6 +123,7 @@ pub(super) enum RawRuleEntry {
 /// A rule as an object.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "Rule")]
 pub(super) struct RawRule {
     pub(super) action: Action,
     pub(super) direction: Option<Direction>,
@@ -133,6 +139,7 @@ pub(super) struct RawRule {
 /// A protocol's name.
 #[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
+#[schemars(rename = "RuleProtocol")]
 pub(super) enum RawProtocol {
     Tcp,
     Udp,
@@ -145,6 +152,7 @@ pub(super) enum RawProtocol {
 /// A destination as a target of the short grammar or as an object with one field.
 #[derive(Debug, JsonSchema)]
 #[serde(untagged)]
+#[schemars(rename = "Destination")]
 pub(super) enum RawDestination {
     Text(String),
     Object(RawDestinationObject),
@@ -153,6 +161,7 @@ pub(super) enum RawDestination {
 /// A destination by its kind.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
+#[schemars(rename = "DestinationObject")]
 pub(super) enum RawDestinationObject {
     /// An address or a network.
     Cidr(String),
@@ -167,6 +176,7 @@ pub(super) enum RawDestinationObject {
 /// A port, a range as an object, or ranges as text of the short grammar.
 #[derive(Debug, JsonSchema)]
 #[serde(untagged)]
+#[schemars(rename = "RulePort")]
 pub(super) enum RawPort {
     Number(u64),
     Text(String),
@@ -176,6 +186,7 @@ pub(super) enum RawPort {
 /// Ports from `start` to `end`, both included.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "PortRange")]
 pub(super) struct RawPortRange {
     pub(super) start: u64,
     pub(super) end: u64,
@@ -184,6 +195,7 @@ pub(super) struct RawPortRange {
 /// How names are resolved.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "Dns")]
 pub(super) struct RawDns {
     pub(super) rebind_protection: Option<bool>,
     /// `IP`, `IP:PORT` or `[IPv6]:PORT`, in order; none for those of the host.
@@ -194,6 +206,7 @@ pub(super) struct RawDns {
 /// The guest's interface.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "Interface")]
 pub(super) struct RawInterface {
     pub(super) mtu: Option<u32>,
     pub(super) ipv4_pool: Option<String>,

@@ -1,5 +1,6 @@
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 
 use cofferdam_model::NameError;
 use miette::{Diagnostic, LabeledSpan, SourceCode};
@@ -78,8 +79,8 @@ pub enum RuleErrorKind {
 /// What is wrong with one token, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RuleError {
-    /// The whole text that was parsed.
-    pub source: String,
+    /// The whole text that was parsed, shared by all errors in it.
+    pub source: Arc<str>,
     /// The token, in bytes of `source`.
     pub token: Range<usize>,
     /// The part of the token that is wrong, in bytes of `source`.
@@ -135,7 +136,7 @@ impl Diagnostic for RuleError {
     }
 }
 
-/// Everything that is wrong with a text, at most one error per token. Not empty.
+/// What is wrong with a text: at most one error per token, and the first hundred. Not empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RuleErrors(pub Vec<RuleError>);
 

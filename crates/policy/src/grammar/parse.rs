@@ -1,5 +1,6 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::ops::Range;
+use std::sync::Arc;
 
 use cofferdam_model::{Action, Destination, Direction, Group, NameError, PortRange, Protocol, ProtocolSet, Rule};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -9,6 +10,9 @@ use crate::grammar::piece::Piece;
 use crate::grammar::{DNS_PORT, name};
 use crate::nearest::nearest;
 use crate::{preset, rule_problem};
+
+/// Errors reported for one text: more than anybody mends in one go, and few enough to print.
+const MAX_ERRORS: usize = 100;
 
 /// Parses `text` as tokens of the full grammar.
 pub(crate) fn rules(text: &str) -> Result<Vec<Rule>, RuleErrors> {
@@ -30,7 +34,7 @@ pub(crate) fn with_target(rule: Rule, text: &str) -> Result<Vec<Rule>, RuleError
     });
     match parsed {
         Ok(()) => Ok(rules),
-        Err(problem) => Err(RuleErrors(vec![problem.into_error(text, token)])),
+        Err(problem) => Err(RuleErrors(vec![problem.into_error(&Arc::from(text), token)])),
     }
 }
 
@@ -40,9 +44,14 @@ fn tokens(
 ) -> Result<Vec<Rule>, RuleErrors> {
     let mut rules = Vec::new();
     let mut errors = Vec::new();
+    let mut source: Option<Arc<str>> = None;
     for token in Piece::whole(text).split(',').map(Piece::trim).filter(|token| !token.text.is_empty()) {
         if let Err(problem) = parse(token, &mut rules) {
-            errors.push(problem.into_error(text, token));
+            let source = source.get_or_insert_with(|| Arc::from(text));
+            errors.push(problem.into_error(source, token));
+            if errors.len() == MAX_ERRORS {
+                break;
+            }
         }
     }
     if errors.is_empty() { Ok(rules) } else { Err(RuleErrors(errors)) }
@@ -65,9 +74,9 @@ impl Problem {
         Problem { help: help.into(), ..self }
     }
 
-    fn into_error(self, source: &str, token: Piece<'_>) -> RuleError {
+    fn into_error(self, source: &Arc<str>, token: Piece<'_>) -> RuleError {
         let Problem { span, kind, help } = self;
-        RuleError { source: source.to_owned(), token: token.span(), span, kind, help }
+        RuleError { source: Arc::clone(source), token: token.span(), span, kind, help }
     }
 }
 

@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use cofferdam_model::{DomainName, Rule};
 
@@ -26,9 +27,9 @@ pub(crate) enum Reach {
 struct NameNode {
     children: BTreeMap<Box<str>, u32>,
     /// Rules that match the name of this node.
-    here: Option<Box<NameTable>>,
-    /// Rules that match every name below this node.
-    below: Option<Box<NameTable>>,
+    here: Option<Arc<NameTable>>,
+    /// Rules that match every name below this node; often the same.
+    below: Option<Arc<NameTable>>,
 }
 
 #[derive(Debug)]
@@ -44,16 +45,21 @@ impl NameTree {
             return NameTree::default();
         }
         let mut nodes = vec![NameNode::default()];
-        let mut at_node: BTreeMap<u32, Vec<(Rank, &Rule, Reach)>> = BTreeMap::new();
+        let mut at_node: Vec<(u32, Rank, &Rule, Reach)> = Vec::with_capacity(rules.len());
         for (rank, rule, name, reach) in rules {
             if let Some(id) = insert(&mut nodes, name) {
-                at_node.entry(id).or_default().push((*rank, *rule, *reach));
+                at_node.push((id, *rank, *rule, *reach));
             }
         }
-        for (id, rules) in at_node {
-            if let Some(node) = node_mut(&mut nodes, id) {
-                node.here = NameTable::new(&rules, |reach| reach != Reach::Below);
-                node.below = NameTable::new(&rules, |reach| reach != Reach::Exact);
+        at_node.sort_by_key(|(id, ..)| *id);
+        for rules in at_node.chunk_by(|(one, ..), (other, ..)| one == other) {
+            if let Some(node) = rules.first().and_then(|(id, ..)| node_mut(&mut nodes, *id)) {
+                node.here = NameTable::new(rules, |reach| reach != Reach::Below);
+                node.below = if rules.iter().all(|(.., reach)| *reach == Reach::Suffix) {
+                    node.here.clone()
+                } else {
+                    NameTable::new(rules, |reach| reach != Reach::Exact)
+                };
             }
         }
         NameTree { nodes: nodes.into_boxed_slice() }
@@ -93,11 +99,11 @@ impl NameTree {
 }
 
 impl NameTable {
-    fn new(rules: &[(Rank, &Rule, Reach)], wanted: impl Fn(Reach) -> bool) -> Option<Box<NameTable>> {
+    fn new(rules: &[(u32, Rank, &Rule, Reach)], wanted: impl Fn(Reach) -> bool) -> Option<Arc<NameTable>> {
         let rules: Vec<(Rank, &Rule)> =
-            rules.iter().filter(|(_, _, reach)| wanted(*reach)).map(|(rank, rule, _)| (*rank, *rule)).collect();
+            rules.iter().filter(|(.., reach)| wanted(*reach)).map(|(_, rank, rule, _)| (*rank, *rule)).collect();
         let first = rules.iter().map(|(rank, _)| *rank).min()?;
-        Some(Box::new(NameTable { table: Table::new(&rules), first }))
+        Some(Arc::new(NameTable { table: Table::new(&rules), first }))
     }
 }
 

@@ -110,8 +110,14 @@ impl Ports {
 
 /// Sweeps over the borders of the ranges in order, with the ranks that are open at each kept sorted.
 fn spans(ranges: &[(PortRange, Rank)]) -> Spans {
-    if ranges.is_empty() {
-        return Spans::default();
+    match ranges {
+        [] => return Spans::default(),
+        // By far the most tables have one rule with one range.
+        [(range, rank)] => {
+            let end = range.end.checked_add(1).map(|border| (border, Rank::NONE));
+            return [(range.start, *rank)].into_iter().chain(end).collect();
+        }
+        [_, _, ..] => {}
     }
     let mut borders: BTreeMap<u32, (Vec<Rank>, Vec<Rank>)> = BTreeMap::new();
     for (range, rank) in ranges {
