@@ -45,7 +45,7 @@ const CASES: &[Case] = &[
     ("answers from the gateway's own address", true, answers_from_the_gateways_own_address),
     ("drops forged sources", true, drops_forged_sources),
     ("drops IPv4 options", true, drops_ipv4_options),
-    ("resets segments of unknown connections", true, resets_segments_of_unknown_connections),
+    ("makes no connection without a decided SYN", true, makes_no_connection_without_a_decided_syn),
     ("keeps special destinations from the TUN", true, keeps_special_destinations_from_the_tun),
     ("says when the time to live has ended", true, says_when_the_time_to_live_has_ended),
     ("opens echo sockets to every group", true, opens_echo_sockets_to_every_group),
@@ -213,17 +213,27 @@ fn drops_ipv4_options(world: &mut World) {
     assert_eq!(world.tun_is_quiet(), Ok(()));
 }
 
-fn resets_segments_of_unknown_connections(world: &mut World) {
-    // ACK; ACK and data; SYN and ACK; SYN and FIN; FIN: none of them asks for a connection, none makes one.
-    for flags in [0x10, 0x18, 0x12, 0x03, 0x01] {
-        for (guest, remote) in [
-            (IpAddr::from(world.spec.link.guest4), "198.51.100.7".parse().unwrap()),
-            (world.spec.link.v6.clone().unwrap().guest.into(), "2001:db8::7".parse().unwrap()),
-        ] {
-            world.send_raw(&tcp_packet((guest, 1000), (remote, 443), flags));
+fn makes_no_connection_without_a_decided_syn(world: &mut World) {
+    const RST: u8 = 0x04;
+    let ends = [
+        (IpAddr::from(world.spec.link.guest4), "198.51.100.7:443"),
+        (world.spec.link.v6.clone().unwrap().guest.into(), "[2001:db8::7]:443"),
+    ];
+    for (guest, remote) in ends {
+        let remote: SocketAddr = remote.parse().unwrap();
+        let answers = world.raw_socket(remote.ip(), rustix::net::ipproto::TCP);
+        // ACK; ACK with PSH; SYN with ACK: answered as by a host that knows nothing. SYN with FIN; FIN: not answered.
+        for (flags, answered) in [(0x10, true), (0x18, true), (0x12, true), (0x03, false), (0x01, false)] {
+            world.send_raw(&tcp_packet((guest, 1000), (remote.ip(), remote.port()), flags));
             assert_eq!(world.tun_is_quiet(), Ok(()), "flags {flags:#x}");
             for listener in &world.fds.listeners {
                 assert!(!readable(listener, Duration::ZERO), "flags {flags:#x} made a connection");
+            }
+            assert_eq!(readable(&answers, QUIET), answered, "flags {flags:#x}");
+            if answered {
+                let segment = receive(&answers);
+                // Raw IPv4 sockets see the IP header, raw IPv6 sockets do not.
+                assert_eq!(segment[if remote.is_ipv4() { 33 } else { 13 }] & RST, RST, "flags {flags:#x}");
             }
         }
     }
@@ -248,7 +258,8 @@ fn says_when_the_time_to_live_has_ended(world: &mut World) {
         ("[2001:db8::7]:33434", world.spec.link.v6.clone().unwrap().gateway.into()),
     ] {
         let remote: SocketAddr = remote.parse().unwrap();
-        let listener = world.raw_icmp_socket(remote);
+        let protocol = if remote.is_ipv4() { rustix::net::ipproto::ICMP } else { rustix::net::ipproto::ICMPV6 };
+        let listener = world.raw_socket(remote.ip(), protocol);
         let mut packet = udp_packet((world.guest(remote), 1000), (remote.ip(), remote.port()), b"traceroute");
         set_ttl(&mut packet, 1);
         world.send_raw(&packet);
@@ -418,9 +429,9 @@ impl World {
         socket
     }
 
-    fn raw_icmp_socket(&self, like: SocketAddr) -> OwnedFd {
-        let protocol = if like.is_ipv4() { rustix::net::ipproto::ICMP } else { rustix::net::ipproto::ICMPV6 };
-        self.in_sandbox(|| socket(family(like.ip()), SocketType::RAW, Some(protocol)))
+    /// A socket in the sandbox that sees all packets of `protocol`.
+    fn raw_socket(&self, like: IpAddr, protocol: Protocol) -> OwnedFd {
+        self.in_sandbox(|| socket(family(like), SocketType::RAW, Some(protocol)))
     }
 
     /// Sends an IP packet from the sandbox as it is, whatever it says about itself.
