@@ -111,8 +111,10 @@ fn first_match(config: &PolicyConfig, facts: &Facts<'_>) -> (RuleRef, Action) {
                     || !matches!(group, Group::Host | Group::Metadata);
                 net.contains(&peer) && opens
             }
-            named if rule.action == Action::Allow => asked_for.iter().any(|name| matches_name(named, name)),
-            named => {
+            named @ (Destination::Domain(_) | Destination::Suffix { .. }) if rule.action == Action::Allow => {
+                asked_for.iter().any(|name| matches_name(named, name))
+            }
+            named @ (Destination::Domain(_) | Destination::Suffix { .. }) => {
                 let so_far = config.rules[..=at].iter().filter(|rule| {
                     let side = rule.direction == facts.direction || rule.direction == Direction::Any;
                     rule.action == Action::Deny && side && matches_service(rule, facts)

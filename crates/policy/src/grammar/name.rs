@@ -54,7 +54,7 @@ pub(crate) fn suffix(piece: Piece<'_>, public: PublicSuffix) -> Result<Destinati
 /// Whether anybody can register names right below `name`, going by the public suffix list, private section included. A
 /// single label always counts: nobody owns a whole top-level domain whose policies we know.
 pub(crate) fn is_public_suffix(name: &DomainName) -> bool {
-    psl::suffix_str(name.as_str()).is_some_and(|suffix| suffix == name.as_str())
+    cofferdam_suffix::is_public_suffix(name.as_str())
 }
 
 /// Looks through punycode: a label has to be the encoding of something, and that in one script (UTS 39 §5.1), since a name
