@@ -60,15 +60,21 @@ pub(crate) enum Verb {
 
 const RUN_EXAMPLES: &str = "\
 Examples:
-  cofferdam run -- curl -sS https://example.com           public internet only; your LAN and this machine are out of reach
-  cofferdam run --allow api.github.com -- gh api user     only what is named; any --allow without --net does that
+  # The public internet; your LAN and this machine are out of reach.
+  cofferdam run -- curl -sS https://example.com
+  # Only what is named: any --allow without --net does that.
+  cofferdam run --allow api.github.com -- gh api user
   cofferdam run --allow @pypi --allow 10.0.0.5:5432 -- ./ci.sh
-  cofferdam run --no-net -- make test                     nothing at all
-  cofferdam run --net public,host -- ./client             this machine's services as host.cofferdam.internal
-  cofferdam run --net-rule 'deny@any:tcp:25,allow@*.example.org:tcp:443' -- ./agent
+  # Nothing at all.
+  cofferdam run --no-net -- make test
+  # This machine's services as well, as host.cofferdam.internal.
+  cofferdam run --net public,host -- ./client
+  # Rules in full.
+  cofferdam run --net-rule 'deny@any:tcp:25,allow@10.0.0.0/8:tcp' -- ./agent
 
-Exit status: the command's own; 128+n when signal n ended it; 124 on --timeout, or with --fail-on-deny and something
-denied; 125 when the sandbox could not be set up; 126 and 127 as in a shell.";
+Exit status: the command's own; 128+n when signal n ended it; 124 on --timeout,
+or with --fail-on-deny and something denied; 125 when the sandbox could not be
+set up or lost its network; 126 and 127 as in a shell.";
 
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {

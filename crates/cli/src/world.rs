@@ -127,8 +127,8 @@ impl World {
 
     /// Carries out attempts in a sandbox made with `flags`.
     pub(crate) fn in_sandbox(&self, flags: &[&str], attempts: &[&str], advice: Advice) -> Result<Seen, String> {
-        /// Where the client is inside: nothing else is there.
-        const INSIDE: &str = "/opt/cofferdam";
+        /// Where the client is inside: no directory of the host is shown around it.
+        const INSIDE: &str = "/cofferdam";
         let mut mount = self.program.clone().into_os_string();
         mount.push(format!(":{INSIDE}:ro"));
         let mut command = Command::new("/proc/self/exe");
