@@ -176,7 +176,7 @@ fn serve(supervisor: &OwnedFd, lifeline: &OwnedFd, program: Pid, children: &Sign
 fn reap(program: Pid) -> io::Result<Option<Message>> {
     let mut end = None;
     loop {
-        match rustix::process::waitpid(None, WaitOptions::NOHANG) {
+        match rustix::process::wait(WaitOptions::NOHANG) {
             Ok(Some((pid, status))) if pid == program => {
                 end = match (status.exit_status(), status.terminating_signal()) {
                     (Some(status), _) => Some(Message::Exited { status }),

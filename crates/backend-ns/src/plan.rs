@@ -206,7 +206,7 @@ impl Host {
     pub(crate) fn shows(&self, spec: &SandboxSpec, path: &Path) -> bool {
         let trees = self.system.iter().filter(|(_, entry)| *entry == Entry::Directory);
         let mut roots = trees.map(|(path, _)| self.root.join(path)).chain(spec.place.project.clone());
-        let beneath = roots.any(|root| path.starts_with(root));
+        let beneath = roots.any(|root| path.starts_with(root)) || path.starts_with(self.root.join("etc"));
         beneath || spec.place.mounts.iter().any(|mount| path.starts_with(&mount.target))
     }
 }

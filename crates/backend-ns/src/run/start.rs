@@ -54,7 +54,8 @@ pub fn launch(spec: SandboxSpec) -> Result<Running, LaunchError> {
     match start.conduct(mounts) {
         Ok(controller) => Ok(start.running(controller)),
         Err(LaunchError::Exec { command, source, .. }) => {
-            let hint = hint(&spec, &host, &command);
+            let missing = source.kind() == io::ErrorKind::NotFound;
+            let hint = if missing { hint(&spec, &host, &command) } else { String::new() };
             Err(LaunchError::Exec { command, hint, source })
         }
         Err(error) => Err(error),
