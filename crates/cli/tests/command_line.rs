@@ -1,5 +1,7 @@
 //! What the command line says, to whom, and with which exit status. Nothing here starts a sandbox.
 
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails is meant to panic")]
+
 mod common;
 
 use common::{cofferdam, finish, run, run_in};

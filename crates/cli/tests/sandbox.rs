@@ -1,5 +1,7 @@
 //! The command line with real sandboxes. Everything they try is denied or answered on this machine: no packet leaves it.
 
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails is meant to panic")]
+
 mod common;
 
 use std::time::{Duration, Instant};
@@ -41,7 +43,8 @@ fn the_environment_holds_what_was_named() {
 
 #[test]
 fn standard_streams_pass_through() {
-    let output = finish(&mut cofferdam(&["run", "--no-cwd", "--no-net", "--", "sh", "-c", "cat; echo err >&2"]), b"in\n");
+    let output =
+        finish(&mut cofferdam(&["run", "--no-cwd", "--no-net", "--", "sh", "-c", "cat; echo err >&2"]), b"in\n");
     assert_eq!((output.status, output.stdout.as_str(), output.stderr.as_str()), (0, "in\n", "err\n"));
 }
 
@@ -91,7 +94,12 @@ fn events_and_summary_are_complete() {
         .map(|line| serde_json::from_str(line).unwrap())
         .collect();
     let kinds: Vec<&str> = events.iter().map(|event| event["type"].as_str().unwrap()).collect();
-    assert_eq!((kinds.first(), kinds.last()), (Some(&"sandbox.started"), Some(&"sandbox.stopped")), "{}", output.stderr);
+    assert_eq!(
+        (kinds.first(), kinds.last()),
+        (Some(&"sandbox.started"), Some(&"sandbox.stopped")),
+        "{}",
+        output.stderr
+    );
     let denied = events.iter().find(|event| event["type"] == "flow.denied").expect("a denial");
     assert_eq!(denied["remote"], "10.1.2.3:80");
     assert_eq!(denied["group"], "private");
@@ -107,7 +115,8 @@ fn events_and_summary_are_complete() {
 #[test]
 fn without_a_network_there_is_only_loopback() {
     let output = sandbox(&["--no-net"], &["cat", "/proc/net/dev"]);
-    let links: Vec<&str> = output.stdout.lines().skip(2).filter_map(|line| line.split(':').next()).map(str::trim).collect();
+    let links: Vec<&str> =
+        output.stdout.lines().skip(2).filter_map(|line| line.split(':').next()).map(str::trim).collect();
     assert_eq!(links, ["lo"], "{}", output.stderr);
 }
 
