@@ -143,6 +143,8 @@ impl Shell {
         for flow in std::mem::take(&mut self.observer.live) {
             self.world.gate.handle_closed(self.world.now, flow, CloseReason::Shutdown, FlowCounters::default());
         }
+        let outputs = self.world.drain();
+        self.observer.see_all(&outputs);
         let outputs = self.world.pass(std::time::Duration::from_secs(200));
         self.observer.see_all(&outputs);
         assert_eq!(self.world.gate.poll_timeout(), None, "nothing is left to wait for");
