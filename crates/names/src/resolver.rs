@@ -12,7 +12,7 @@
 //!    its query to some other resolver, at exactly that one.
 //!
 //! The answer is stripped to what belongs to the question, checked for addresses that the guest must not be led to
-//! ([`answer`](crate::answer)), pinned (not when the guest chose who answers), and then written anew for every query that
+//! ([`answer`]), pinned (not when the guest chose who answers), and then written anew for every query that
 //! waited for it. Pins come out before the answer that made them, so the guest cannot use an address earlier than the
 //! gate knows its name.
 //!
