@@ -228,7 +228,7 @@ fn a_batch_of_the_guest_is_sent_as_one() {
         assert!(matches!(&outputs[..], [Output::SendUdp { segment: None, .. }]), "{outputs:?}");
 
         // The socket takes no more than 64 at once.
-        let payload = pattern(10 * 130);
+        let payload = pattern(10 * 127 + 5);
         let (offload, batch) = packet::udp_batch(guest(family), remote(family), &payload, 10);
         let lengths: Vec<(usize, Option<u16>)> = world
             .send_with(offload, &batch)
@@ -238,11 +238,26 @@ fn a_batch_of_the_guest_is_sent_as_one() {
                 other => panic!("{other:?}"),
             })
             .collect();
-        assert_eq!(lengths, [(640, Some(10)), (640, Some(10)), (20, Some(10))]);
+        assert_eq!(lengths, [(640, Some(10)), (635, Some(10))]);
 
         let (mut offload, batch) = packet::udp_batch(guest(family), remote(family), &payload, 10);
         offload.needs_csum = None;
         assert_eq!(World::drops(&world.send_with(offload, &batch)), [DropReason::BadChecksum]);
+    }
+}
+
+#[test]
+fn a_batch_of_more_datagrams_than_any_kernel_makes_is_dropped() {
+    for family in BOTH {
+        for port in [9999, 53] {
+            for (length, drops) in [(128, 0), (129, 1), (60_000, 1)] {
+                let remote = at(family.public(), port);
+                let (offload, batch) = packet::udp_batch(guest(family), remote, &pattern(length), 1);
+                let outputs = World::new().send_with(offload, &batch);
+                assert_eq!(World::drops(&outputs).len(), drops, "{length} datagrams");
+                assert_eq!(actions(&outputs).is_empty(), drops == 1);
+            }
+        }
     }
 }
 
