@@ -7,7 +7,7 @@
 use std::fmt::Write as _;
 use std::time::Instant;
 
-use cofferdam_control::summary::Advice;
+use cofferdam_control::summary::{Advice, Detail};
 use serde_json::json;
 
 use crate::args::DemoArgs;
@@ -117,8 +117,7 @@ pub(crate) fn demo(args: &DemoArgs) -> u8 {
     let words: Vec<&str> = attempts.iter().map(|attempt| attempt.what).collect();
     let mut seen = Vec::new();
     for scene in &SANDBOXES {
-        // The gateway's addresses differ from run to run; the word for them does not.
-        let advice = Advice { allow_changes_default: scene.allow_changes_default, gateway: Vec::new() };
+        let advice = Advice { allow_changes_default: scene.allow_changes_default };
         match world.in_sandbox(scene.flags, &words, advice) {
             Ok(result) => seen.push(result),
             Err(error) => return output::fail(&format!("the sandbox \"{}\" did not run: {error}", scene.title), 1),
@@ -192,10 +191,8 @@ fn table(attempts: &[&Attempt], seen: &[Seen], paint: Paint) -> String {
         let command = format!("{number}  cofferdam run {flags}-- program");
         let _ =
             writeln!(text, "\n{}  {}", paint.paint(Style::Strong, &command), paint.paint(Style::Faint, scene.meaning));
-        for row in seen.summary.denied() {
-            let port = row.port.map(|port| format!(":{port}")).unwrap_or_default();
-            let target = format!("{}{port}", row.target);
-            let _ = writeln!(text, "   blocked  {target:36} {}", row.rule.text);
+        for line in seen.summary.render(Detail::Denials).lines() {
+            let _ = writeln!(text, "   {line}");
         }
     }
     text

@@ -167,8 +167,7 @@ impl Sandbox {
             false => None,
         };
         let gateway = link.as_ref().map(gateway_addresses).unwrap_or_default();
-        let advice = Advice { allow_changes_default: options.allow_changes_default, gateway: gateway.clone() };
-        let mut summary = Summary::new(advice);
+        let mut summary = Summary::new(Advice { allow_changes_default: options.allow_changes_default });
         let resolvers = resolvers(network, host);
         if link.is_some() && resolvers.is_empty() {
             summary.note("this machine names no resolver in /etc/resolv.conf: names will not resolve; --dns-nameserver gives one");

@@ -66,6 +66,15 @@ pub fn choose(
     Ok(LinkAddresses { guest4, gateway4, prefix4: SLOT4, v6 })
 }
 
+/// Whether two addresses lie in one slot, which makes one of them the gateway of the other.
+pub(crate) fn is_shared(guest: IpAddr, other: IpAddr) -> bool {
+    match (guest, other) {
+        (IpAddr::V4(guest), IpAddr::V4(other)) => Ipv4Net::new_assert(guest, SLOT4).contains(&other),
+        (IpAddr::V6(guest), IpAddr::V6(other)) => Ipv6Net::new_assert(guest, SLOT6).contains(&other),
+        (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => false,
+    }
+}
+
 fn slot4(pool: Ipv4Net, used: &[IpNet], preferred: u32) -> Result<(Ipv4Addr, Ipv4Addr), SlotError> {
     let option = "--ipv4-pool";
     let shown = IpNet::V4(pool.trunc());

@@ -12,6 +12,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use cofferdam_model::{Action, Direction, DropReason, Event, EventBody, Group, LimitKind, Protocol, RuleText};
 
+use crate::sandbox::HOST_ALIASES;
+use crate::slot;
+
 /// Different targets that are kept apart. A guest that denies itself a million names costs us one counter.
 pub const MAX_GROUPS: usize = 1024;
 
@@ -19,12 +22,10 @@ pub const MAX_GROUPS: usize = 1024;
 pub const MAX_LINES: usize = 10;
 
 /// What the summary has to know about the flags of the run to give advice that works when it is followed.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Advice {
     /// Whether `--allow` alone would switch the default to deny: true when neither `--net` nor `--allow` was given.
     pub allow_changes_default: bool,
-    /// The gateway's own addresses, which people write as `host`.
-    pub gateway: Vec<IpAddr>,
 }
 
 /// Counts the events of one run.
@@ -71,6 +72,8 @@ struct Key {
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Target {
+    /// The sandbox's own gateway, which stands for the machine itself.
+    Gateway,
     Name(String),
     Address(IpAddr),
 }
@@ -203,12 +206,10 @@ impl Summary {
         let mut text = String::new();
         let rows = self.denied();
         let lines: Vec<[String; 4]> = rows.iter().take(MAX_LINES).map(columns).collect();
-        let widths: [usize; 3] = [
-            width(lines.iter().map(|[a, ..]| a)),
-            width(lines.iter().map(|[_, b, ..]| b)),
-            width(lines.iter().map(|[_, _, c, _]| c)),
-        ];
-        let [target_width, count_width, rule_width] = widths;
+        let target_width = width(lines.iter().map(|[target, ..]| target), 48);
+        let count_width = width(lines.iter().map(|[_, count, ..]| count), 8);
+        // As wide as the usual answer, "default egress deny": a longer rule pushes its own line only.
+        let rule_width = width(lines.iter().map(|[_, _, rule, _]| rule), 19);
         for [target, count, rule, remedy] in &lines {
             let line = format!("blocked  {target:target_width$}  {count:count_width$}  {rule:rule_width$}   {remedy}");
             let _ = writeln!(text, "{}", line.trim_end());
@@ -278,6 +279,8 @@ impl Summary {
         let ingress = flow.direction == Direction::Ingress;
         let address = remote.ip().to_canonical();
         let target = match names.first() {
+            // The gateway's addresses differ from run to run, its name does not.
+            _ if group == Group::Host && slot::is_shared(flow.guest.ip(), address) => Target::Gateway,
             Some(name) => Target::Name(name.clone()),
             None => Target::Address(address),
         };
@@ -318,11 +321,14 @@ impl Summary {
     }
 
     fn row(&self, key: &Key, denied: &Denied) -> DeniedTarget {
-        let (target, port) = match (&key.target, key.service) {
-            (Target::Name(name), Service::Port(port)) => (name.clone(), Some(port)),
-            (Target::Name(name), Service::Ping | Service::Lookup) => (name.clone(), None),
-            (Target::Address(address), Service::Port(port)) => (address.to_string(), Some(port)),
-            (Target::Address(address), Service::Ping | Service::Lookup) => (address.to_string(), None),
+        let target = match &key.target {
+            Target::Gateway => HOST_ALIASES[0].to_owned(),
+            Target::Name(name) => name.clone(),
+            Target::Address(address) => address.to_string(),
+        };
+        let port = match key.service {
+            Service::Port(port) => Some(port),
+            Service::Ping | Service::Lookup => None,
         };
         DeniedTarget {
             target,
@@ -347,7 +353,7 @@ impl Summary {
         let place = if denied.rule.index.is_some() { ", before that rule" } else { "" };
         let flag = match key.service {
             _ if key.ingress => format!("--net-rule {}", quoted(&rule(":ingress", &destination, denied, key.service))),
-            Service::Port(53) if destination == "host" => "--net-rule allow@dns".to_owned(),
+            Service::Port(53) if key.target == Target::Gateway => "--net-rule allow@dns".to_owned(),
             Service::Ping => format!("--net-rule {}", quoted(&rule("", &destination, denied, key.service))),
             Service::Port(_) | Service::Lookup if self.advice.allow_changes_default => {
                 format!("--net-rule {}", quoted(&rule("", &destination, denied, key.service)))
@@ -360,11 +366,8 @@ impl Summary {
 
     /// The destination as the rule grammar writes it.
     fn destination(&self, key: &Key, denied: &Denied) -> String {
-        if let (Some(Group::Host), Some(address)) = (denied.group, denied.address) {
-            // The gateway's addresses differ from run to run; the word does not.
-            return if self.advice.gateway.contains(&address) { "host".to_owned() } else { bracketed(address) };
-        }
         match (&key.target, denied.group, denied.address) {
+            (Target::Gateway, _, _) => "host".to_owned(),
             // A rule by name opens public addresses alone; anything else needs its address.
             (Target::Name(_), Some(group), Some(address)) if group != Group::Public => bracketed(address),
             (Target::Name(name), _, _) => destination_name(name),
@@ -499,9 +502,9 @@ fn word(value: &impl serde::Serialize) -> String {
     }
 }
 
-fn width<'a>(cells: impl Iterator<Item = &'a String>) -> usize {
-    // Wider cells than this push their own line only.
-    cells.map(|cell| cell.chars().count()).max().unwrap_or(0).min(48)
+/// The width of a column: that of its widest cell, but not more than `most`.
+fn width<'a>(cells: impl Iterator<Item = &'a String>, most: usize) -> usize {
+    cells.map(|cell| cell.chars().count()).max().unwrap_or(0).min(most)
 }
 
 #[cfg(test)]
@@ -571,11 +574,12 @@ mod tests {
         assert!(remedies.contains(&"--allow host:8080".to_owned()), "{remedies:?}");
         assert!(remedies.contains(&"--net-rule allow@dns".to_owned()), "{remedies:?}");
         assert!(remedies.contains(&"--allow 192.168.1.9:22".to_owned()), "{remedies:?}");
+        assert!(summary.denied().iter().any(|row| row.target == "host.cofferdam.internal" && row.port == Some(8080)));
     }
 
     #[test]
     fn advice_keeps_the_default_of_a_run_without_an_allow_list() {
-        let mut summary = Summary::new(Advice { allow_changes_default: true, gateway: vec![] });
+        let mut summary = Summary::new(Advice { allow_changes_default: true });
         summary.record(&flow("10.0.0.5:80", &[], Group::Private, default_deny()));
         assert_eq!(summary.denied()[0].allow_with.as_deref(), Some("--net-rule allow@10.0.0.5:tcp:80"));
     }
@@ -647,7 +651,7 @@ mod tests {
     }
 
     fn listed() -> Advice {
-        Advice { allow_changes_default: false, gateway: vec!["172.16.0.1".parse().unwrap()] }
+        Advice { allow_changes_default: false }
     }
 
     fn default_deny() -> RuleText {

@@ -129,8 +129,9 @@ fn table(proofs: &[Proof], visits: u64, holds: bool, paint: Paint) -> String {
     text
 }
 
-/// An error without the number behind it.
+/// An error without the number behind it and without what every failed look-up says first.
 fn shorten(detail: &str) -> String {
     let text = detail.split(" (os error").next().unwrap_or(detail);
+    let text = text.strip_prefix("failed to lookup address information: ").unwrap_or(text);
     cofferdam_control::summary::escaped(text)
 }

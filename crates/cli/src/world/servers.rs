@@ -88,9 +88,9 @@ impl Sockets {
             sockets.udp_echo.push(bind(address, sites::ECHO_PORT)?);
         }
         sockets.dns.push(bind(sites::RESOLVER.into(), 53)?);
-        sockets.raw_echo.push((AddressFamily::INET, raw(AddressFamily::INET)?));
+        sockets.raw_echo.push((AddressFamily::INET, raw(sites::EXAMPLE4.into())?));
         if ipv6 {
-            sockets.raw_echo.push((AddressFamily::INET6, raw(AddressFamily::INET6)?));
+            sockets.raw_echo.push((AddressFamily::INET6, raw(sites::EXAMPLE6.into())?));
         }
         Ok(sockets)
     }
@@ -158,9 +158,14 @@ fn bind(address: IpAddr, port: u16) -> Result<UdpSocket, String> {
     UdpSocket::bind((address, port)).map_err(|error| format!("cannot bind {}: {error}", SocketAddr::new(address, port)))
 }
 
-fn raw(family: AddressFamily) -> Result<OwnedFd, String> {
-    rustix::net::socket(family, SocketType::RAW, Some(raw_protocol()))
-        .map_err(|error| format!("cannot make a raw socket: {error}"))
+/// A raw socket that speaks for one address: bound, or its answers would carry whatever address the route suggests.
+fn raw(address: IpAddr) -> Result<OwnedFd, String> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let bound = rustix::net::socket(family, SocketType::RAW, Some(raw_protocol())).and_then(|socket| {
+        rustix::net::bind(&socket, &SocketAddr::new(address, 0))?;
+        Ok(socket)
+    });
+    bound.map_err(|error| format!("cannot make a raw socket: {error}"))
 }
 
 fn start(work: impl FnOnce() + Send + 'static) -> Result<(), String> {
