@@ -67,15 +67,15 @@ impl EventLog {
 /// Creates a file for what a run leaves behind, before the run starts, readable by its owner alone.
 ///
 /// A program that was given the directory may have put a symbolic link there in an earlier run, to have us write over
-/// what it cannot reach itself; so the last part of the path is not followed. `/dev` and `/proc` are the machine's own,
-/// and `/dev/stderr` is a link.
+/// what it cannot reach itself; so the last part of the path is not followed. `/dev` and `/proc` are the machine's own:
+/// `/dev/stderr` is a link, and what it leads to may hold something already.
 ///
 /// # Errors
 /// When the file cannot be made, or is a symbolic link.
 pub fn create_report(path: &Path) -> io::Result<File> {
     let follow = path.starts_with("/dev") || path.starts_with("/proc");
     let flags = if follow { 0 } else { O_NOFOLLOW };
-    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).custom_flags(flags).open(path)
+    OpenOptions::new().write(true).create(true).truncate(!follow).mode(0o600).custom_flags(flags).open(path)
 }
 
 /// As rustix names it for the machine we are built for; its number differs between architectures.

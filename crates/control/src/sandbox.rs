@@ -204,8 +204,9 @@ impl Sandbox {
     pub fn run(self, log: &mut EventLog) -> Result<Finished, RunError> {
         let Sandbox { spec, command, policy, mut summary, fail_on_deny } = self;
         let guest = spec.network.as_ref().map(|network| guest_addresses(&network.gateway.link)).unwrap_or_default();
-        let started = Instant::now();
         let running = cofferdam_backend_ns::launch(spec)?;
+        // The gateway's clock starts when it is ready, which is a moment ago: both count from the same event.
+        let started = Instant::now();
         log.write(&own_event(started, EventBody::SandboxStarted { command, policy, guest }));
         let outcome = running.run_to_end(&mut |line| {
             log.write_line(line);
@@ -322,7 +323,7 @@ fn policy_text(network: &NetworkConfig) -> Vec<String> {
     rules.iter().map(format_rule).chain(defaults).collect()
 }
 
-/// An event of the supervisor. Its monotonic clock starts when the sandbox is launched.
+/// An event of the supervisor, whose clock started when the program did.
 fn own_event(started: Instant, body: EventBody) -> Event {
     Event {
         v: 1,
