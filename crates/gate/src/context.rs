@@ -15,6 +15,8 @@ use crate::report::Reports;
 use crate::wire::icmp::IcmpError;
 use crate::wire::virtio::Offload;
 
+/// The port that the gateway answers itself, whatever the address.
+pub(crate) const DNS_PORT: u16 = 53;
 /// Names of one address that an event lists; a flood of names pinned to one address must not make long events.
 const NAMES_IN_EVENT: usize = 16;
 
@@ -91,6 +93,11 @@ impl Context {
 
     pub(crate) fn is_gateway(&self, address: IpAddr) -> bool {
         self.gateway(address) == Some(address)
+    }
+
+    /// Whether `remote` is the gateway's own resolver.
+    pub(crate) fn is_resolver(&self, remote: SocketAddr) -> bool {
+        remote.port() == DNS_PORT && self.is_gateway(remote.ip())
     }
 
     /// The gateway's address of `peer`'s family.

@@ -6,10 +6,10 @@ use cofferdam_model::{CloseReason, DomainName, DropReason, FlowCounters, FlowId,
 use cofferdam_policy::{PinsFull, Policy};
 
 use crate::api::{Accepted, DialError, DnsClient, EchoError, GateConfig, Link4, Output, UdpError};
-use crate::context::Context;
+use crate::context::{Context, DNS_PORT};
 use crate::echo::Echoes;
 use crate::hash::Seeded;
-use crate::tcp::{Connections, DNS_PORT};
+use crate::tcp::Connections;
 use crate::udp::Mappings;
 use crate::wire::icmp::IcmpError;
 use crate::wire::ip::{IpPacket, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP};

@@ -8,7 +8,7 @@
 //! |----------|--------------------------------|----------|---------------------------------------------------|
 //! | –        | SYN, denied                    | –        | RST, ICMP or nothing (`deny_with`)                |
 //! | –        | SYN, allowed                   | Dialing  | dial                                              |
-//! | –        | SYN to port 53, allowed        | Injected | emit SYN                                          |
+//! | –        | SYN to port 53, allowed or ours | Injected | emit SYN                                          |
 //! | Dialing  | SYN again                      | Dialing  | kept in place of the first                        |
 //! | Dialing  | dialed                         | Injected | emit SYN                                          |
 //! | Dialing  | dial failed                    | –        | RST or ICMP unreachable, as a router would        |
@@ -31,7 +31,7 @@ use std::time::Duration;
 use cofferdam_model::{CloseReason, DenyWith, DropReason, FlowCounters, FlowId, LimitKind, Protocol, Time};
 
 use crate::api::{Accepted, DialError, Output};
-use crate::context::{About, Context, Decision, Ends};
+use crate::context::{About, Context, DNS_PORT, Decision, Ends};
 use crate::hash::Seeded;
 use crate::key::Key;
 use crate::table::{Slot, Table};
@@ -45,8 +45,6 @@ const MAX_PENDING: usize = 1_024;
 /// How long a handshake may take after the remote has answered: the guest's kernel sits a veth away, and its
 /// retransmitted SYN (after 1 s, RFC 6298 §2) starts the time anew.
 const ACCEPT_TIMEOUT: Duration = Duration::from_secs(3);
-/// The port that the gateway answers itself, whatever the address.
-pub(crate) const DNS_PORT: u16 = 53;
 
 const DIALING: usize = 0;
 const INJECTED: usize = 1;
@@ -62,7 +60,6 @@ struct Connection {
     ends: Ends,
     state: State,
     serves: Serves,
-    about: About,
 }
 
 #[derive(Debug)]
@@ -73,9 +70,9 @@ enum State {
 }
 
 /// Who is at the other end of an accepted connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 enum Serves {
-    Relay,
+    Relay(About),
     Dns,
 }
 
@@ -134,15 +131,20 @@ impl Connections {
         syn: Syn,
         offload: Offload,
     ) {
-        let (permit, about) = match cx.decide(now, Protocol::Tcp, ends.remote.ip(), Some(ends.remote.port())) {
-            Decision::Allow(permit, about) => (permit, about),
-            Decision::Deny(about) => {
-                cx.report_denied(now, Protocol::Tcp, ends, &about);
-                return match cx.config.deny_with {
-                    DenyWith::Reset => emit_reset(cx, ends, &syn),
-                    DenyWith::Icmp => cx.emit_error(packet.src, IcmpError::Prohibited, packet.bytes),
-                    DenyWith::Drop => {}
-                };
+        // Whether a question may be asked is decided by its name, in the resolver.
+        let decided = if cx.is_resolver(ends.remote) {
+            None
+        } else {
+            match cx.decide(now, Protocol::Tcp, ends.remote.ip(), Some(ends.remote.port())) {
+                Decision::Allow(permit, about) => Some((permit, about)),
+                Decision::Deny(about) => {
+                    cx.report_denied(now, Protocol::Tcp, ends, &about);
+                    return match cx.config.deny_with {
+                        DenyWith::Reset => emit_reset(cx, ends, &syn),
+                        DenyWith::Icmp => cx.emit_error(packet.src, IcmpError::Prohibited, packet.bytes),
+                        DenyWith::Drop => {}
+                    };
+                }
             }
         };
         if let Err((limit, bound)) = self.make_room(cx) {
@@ -151,16 +153,19 @@ impl Connections {
         }
         let Some(syn) = HeldSyn::new(packet, syn, offload) else { return };
         let flow = cx.new_flow();
-        if ends.remote.port() == DNS_PORT {
-            cx.emit(syn.offload, syn.packet);
-            let connection = Connection { ends, state: State::Injected, serves: Serves::Dns, about };
-            self.table.insert(now, INJECTED, key(ends), flow, connection);
-            return;
-        }
-        let (remote, fallback) = dial_target(cx, ends.remote);
-        cx.output(Output::Dial { flow, remote, fallback, permit });
-        let connection = Connection { ends, state: State::Dialing { syn }, serves: Serves::Relay, about };
-        self.table.insert(now, DIALING, key(ends), flow, connection);
+        let connection = match decided.filter(|_| ends.remote.port() != DNS_PORT) {
+            None => {
+                cx.emit(syn.offload, syn.packet);
+                Connection { ends, state: State::Injected, serves: Serves::Dns }
+            }
+            Some((permit, about)) => {
+                let (remote, fallback) = dial_target(cx, ends.remote);
+                cx.output(Output::Dial { flow, remote, fallback, permit });
+                Connection { ends, state: State::Dialing { syn }, serves: Serves::Relay(about) }
+            }
+        };
+        let list = if matches!(connection.state, State::Injected) { INJECTED } else { DIALING };
+        self.table.insert(now, list, key(ends), flow, connection);
     }
 
     /// Makes sure that there is room for one more, or says which limit is in the way.
@@ -235,9 +240,9 @@ impl Connections {
         self.table.touch(now, slot, LIVE);
         let (flow, connection) = self.table.get_mut(slot)?;
         connection.state = State::Live { since: now };
-        match connection.serves {
-            Serves::Relay => {
-                cx.report_opened(flow, Protocol::Tcp, ends, &connection.about);
+        match &connection.serves {
+            Serves::Relay(about) => {
+                cx.report_opened(flow, Protocol::Tcp, ends, about);
                 Some(Accepted::Relay(flow))
             }
             // The resolver reports each query; the connection itself goes nowhere.
@@ -255,7 +260,7 @@ impl Connections {
     ) {
         let Some(slot) = self.table.find_flow(flow) else { return };
         let Some(removed) = self.table.remove(slot) else { return };
-        if let (State::Live { since }, Serves::Relay) = (removed.value.state, removed.value.serves) {
+        if let (State::Live { since }, Serves::Relay(_)) = (removed.value.state, removed.value.serves) {
             cx.report_closed(flow, by, counters, now.since(since));
         }
     }
@@ -286,7 +291,7 @@ impl Connections {
     /// Gives an Injected entry up: the guest has not finished its handshake.
     fn abandon(&mut self, cx: &mut Context, slot: Slot) {
         let Some(removed) = self.table.remove(slot) else { return };
-        if removed.value.serves == Serves::Relay {
+        if matches!(removed.value.serves, Serves::Relay(_)) {
             cx.output(Output::AbandonDial { flow: removed.flow });
             // The remote has seen a connection, so that the record must show one.
             cx.report_failed(removed.flow, Protocol::Tcp, removed.value.ends, &Unfinished);

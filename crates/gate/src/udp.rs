@@ -27,13 +27,12 @@ use std::time::Duration;
 use cofferdam_model::{CloseReason, DenyWith, DropReason, FlowCounters, FlowId, LimitKind, Protocol, Time};
 
 use crate::api::{DnsClient, Output, UdpError};
-use crate::context::{About, Context, Decision, Ends};
+use crate::context::{About, Context, DNS_PORT, Decision, Ends};
 use crate::hash::Seeded;
 use crate::key::Key;
 use crate::quote::Quote;
 use crate::reply::MAX_SEGMENTS;
 use crate::table::{Slot, Table};
-use crate::tcp::DNS_PORT;
 use crate::wire::icmp::IcmpError;
 use crate::wire::ip::IpPacket;
 use crate::wire::udp::Datagram;
@@ -109,6 +108,17 @@ impl Mappings {
         payload: &[u8],
         segment: Option<u16>,
     ) -> Option<Slot> {
+        let ask = |cx: &mut Context| {
+            let query = DnsClient { guest: ends.guest, server: ends.remote };
+            for message in pieces(payload, segment, 1) {
+                cx.output(Output::Dns { query, message: message.to_vec() });
+            }
+        };
+        // Whether a question may be asked is decided by its name, in the resolver.
+        if cx.is_resolver(ends.remote) {
+            ask(cx);
+            return None;
+        }
         let (permit, about) = match cx.decide(now, Protocol::Udp, ends.remote.ip(), Some(ends.remote.port())) {
             Decision::Allow(permit, about) => (permit, about),
             Decision::Deny(about) => {
@@ -117,10 +127,7 @@ impl Mappings {
             }
         };
         if ends.remote.port() == DNS_PORT {
-            let query = DnsClient { guest: ends.guest, server: ends.remote };
-            for message in pieces(payload, segment, 1) {
-                cx.output(Output::Dns { query, message: message.to_vec() });
-            }
+            ask(cx);
             return None;
         }
         self.make_room(cx, now);

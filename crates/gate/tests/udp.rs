@@ -443,6 +443,8 @@ fn dns_goes_to_the_resolver_and_keeps_no_mapping() {
         assert_eq!(names(&denied), ["denied", "emit"]);
         let mut closed = World::with(Default::default(), |_| {});
         let outputs = closed.send(&packet::udp(guest(family), at(family.gateway(), 53), b"question"));
+        assert_eq!(names(&outputs), ["dns"]);
+        let outputs = closed.send(&packet::udp(guest(family), at(family.public(), 53), b"question"));
         assert_eq!(names(&outputs), ["denied", "emit"]);
     }
 }
