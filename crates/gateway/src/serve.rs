@@ -275,14 +275,14 @@ impl Gateway {
             }
             Output::OpenUdp { flow, remote, permit } => {
                 if let Err(error) = self.udp.open(&self.poller, flow, remote, permit) {
-                    self.gate.handle_udp_error(now, flow, error);
+                    self.gate.handle_udp_failed(now, flow, error);
                 }
             }
             Output::SendUdp { flow, payload, segment } => self.udp.send(&mut self.gate, now, flow, &payload, segment),
             Output::CloseUdp { flow } => self.udp.close(&mut self.gate, now, flow),
             Output::OpenEcho { flow, remote, permit } => {
                 if let Err(error) = self.echo.open(&self.poller, flow, remote, permit) {
-                    self.gate.handle_echo_error(now, flow, error);
+                    self.gate.handle_echo_failed(now, flow, error);
                 }
             }
             Output::SendEcho { flow, sequence, payload } => {
