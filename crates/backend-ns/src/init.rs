@@ -72,16 +72,12 @@ fn prepare(init: &Init<'_>, builder: OwnedFd, lifeline: &OwnedFd) -> Result<(Pid
     rustix::process::setsid().step(|| "start a session".to_owned())?;
     process::die_with_parent().step(|| "ask for a signal at the supervisor's end".to_owned())?;
     process::reset_signals(&KEPT_IGNORED).step(|| "reset its signals".to_owned())?;
+    process::rename("cofferdam-init").step(|| "hide its command line".to_owned())?;
     expect(&builder, lifeline, &Message::Mapped)?;
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .step(|| "close its entry in /proc".to_owned())?;
     own_names(init.spec)?;
-    let mut trees = Vec::new();
-    while trees.len() < init.trees {
-        trees.extend(expect(&init.supervisor, lifeline, &Message::Trees)?);
-    }
-    place(init.steps, &trees, init.spec.limits.memory)?;
-    drop(trees);
+    // Before the view is made: there /proc/sys is read-only.
     match &init.spec.network {
         Some(network) => {
             expect(&builder, lifeline, &Message::Linked)?;
@@ -90,6 +86,12 @@ fn prepare(init: &Init<'_>, builder: OwnedFd, lifeline: &OwnedFd) -> Result<(Pid
         None => loopback_up().map_err(|error| fault(&error))?,
     }
     drop(builder);
+    let mut trees = Vec::new();
+    while trees.len() < init.trees {
+        trees.extend(expect(&init.supervisor, lifeline, &Message::Trees)?);
+    }
+    place(init.steps, &trees, init.spec.limits.memory)?;
+    drop(trees);
     wire::send(&init.supervisor, &Message::Placed, &[]).step(|| "reach the supervisor".to_owned())?;
     expect(&init.supervisor, lifeline, &Message::Go)?;
     start(init)
