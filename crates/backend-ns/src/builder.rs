@@ -9,7 +9,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use cofferdam_gateway::build_netns;
+use cofferdam_gateway::{BuildError, build_netns};
 use cofferdam_sys::ns::{self, Fork, IdMap, NamespaceKind, Namespaces, ParentOf, Setgroups};
 use cofferdam_sys::process::{self, Groups};
 use cofferdam_sys::{fdpass, tun};
@@ -124,8 +124,10 @@ impl Builder<'_> {
     }
 }
 
-/// An error of the gateway crate, with its sources, as a fault.
+/// An error of the gateway crate, with its sources and its remedy, as a fault.
 pub(crate) fn fault(error: &(dyn std::error::Error + 'static)) -> Fault {
+    let known = error.downcast_ref::<BuildError>().and_then(BuildError::remedy);
+    let remedy = known.map(|remedy| format!("; {remedy}")).unwrap_or_default();
     let mut text = error.to_string();
     let mut errno = None;
     let mut source = error.source();
@@ -138,6 +140,5 @@ pub(crate) fn fault(error: &(dyn std::error::Error + 'static)) -> Fault {
     }
     let text = text.strip_prefix("cannot ").map(str::to_owned).unwrap_or(text);
     let error = errno.map_or_else(|| std::io::ErrorKind::Other.into(), std::io::Error::from_raw_os_error);
-    let remedy = remedy::user_namespace(&error);
     Fault::new(text, &error).with_remedy(remedy)
 }

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
 use cofferdam_gateway::{Channels, GatewayConfig, GatewayFds};
+use cofferdam_sys::fdpass;
 use cofferdam_sys::ns::{self, Child, Fork};
 use cofferdam_sys::process::{self, Groups};
 use rustix::event::{PollFd, PollFlags};
@@ -57,7 +58,8 @@ impl Gateway {
         }
         let tun = fds.remove(0);
         let pipe = || rustix::pipe::pipe_with(PipeFlags::CLOEXEC).step(|| "make a pipe".to_owned());
-        let (events, events_in) = pipe()?;
+        // Messages keep their borders, so that a slow reader loses whole lines and never half of one.
+        let (events, events_in) = fdpass::pair().step(|| "make a socket pair".to_owned())?;
         let (ready, ready_in) = pipe()?;
         let (errors, errors_in) = pipe()?;
         let child = match ns::fork().step(|| "fork the gateway".to_owned())? {
@@ -138,6 +140,7 @@ fn enter(fds: &GatewayFds, channels: &Channels, errors: &OwnedFd, identity: Iden
     rustix::stdio::dup2_stderr(errors).step(|| "redirect its standard error".to_owned())?;
     rustix::stdio::dup2_stdin(&null).step(|| "redirect its standard input".to_owned())?;
     rustix::stdio::dup2_stdout(&null).step(|| "redirect its standard output".to_owned())?;
+    drop(null);
     let mut kept = vec![fds.tun.as_fd(), channels.events.as_fd(), channels.ready.as_fd(), channels.lifeline.as_fd()];
     kept.extend(fds.listeners.iter().map(AsFd::as_fd));
     process::close_all_except(&kept).step(|| "close descriptors".to_owned())?;

@@ -90,6 +90,19 @@ fn prepare(init: &Init<'_>, builder: OwnedFd, lifeline: &OwnedFd) -> Result<(Pid
     while trees.len() < init.trees {
         trees.extend(expect(&init.supervisor, lifeline, &Message::Trees)?);
     }
+    place(init.steps, &trees, init.spec.limits.memory, || match &init.spec.network {
+        Some(network) => {
+            expect(&builder, lifeline, &Message::Linked)?;
+            configure_guest_link(&network.link).map_err(|error| Some(fault(&error)))
+        }
+        None => loopback_up().map_err(|error| Some(fault(&error))),
+    })?;
+    drop(trees);
+    drop(builder);
+    let mut trees = Vec::new();
+    while trees.len() < init.trees {
+        trees.extend(expect(&init.supervisor, lifeline, &Message::Trees)?);
+    }
     place(init.steps, &trees, init.spec.limits.memory)?;
     drop(trees);
     wire::send(&init.supervisor, &Message::Placed, &[]).step(|| "reach the supervisor".to_owned())?;

@@ -20,9 +20,16 @@ const COPY_LIMIT: u64 = 1024 * 1024;
 
 /// Makes the view of `steps`, moves into it, and leaves nothing of the old one in reach.
 ///
+/// `last` is done when all is made and before it is moved into: the last time that `/proc/sys` can be written.
+///
 /// # Errors
 /// The step that failed.
-pub(crate) fn place(steps: &[Step], trees: &[OwnedFd], memory: Option<u64>) -> Result<(), Fault> {
+pub(crate) fn place<E: From<Fault>>(
+    steps: &[Step],
+    trees: &[OwnedFd],
+    memory: Option<u64>,
+    last: impl FnOnce() -> Result<(), E>,
+) -> Result<(), E> {
     let mask = rustix::process::umask(Mode::empty());
     mount::make_all_private().step(|| "cut its mounts off from the host's".to_owned())?;
     let root = mount::new_filesystem("tmpfs", &plan::skeleton_options(), Attributes::default())
@@ -34,6 +41,7 @@ pub(crate) fn place(steps: &[Step], trees: &[OwnedFd], memory: Option<u64>) -> R
     for step in steps {
         placer.carry_out(step)?;
     }
+    last()?;
     placer.finish()?;
     rustix::process::umask(mask);
     Ok(())

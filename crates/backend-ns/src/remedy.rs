@@ -7,6 +7,9 @@ use rustix::io::Errno;
 /// The remedy for a user namespace that could not be made or has no power, or an empty text.
 pub(crate) fn user_namespace(error: &io::Error) -> String {
     let Some(errno) = error.raw_os_error().map(Errno::from_raw_os_error) else { return String::new() };
+    if !matches!(errno, Errno::PERM | Errno::ACCESS | Errno::NOSPC) {
+        return String::new();
+    }
     let value = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
     if value("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == "1" && errno != Errno::NOSPC {
         return "; AppArmor keeps programs without a profile from using user namespaces: run `sudo sysctl \
@@ -17,7 +20,7 @@ pub(crate) fn user_namespace(error: &io::Error) -> String {
         return "; user namespaces are for root alone here: run `sudo sysctl kernel.unprivileged_userns_clone=1`"
             .to_owned();
     }
-    if value("/proc/sys/user/max_user_namespaces") == "0" || errno == Errno::NOSPC {
+    if errno == Errno::NOSPC {
         return "; the limit of user namespaces is reached: run `sudo sysctl user.max_user_namespaces=15000`"
             .to_owned();
     }

@@ -50,6 +50,33 @@ fn null_terminated(strings: &[CString]) -> Vec<*const libc::c_char> {
     strings.iter().map(|string| string.as_ptr()).chain([std::ptr::null()]).collect()
 }
 
+/// Puts `name` in place of the command line that `/proc/<pid>/cmdline` shows of this process to everybody, and of its
+/// short name. Whatever was on the command line (paths of the host, values of variables) is gone for this process.
+///
+/// # Errors
+/// `/proc/self/stat` cannot be read or understood.
+pub fn rename(name: &str) -> io::Result<()> {
+    rustix::thread::set_name(&CString::new(name)?)?;
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    // proc_pid_stat(5): the fields after the name in parentheses start with the third; arg_start and arg_end are the
+    // 48th and 49th.
+    let mut fields = stat.rsplit_once(") ").map(|(_, rest)| rest.split(' ')).ok_or(io::ErrorKind::InvalidData)?;
+    let mut field = |skip| fields.nth(skip).and_then(|text| text.parse::<usize>().ok());
+    let (Some(start), Some(end)) = (field(45), field(0)) else { return Err(io::ErrorKind::InvalidData.into()) };
+    if start == 0 || end <= start {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    let area = std::ptr::with_exposed_provenance_mut::<u8>(start);
+    // SAFETY: the kernel put the strings of argv into [start, end) of this process's own writable stack area. Nobody
+    // holds a reference into them: `std::env::args` copies on every call. At least one NUL stays at the end.
+    unsafe { std::ptr::write_bytes(area, 0, end - start) };
+    let len = name.len().min(end - start - 1);
+    // SAFETY: as above, and `len` is less than the size of the area; the two do not overlap, since `name` is no part
+    // of the argument strings that a reference could reach.
+    unsafe { std::ptr::copy_nonoverlapping(name.as_ptr(), area, len) };
+    Ok(())
+}
+
 /// Closes every descriptor of this process except 0, 1, 2 and `kept`.
 ///
 /// For a freshly forked child that will exit by [`run_and_exit`]: the owners of the closed descriptors live in frames
