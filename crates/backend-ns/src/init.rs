@@ -77,15 +77,6 @@ fn prepare(init: &Init<'_>, builder: OwnedFd, lifeline: &OwnedFd) -> Result<(Pid
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .step(|| "close its entry in /proc".to_owned())?;
     own_names(init.spec)?;
-    // Before the view is made: there /proc/sys is read-only.
-    match &init.spec.network {
-        Some(network) => {
-            expect(&builder, lifeline, &Message::Linked)?;
-            configure_guest_link(&network.link).map_err(|error| fault(&error))?;
-        }
-        None => loopback_up().map_err(|error| fault(&error))?,
-    }
-    drop(builder);
     let mut trees = Vec::new();
     while trees.len() < init.trees {
         trees.extend(expect(&init.supervisor, lifeline, &Message::Trees)?);
@@ -99,12 +90,6 @@ fn prepare(init: &Init<'_>, builder: OwnedFd, lifeline: &OwnedFd) -> Result<(Pid
     })?;
     drop(trees);
     drop(builder);
-    let mut trees = Vec::new();
-    while trees.len() < init.trees {
-        trees.extend(expect(&init.supervisor, lifeline, &Message::Trees)?);
-    }
-    place(init.steps, &trees, init.spec.limits.memory)?;
-    drop(trees);
     wire::send(&init.supervisor, &Message::Placed, &[]).step(|| "reach the supervisor".to_owned())?;
     expect(&init.supervisor, lifeline, &Message::Go)?;
     start(init)
