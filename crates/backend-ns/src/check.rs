@@ -17,7 +17,10 @@ pub(crate) fn checked(mut spec: SandboxSpec) -> Result<SandboxSpec, LaunchError>
     if spec.command.is_empty() {
         return wrong("there is no command to run".to_owned());
     }
-    let has_nul = spec.command.iter().chain(spec.env.iter().flat_map(|(name, value)| [name, value]))
+    let has_nul = spec
+        .command
+        .iter()
+        .chain(spec.env.iter().flat_map(|(name, value)| [name, value]))
         .any(|string| string.as_bytes().contains(&0));
     if has_nul {
         return wrong("an argument or environment variable has a NUL byte in it".to_owned());

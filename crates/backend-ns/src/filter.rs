@@ -55,12 +55,7 @@ const NAMESPACES: &[libc::c_long] = &[
 
 /// Calls of x86-64 alone: port access of the machine, and what old kernels had.
 #[cfg(target_arch = "x86_64")]
-const MACHINE: &[libc::c_long] = &[
-    libc::SYS_iopl,
-    libc::SYS_ioperm,
-    libc::SYS_uselib,
-    libc::SYS_lookup_dcookie,
-];
+const MACHINE: &[libc::c_long] = &[libc::SYS_iopl, libc::SYS_ioperm, libc::SYS_uselib, libc::SYS_lookup_dcookie];
 #[cfg(not(target_arch = "x86_64"))]
 const MACHINE: &[libc::c_long] = &[libc::SYS_lookup_dcookie];
 

@@ -1,0 +1,249 @@
+//! What the tests of this crate share: a supervisor that launches one sandbox as its arguments say, and users to run it as.
+//!
+//! A sandbox wants a supervisor with one thread, which a test harness is not. So the test programs have no harness, and
+//! start themselves again as supervisors.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cofferdam_backend_ns::{
+    LaunchError, Mount, NetworkSpec, Outcome, Place, ResourceLimits, SandboxSpec, Status, Terminal, launch,
+};
+use cofferdam_gateway::{GatewayConfig, LinkAddresses, NetnsSpec};
+use cofferdam_model::{
+    Classifier, DenyWith, DnsConfig, HostNetwork, InterfaceConfig, LimitsConfig, NetworkConfig, PolicyConfig,
+};
+use cofferdam_policy::Policy;
+
+/// The user the tests run sandboxes as besides root.
+pub const PLAIN_USER: u32 = 1500;
+
+/// The first argument of a test program that is to be a supervisor.
+pub const SUPERVISE: &str = "--supervise";
+
+/// Prints the pid of the sandbox's init to this descriptor's file when the program runs.
+const NOTICE: &str = "notice: ";
+
+/// Who a supervisor is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum User {
+    Root,
+    Plain,
+}
+
+impl User {
+    /// Those that this process can run a supervisor as.
+    pub fn available() -> &'static [User] {
+        if rustix::process::getuid().is_root() { &[User::Root, User::Plain] } else { &[User::Plain] }
+    }
+
+    /// The user id on the host.
+    pub fn uid(self) -> u32 {
+        match self {
+            User::Root => 0,
+            User::Plain if rustix::process::getuid().is_root() => PLAIN_USER,
+            User::Plain => rustix::process::getuid().as_raw(),
+        }
+    }
+}
+
+/// A directory with a copy of this program, and one for each user.
+#[derive(Debug)]
+pub struct Bench {
+    root: tempfile::TempDir,
+}
+
+impl Bench {
+    pub fn new() -> Self {
+        let root = tempfile::Builder::new().prefix("cofferdam-test-").tempdir().unwrap();
+        open_to_all(root.path());
+        let program = root.path().join("program");
+        // A copy, since the build directory may be closed to the plain user.
+        std::fs::copy(std::env::current_exe().unwrap(), program).unwrap();
+        Self { root }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.root.path()
+    }
+
+    /// A fresh directory that belongs to `user`.
+    pub fn directory(&self, user: User, name: &str) -> PathBuf {
+        let path = self.root.path().join(format!("{user:?}-{}", name.replace(' ', "-")));
+        std::fs::create_dir(&path).unwrap();
+        std::os::unix::fs::chown(&path, Some(user.uid()), Some(user.uid())).ok();
+        path
+    }
+
+    /// A supervisor in `directory`; options and the program of the sandbox are its arguments.
+    pub fn supervisor(&self, user: User, directory: &Path) -> Command {
+        let mut command = Command::new(self.root.path().join("program"));
+        command.arg(SUPERVISE).current_dir(directory).env_clear().env("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/sbin");
+        if user.uid() != rustix::process::getuid().as_raw() {
+            command.uid(user.uid()).gid(user.uid());
+        }
+        command
+    }
+}
+
+fn open_to_all(path: &Path) {
+    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+}
+
+/// Is the supervisor, if that is what this process was started as.
+pub fn supervise_if_asked() {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|first| first == SUPERVISE) {
+        std::process::exit(supervise(arguments.collect()));
+    }
+}
+
+fn supervise(arguments: Vec<OsString>) -> i32 {
+    let mut events = false;
+    let spec = parse(arguments, &mut events);
+    match launch(spec) {
+        Ok(running) => {
+            let outcome = running.run_to_end(&mut |line| {
+                if events {
+                    eprintln!("event: {}", String::from_utf8_lossy(line));
+                }
+            });
+            report(&outcome)
+        }
+        Err(error) => {
+            let source = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+            eprintln!("error: {error}: {source}");
+            match error {
+                LaunchError::Exec { .. } => error.exit_status(),
+                _ => 125,
+            }
+        }
+    }
+}
+
+fn report(outcome: &Outcome) -> i32 {
+    for notice in &outcome.notices {
+        eprintln!("{NOTICE}{notice}");
+    }
+    eprintln!("gateway: {:?}", outcome.gateway);
+    match outcome.status {
+        Status::Exited(status) => status,
+        Status::Signaled(signal) => 128 + signal,
+        Status::TimedOut => 124,
+        Status::Lost => 123,
+    }
+}
+
+/// `OPTION…  -- COMMAND…`
+fn parse(arguments: Vec<OsString>, events: &mut bool) -> SandboxSpec {
+    let here = std::env::current_dir().unwrap();
+    let mut spec = SandboxSpec {
+        name: "sandbox".to_owned(),
+        command: Vec::new(),
+        env: vec![("PATH".into(), std::env::var_os("PATH").unwrap()), ("LANG".into(), "C.UTF-8".into())],
+        workdir: here.clone(),
+        place: Place { project: Some(here), ..Place::default() },
+        inside_uid: 1000,
+        capabilities: Vec::new(),
+        allow_userns: false,
+        terminal: Terminal::Inherit,
+        limits: ResourceLimits::default(),
+        hosts: Vec::new(),
+        resolv: Vec::new(),
+        network: None,
+    };
+    let mut arguments = arguments.into_iter();
+    while let Some(option) = arguments.next() {
+        let mut value = || arguments.next().unwrap().into_string().unwrap();
+        match option.to_str().unwrap() {
+            "--" => break,
+            "--cap" => {
+                spec.capabilities.push(value().parse().unwrap());
+                spec.inside_uid = 0;
+            }
+            "--userns" => spec.allow_userns = true,
+            "--pty" => spec.terminal = Terminal::Pty,
+            "--events" => *events = true,
+            "--timeout-ms" => spec.limits.timeout = Some(Duration::from_millis(value().parse().unwrap())),
+            "--pids" => spec.limits.pids = Some(value().parse().unwrap()),
+            "--memory" => spec.limits.memory = Some(value().parse().unwrap()),
+            "--mount" => {
+                let text = value();
+                let mut parts = text.split(':').map(str::to_owned);
+                let (source, target) = (parts.next().unwrap().into(), parts.next().unwrap().into());
+                spec.place.mounts.push(Mount { source, target, read_only: parts.next().is_some() });
+            }
+            "--rootfs" => spec.place.rootfs = Some(value().into()),
+            "--no-cwd" => {
+                spec.place.project = None;
+                spec.workdir = "/home/user".into();
+            }
+            "--workdir" => spec.workdir = value().into(),
+            "--env" => {
+                let text = value();
+                let (name, value) = text.split_once('=').unwrap();
+                spec.env.push((name.into(), value.into()));
+            }
+            "--network" => spec.network = Some(network()),
+            other => panic!("unknown option {other}"),
+        }
+    }
+    spec.command = arguments.collect();
+    spec
+}
+
+/// A network on which everything is denied.
+fn network() -> NetworkSpec {
+    let link = LinkAddresses {
+        guest4: "172.16.99.2".parse().unwrap(),
+        gateway4: "172.16.99.1".parse().unwrap(),
+        prefix4: 30,
+        v6: None,
+    };
+    let network = NetworkConfig {
+        enabled: true,
+        policy: PolicyConfig::default(),
+        deny_with: DenyWith::Reset,
+        dns: DnsConfig { nameservers: Vec::new(), query_timeout: Duration::from_secs(5), rebind_protection: true },
+        interface: InterfaceConfig {
+            mtu: 1500,
+            ipv4_pool: "172.16.0.0/12".parse().unwrap(),
+            ipv6_pool: "fd42:6d73:62::/48".parse().unwrap(),
+            ipv6: Some(false),
+            ipv4_address: None,
+            ipv6_address: None,
+        },
+        limits: LimitsConfig { max_connections: 16, max_udp_connections: 16, connect_timeout: Duration::from_secs(5) },
+    };
+    let policy = Arc::new(Policy::compile(&network.policy, Classifier::new(HostNetwork::default())));
+    let spec =
+        NetnsSpec { link: link.clone(), mtu: 1500, guest_mac: [2, 0, 0, 0, 0, 2], gateway_mac: [2, 0, 0, 0, 0, 1] };
+    let gateway = GatewayConfig { network, policy, link, resolvers: Vec::new(), seed: [7; 32] };
+    NetworkSpec { gateway, link: spec }
+}
+
+/// The processes whose parent is `parent`, as this process's `/proc` shows them.
+pub fn children(parent: u32) -> Vec<u32> {
+    processes().into_iter().filter(|pid| status_field(*pid, "PPid:") == Some(parent)).collect()
+}
+
+/// All processes in sight.
+pub fn processes() -> Vec<u32> {
+    let entries = std::fs::read_dir("/proc").unwrap();
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
+}
+
+fn status_field(pid: u32, name: &str) -> Option<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix(name))?.split_ascii_whitespace().next()?.parse().ok()
+}
+
+/// The short name of a process.
+pub fn name(pid: u32) -> io::Result<String> {
+    Ok(std::fs::read_to_string(format!("/proc/{pid}/comm"))?.trim().to_owned())
+}
