@@ -117,10 +117,11 @@ fn execute(spec: &SandboxSpec) -> io::Error {
     let mut denied = None;
     for directory in search_path(&spec.env) {
         let error = run(directory.join(name).as_os_str());
-        match error.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {}
-            io::ErrorKind::PermissionDenied => denied = Some(error),
-            _ => return error,
+        let kind = error.kind();
+        if kind == io::ErrorKind::PermissionDenied {
+            denied = Some(error);
+        } else if kind != io::ErrorKind::NotFound && kind != io::ErrorKind::NotADirectory {
+            return error;
         }
     }
     denied.unwrap_or_else(|| io::Error::from_raw_os_error(rustix::io::Errno::NOENT.raw_os_error()))
