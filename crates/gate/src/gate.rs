@@ -8,17 +8,19 @@ use cofferdam_policy::{PinsFull, Policy};
 use crate::api::{Accepted, DialError, DnsClient, EchoError, GateConfig, Link4, Output, UdpError};
 use crate::context::{Context, DNS_PORT};
 use crate::echo::Echoes;
+use crate::fragments::Fragments;
 use crate::hash::Seeded;
 use crate::tcp::Connections;
 use crate::udp::Mappings;
 use crate::wire::icmp::IcmpError;
-use crate::wire::ip::{IpPacket, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP};
+use crate::wire::ip::{IpPacket, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP, Piece};
 use crate::wire::virtio::{self, Offload};
 
 /// The gate of one sandbox.
 #[derive(Debug)]
 pub struct Gate {
     cx: Context,
+    fragments: Fragments,
     connections: Connections,
     mappings: Mappings,
     echoes: Echoes,
@@ -35,6 +37,7 @@ impl Gate {
         let numbers = [number(), number()];
         Gate {
             cx: Context::new(config, policy, hasher, numbers),
+            fragments: Fragments::default(),
             connections: Connections::new(hasher),
             mappings: Mappings::new(hasher),
             echoes: Echoes::new(hasher),
@@ -55,10 +58,14 @@ impl Gate {
     /// One packet that the guest sent.
     pub fn handle_packet(&mut self, now: Time, offload: Offload, packet: &[u8]) {
         let cx = &mut self.cx;
-        let packet = match IpPacket::parse(packet).and_then(|packet| check_addresses(&cx.config, packet)) {
+        let packet = match IpPacket::parse(packet) {
             Ok(packet) => packet,
+            Err(DropReason::Fragment) => return self.handle_fragment(now, offload, packet),
             Err(reason) => return cx.drop(now, reason),
         };
+        if let Err(reason) = check_addresses(&cx.config, packet.src, packet.dst) {
+            return cx.drop(now, reason);
+        }
         match (packet.dst, packet.protocol) {
             (_, PROTO_TCP) => self.connections.handle_segment(cx, now, offload, &packet),
             (_, PROTO_UDP) => self.mappings.handle_packet(cx, now, offload, &packet),
@@ -69,6 +76,22 @@ impl Gate {
                 cx.drop(now, DropReason::UnsupportedProtocol);
                 cx.emit_error_from(packet.dst, packet.src, IcmpError::UnknownProtocol, packet.bytes);
             }
+        }
+    }
+
+    /// A piece of a packet. The last one brings the whole, which is looked at as if it had come so.
+    fn handle_fragment(&mut self, now: Time, offload: Offload, packet: &[u8]) {
+        let cx = &mut self.cx;
+        let piece = match Piece::parse(packet) {
+            Ok(piece) => piece,
+            Err(reason) => return cx.drop(now, reason),
+        };
+        // Before the piece is kept: a forged source must not even cost memory.
+        if let Err(reason) = check_addresses(&cx.config, piece.src, piece.dst) {
+            return cx.drop(now, reason);
+        }
+        if let Some(whole) = self.fragments.join(cx, now, offload, &piece) {
+            self.handle_packet(now, Offload::NONE, &whole);
         }
     }
 
@@ -143,6 +166,7 @@ impl Gate {
 
     /// A deadline has passed.
     pub fn handle_timeout(&mut self, now: Time) {
+        self.fragments.handle_timeout(&mut self.cx, now);
         self.connections.handle_timeout(&mut self.cx, now);
         self.mappings.handle_timeout(&mut self.cx, now);
         self.echoes.handle_timeout(&mut self.cx, now);
@@ -169,6 +193,7 @@ impl Gate {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Time> {
         let deadlines = [
+            self.fragments.deadline(),
             self.connections.deadline(&self.cx),
             self.mappings.deadline(),
             self.echoes.deadline(),
@@ -189,11 +214,11 @@ impl Gate {
 /// The kernel has filtered sources already, and this is the wall behind that wall. Packets for addresses that name no
 /// single remote end here without an answer, whatever the policy says: nothing may reach the host's loopback or a
 /// group of hosts, and nobody answers for them.
-fn check_addresses<'a>(config: &GateConfig, packet: IpPacket<'a>) -> Result<IpPacket<'a>, DropReason> {
-    if !is_guest(config, packet.src) {
+fn check_addresses(config: &GateConfig, src: IpAddr, dst: IpAddr) -> Result<(), DropReason> {
+    if !is_guest(config, src) {
         return Err(DropReason::ForgedSource);
     }
-    let usable = match packet.dst {
+    let usable = match dst {
         IpAddr::V4(dst) => {
             let nowhere = dst.is_loopback() || dst.is_unspecified() || dst.is_multicast() || dst.is_broadcast();
             !nowhere && dst != config.v4.guest && !is_broadcast_of(config.v4, dst)
@@ -204,7 +229,7 @@ fn check_addresses<'a>(config: &GateConfig, packet: IpPacket<'a>) -> Result<IpPa
             !nowhere && dst.to_ipv4_mapped().is_none() && config.v6.is_none_or(|link| dst != link.guest)
         }
     };
-    if usable { Ok(packet) } else { Err(DropReason::UnusableAddress) }
+    if usable { Ok(()) } else { Err(DropReason::UnusableAddress) }
 }
 
 fn is_guest(config: &GateConfig, address: IpAddr) -> bool {

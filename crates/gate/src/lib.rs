@@ -7,6 +7,7 @@
 mod api;
 mod context;
 mod echo;
+mod fragments;
 mod gate;
 mod hash;
 mod key;

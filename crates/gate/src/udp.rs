@@ -18,7 +18,7 @@
 //! | OneWay  | idle for [`ONE_WAY_TIMEOUT`]     | –       | close                                |
 //! | BothWays| idle for [`BOTH_WAYS_TIMEOUT`]   | –       | close                                |
 //!
-//! Limits: `max_udp_connections` mappings; at it the longest idle one makes room. Fragments were reassembled before.
+//! Limits: `max_udp_connections` mappings; at it the longest idle one makes room. Fragments were joined before.
 
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;

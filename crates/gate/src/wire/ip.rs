@@ -58,6 +58,36 @@ impl<'a> IpPacket<'a> {
     }
 }
 
+/// A fragment: no options, no extension headers but its own, lengths checked.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Piece<'a> {
+    pub(crate) src: IpAddr,
+    pub(crate) dst: IpAddr,
+    /// Of the whole packet.
+    pub(crate) protocol: u8,
+    /// 16 bits of it in IPv4.
+    pub(crate) ident: u32,
+    /// Where the payload stands in the whole packet's, in bytes; a multiple of 8.
+    pub(crate) offset: usize,
+    /// Whether others follow.
+    pub(crate) more: bool,
+    /// The IP header, without the fragment header of IPv6.
+    pub(crate) header: &'a [u8],
+    pub(crate) payload: &'a [u8],
+}
+
+impl<'a> Piece<'a> {
+    /// Reads a packet that [`IpPacket::parse`] refused as a fragment.
+    pub(crate) fn parse(bytes: &'a [u8]) -> Result<Piece<'a>, DropReason> {
+        match bytes.first().map(|first| first >> 4) {
+            Some(4) => ipv4::parse_piece(bytes),
+            Some(6) => ipv6::parse_piece(bytes),
+            Some(_) => Err(DropReason::BadHeader),
+            None => Err(DropReason::Truncated),
+        }
+    }
+}
+
 /// Length of the headers we carry and emit for packets to `address`: neither options nor extension headers.
 pub(crate) fn header_len(address: IpAddr) -> usize {
     match address {

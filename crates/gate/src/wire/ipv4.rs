@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use cofferdam_model::DropReason;
 
 use crate::wire::checksum::Checksum;
-use crate::wire::ip::IpPacket;
+use crate::wire::ip::{IpPacket, Piece};
 
 /// A header without options.
 pub(crate) const HEADER_LEN: usize = 20;
@@ -15,8 +15,51 @@ const DONT_FRAGMENT: u16 = 0x4000;
 const MORE_FRAGMENTS: u16 = 0x2000;
 const OFFSET_MASK: u16 = 0x1fff;
 
-/// Checks the header. The kernel reassembles before us, so that a fragment here is one that it would not.
+/// Checks the header of a whole packet. A fragment is refused, and for no other reason than that it is one.
 pub(crate) fn parse(packet: &[u8]) -> Result<IpPacket<'_>, DropReason> {
+    let (packet, fragment) = check(packet)?;
+    if fragment & (MORE_FRAGMENTS | OFFSET_MASK) != 0 {
+        return Err(DropReason::Fragment);
+    }
+    Ok(packet)
+}
+
+/// Checks the header of a fragment.
+pub(crate) fn parse_piece(packet: &[u8]) -> Result<Piece<'_>, DropReason> {
+    let (packet, fragment) = check(packet)?;
+    let header = packet.bytes.first_chunk::<HEADER_LEN>().ok_or(DropReason::Truncated)?;
+    let [_, _, _, _, id0, id1, ..] = *header;
+    Ok(Piece {
+        src: packet.src,
+        dst: packet.dst,
+        protocol: packet.protocol,
+        ident: u32::from(u16::from_be_bytes([id0, id1])),
+        offset: usize::from(fragment & OFFSET_MASK) * 8,
+        more: fragment & MORE_FRAGMENTS != 0,
+        header,
+        payload: packet.payload,
+    })
+}
+
+/// Turns the header of a first fragment, with the payload of all fragments behind it, into that of a whole packet.
+/// `None`: too long for one packet.
+pub(crate) fn make_whole(packet: &mut [u8]) -> Option<()> {
+    let [total0, total1] = u16::try_from(packet.len()).ok()?.to_be_bytes();
+    let [fragment_bits, _] = (MORE_FRAGMENTS | OFFSET_MASK).to_be_bytes();
+    let header = packet.first_chunk_mut::<HEADER_LEN>()?;
+    let [start, tos, _, _, id0, id1, flags, _, ttl, protocol, _, _, s0, s1, s2, s3, d0, d1, d2, d3] = *header;
+    let flags = flags & !fragment_bits;
+    for checksum in [None, Some(())] {
+        let sum = checksum.map_or(0, |()| Checksum::default().add(header).finish());
+        let [c0, c1] = sum.to_be_bytes();
+        *header =
+            [start, tos, total0, total1, id0, id1, flags, 0, ttl, protocol, c0, c1, s0, s1, s2, s3, d0, d1, d2, d3];
+    }
+    Some(())
+}
+
+/// Checks everything in the header but the field of flags and fragment offset, which is returned.
+fn check(packet: &[u8]) -> Result<(IpPacket<'_>, u16), DropReason> {
     let header = packet.first_chunk::<HEADER_LEN>().ok_or(DropReason::Truncated)?;
     let [version, _, len0, len1, _, _, frag0, frag1, _, protocol, _, _, s0, s1, s2, s3, d0, d1, d2, d3] = *header;
     let header_len = usize::from(version & 0x0f) * 4;
@@ -35,16 +78,14 @@ pub(crate) fn parse(packet: &[u8]) -> Result<IpPacket<'_>, DropReason> {
     if header_len > HEADER_LEN {
         return Err(DropReason::Options);
     }
-    if u16::from_be_bytes([frag0, frag1]) & (MORE_FRAGMENTS | OFFSET_MASK) != 0 {
-        return Err(DropReason::Fragment);
-    }
-    Ok(IpPacket {
+    let packet = IpPacket {
         src: IpAddr::V4(Ipv4Addr::new(s0, s1, s2, s3)),
         dst: IpAddr::V4(Ipv4Addr::new(d0, d1, d2, d3)),
         protocol,
         bytes,
         payload,
-    })
+    };
+    Ok((packet, u16::from_be_bytes([frag0, frag1])))
 }
 
 /// Where a packet stands in its datagram.
@@ -147,6 +188,27 @@ mod tests {
         for (name, bytes, reason) in cases {
             assert_eq!(parse(&bytes).err(), Some(reason), "{name}");
         }
+    }
+
+    #[test]
+    fn reads_a_fragment_and_makes_it_whole() {
+        let bytes = with(|p| p[4..8].copy_from_slice(&[0x12, 0x34, 0x60 | 0x01, 0x02]));
+        let piece = parse_piece(&bytes).unwrap();
+        assert_eq!((piece.src, piece.dst, piece.protocol), (SRC.into(), DST.into(), 17));
+        assert_eq!((piece.ident, piece.offset, piece.more), (0x1234, 0x102 * 8, true));
+        assert_eq!((piece.header, piece.payload), (&bytes[..20], &[7u8; 8][..]));
+        let mut whole = [&bytes[..], &[8; 100]].concat();
+        make_whole(&mut whole).unwrap();
+        assert_eq!(parse(&whole).unwrap().payload, &whole[20..]);
+        assert_eq!(
+            (&whole[2..8], whole[8]),
+            (&[0, 128, 0x12, 0x34, 0x40, 0][..], bytes[8]),
+            "the rest stays as it was"
+        );
+        whole.resize(65_535, 0);
+        assert!(make_whole(&mut whole).is_some());
+        whole.push(0);
+        assert!(make_whole(&mut whole).is_none());
     }
 
     #[test]

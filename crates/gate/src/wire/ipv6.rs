@@ -1,10 +1,10 @@
-//! IPv6 headers (RFC 8200). Extension headers are not carried; the fragment header is emitted only.
+//! IPv6 headers (RFC 8200). Of the extension headers the fragment header alone is known, and only right behind them.
 
 use std::net::{IpAddr, Ipv6Addr};
 
 use cofferdam_model::DropReason;
 
-use crate::wire::ip::IpPacket;
+use crate::wire::ip::{IpPacket, Piece};
 
 /// The fixed header.
 pub(crate) const HEADER_LEN: usize = 40;
@@ -19,8 +19,48 @@ const HOP_LIMIT: u8 = 64;
 /// be parsed, so that it counts as a protocol here.
 const EXTENSIONS: [u8; 9] = [0, 43, 51, 60, 135, 139, 140, 253, 254];
 
-/// Checks the header. The kernel reassembles before us, so that a fragment here is one that it would not.
+/// Checks the header of a whole packet. A fragment is refused, and for no other reason than that it is one.
 pub(crate) fn parse(packet: &[u8]) -> Result<IpPacket<'_>, DropReason> {
+    let packet = check(packet)?;
+    if packet.protocol == NEXT_FRAGMENT {
+        return Err(DropReason::Fragment);
+    }
+    Ok(packet)
+}
+
+/// Checks the header of a fragment, and its fragment header.
+pub(crate) fn parse_piece(packet: &[u8]) -> Result<Piece<'_>, DropReason> {
+    let packet = check(packet)?;
+    let (fragment, payload) = match packet.payload.split_first_chunk::<FRAGMENT_HEADER_LEN>() {
+        Some(parts) if packet.protocol == NEXT_FRAGMENT => parts,
+        Some(_) | None => return Err(DropReason::Fragment),
+    };
+    let [next, _, offset0, offset1, i0, i1, i2, i3] = *fragment;
+    let field = u16::from_be_bytes([offset0, offset1]);
+    Ok(Piece {
+        src: packet.src,
+        dst: packet.dst,
+        protocol: next,
+        ident: u32::from_be_bytes([i0, i1, i2, i3]),
+        offset: usize::from(field & !7),
+        more: field & 1 != 0,
+        header: packet.bytes.get(..HEADER_LEN).ok_or(DropReason::Truncated)?,
+        payload,
+    })
+}
+
+/// Turns the header of a first fragment, with the payload of all fragments right behind it, into that of a whole
+/// packet of the protocol `next`. `None`: too long for one packet.
+pub(crate) fn make_whole(packet: &mut [u8], next: u8) -> Option<()> {
+    let (header, payload) = packet.split_first_chunk_mut::<HEADER_LEN>()?;
+    let [length0, length1] = u16::try_from(payload.len()).ok()?.to_be_bytes();
+    let [_, _, _, _, len0, len1, protocol, ..] = header;
+    (*len0, *len1, *protocol) = (length0, length1, next);
+    Some(())
+}
+
+/// Checks everything but whether the packet is a fragment.
+fn check(packet: &[u8]) -> Result<IpPacket<'_>, DropReason> {
     let (header, rest) = packet.split_first_chunk::<HEADER_LEN>().ok_or(DropReason::Truncated)?;
     let [version, _, _, _, len0, len1, next, _, addresses @ ..] = *header;
     if version >> 4 != 6 {
@@ -28,9 +68,6 @@ pub(crate) fn parse(packet: &[u8]) -> Result<IpPacket<'_>, DropReason> {
     }
     let length = usize::from(u16::from_be_bytes([len0, len1]));
     let payload = rest.get(..length).ok_or(DropReason::Truncated)?;
-    if next == NEXT_FRAGMENT {
-        return Err(DropReason::Fragment);
-    }
     if EXTENSIONS.contains(&next) {
         return Err(DropReason::ExtensionHeader);
     }
@@ -102,6 +139,26 @@ mod tests {
         let mut wrong = packet(17, 8);
         wrong[0] = 0x50;
         assert_eq!(parse(&wrong).err(), Some(DropReason::BadHeader));
+    }
+
+    #[test]
+    fn reads_a_fragment_and_makes_it_whole() {
+        let mut bytes = packet(NEXT_FRAGMENT, 16);
+        bytes[40..48].copy_from_slice(&[17, 0xff, 0x05, 0xaf, 1, 2, 3, 4]);
+        let piece = parse_piece(&bytes).unwrap();
+        assert_eq!((piece.src, piece.dst, piece.protocol), (SRC.into(), DST.into(), 17));
+        assert_eq!((piece.ident, piece.offset, piece.more), (0x0102_0304, 1448, true));
+        assert_eq!((piece.header, piece.payload), (&bytes[..40], &[7u8; 8][..]));
+        assert_eq!(parse_piece(&packet(NEXT_FRAGMENT, 7)).err(), Some(DropReason::Fragment), "no fragment header");
+        assert_eq!(parse_piece(&packet(17, 16)).err(), Some(DropReason::Fragment), "not a fragment");
+        let mut whole = [&bytes[..40], &[8; 100]].concat();
+        make_whole(&mut whole, 17).unwrap();
+        let view = parse(&whole).unwrap();
+        assert_eq!((view.protocol, view.payload), (17, &[8u8; 100][..]));
+        whole.resize(40 + 65_535, 0);
+        assert!(make_whole(&mut whole, 17).is_some());
+        whole.push(0);
+        assert!(make_whole(&mut whole, 17).is_none());
     }
 
     #[test]

@@ -121,6 +121,38 @@ pub(crate) fn ping(src: IpAddr, dst: IpAddr, ident: u16, sequence: u16, payload:
     icmp(src, dst, kind, 0, &[&ident.to_be_bytes()[..], &sequence.to_be_bytes(), payload].concat())
 }
 
+/// One piece of `whole`, as the kernel cuts it: `length` bytes of its payload from `offset`.
+pub(crate) fn piece(whole: &[u8], ident: u32, offset: usize, length: usize, more: bool) -> Vec<u8> {
+    let mut packet;
+    if whole[0] >> 4 == 4 {
+        packet = whole[..20].to_vec();
+        packet[2..4].copy_from_slice(&((20 + length) as u16).to_be_bytes());
+        packet[4..6].copy_from_slice(&(ident as u16).to_be_bytes());
+        // A piece that is all stays as it was.
+        if offset > 0 || more {
+            packet[6..8].copy_from_slice(&((offset / 8) as u16 | u16::from(more) << 13).to_be_bytes());
+        }
+        packet.extend_from_slice(&whole[20 + offset..20 + offset + length]);
+    } else {
+        packet = whole[..40].to_vec();
+        packet[4..6].copy_from_slice(&((8 + length) as u16).to_be_bytes());
+        packet[6] = 44;
+        packet.extend([whole[6], 0]);
+        packet.extend((offset as u16 | u16::from(more)).to_be_bytes());
+        packet.extend(ident.to_be_bytes());
+        packet.extend_from_slice(&whole[40 + offset..40 + offset + length]);
+    }
+    fix_header_sum(&mut packet);
+    packet
+}
+
+/// All pieces of `whole`, with `size` bytes of its payload in each but the last.
+pub(crate) fn pieces(whole: &[u8], ident: u32, size: usize) -> Vec<Vec<u8>> {
+    let length = whole.len() - if whole[0] >> 4 == 4 { 20 } else { 40 };
+    let cut = |offset: usize| piece(whole, ident, offset, size.min(length - offset), offset + size < length);
+    (0..length).step_by(size).map(cut).collect()
+}
+
 /// A packet for the guest, taken apart. Reading one checks its lengths and its sums.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Seen {
