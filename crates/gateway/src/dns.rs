@@ -169,6 +169,14 @@ impl Dns {
                     }
                 }
                 Output::Answer { client, message } => self.answer(gate, now, client, &message),
+                Output::Ignore { client } => {
+                    if let Some(Client::Tcp(id)) = self.clients.remove(&client.0)
+                        && let Some(connection) = self.connections.get_mut(&id)
+                    {
+                        connection.waiting = connection.waiting.saturating_sub(1);
+                        self.serve(gate, now, id);
+                    }
+                }
                 Output::Event(body) => events.push(now, body),
             }
         }

@@ -54,6 +54,8 @@ pub(crate) struct Relay {
     tools: Tools,
     /// Flows that used up their turn.
     hungry: Vec<FlowId>,
+    /// Bytes since [`Relay::take_moved`].
+    moved: usize,
 }
 
 /// A flow that has ended, for the gate's books.
@@ -101,7 +103,10 @@ struct Lane {
     ended: bool,
     /// The end has been passed on.
     shut: bool,
+    /// The last reads were large: splice rather than copy.
     bulk: bool,
+    /// Bytes that splice has moved since the source was last found drained.
+    spliced: usize,
     bytes: u64,
 }
 
@@ -126,19 +131,22 @@ struct Tools {
     buffer: Vec<u8>,
     /// Cleared for good when the kernel refuses to splice sockets.
     splice: bool,
+    moved: usize,
 }
 
 /// What a lane came to.
 enum Pumped {
     Waiting,
     UsedUp,
+    /// Everything the source will ever say has been passed on, but for its end.
+    Ended,
     Reset(Side),
 }
 
 impl Relay {
     pub(crate) fn new() -> Relay {
-        let tools = Tools { pool: Vec::new(), buffer: vec![0; COPY], splice: true };
-        Relay { flows: HashMap::default(), tools, hungry: Vec::new() }
+        let tools = Tools { pool: Vec::new(), buffer: vec![0; COPY], splice: true, moved: 0 };
+        Relay { flows: HashMap::default(), tools, hungry: Vec::new(), moved: 0 }
     }
 
     /// Takes over the two sockets of a flow and watches them. `remote_watched`: the remote's is in the poller already,
@@ -185,6 +193,11 @@ impl Relay {
         self.pump(poller, id)
     }
 
+    /// Bytes that were moved since this was last asked.
+    pub(crate) fn take_moved(&mut self) -> usize {
+        std::mem::take(&mut self.moved)
+    }
+
     /// Whether flows are waiting for another turn.
     pub(crate) fn is_hungry(&self) -> bool {
         !self.hungry.is_empty()
@@ -206,6 +219,13 @@ impl Relay {
         Some(self.end(id, flow, by, true))
     }
 
+    /// Resets every flow, oldest first.
+    pub(crate) fn reset_all(&mut self, by: CloseReason) -> Vec<Ended> {
+        let mut flows: Vec<FlowId> = self.flows.keys().copied().collect();
+        flows.sort_unstable();
+        flows.into_iter().filter_map(|flow| self.reset(flow, by)).collect()
+    }
+
     /// Moves what can be moved, in both directions.
     fn pump(&mut self, poller: &Poller, id: FlowId) -> Option<Ended> {
         let flow = self.flows.get_mut(&id)?;
@@ -221,6 +241,7 @@ impl Relay {
             up = flow.up.pump(&flow.guest, &flow.remote, [Side::Guest, Side::Remote], tools);
         }
         flow.watch_writes(poller, id);
+        self.moved = self.moved.saturating_add(std::mem::take(&mut self.tools.moved));
         if flow.first_end.is_none() {
             flow.first_end = match (flow.up.ended, flow.down.ended) {
                 (true, _) => Some(Side::Guest),
@@ -229,25 +250,29 @@ impl Relay {
             };
         }
         let used_up = matches!(up, Pumped::UsedUp) || matches!(down, Pumped::UsedUp);
-        let reset = match (up, down) {
-            (Pumped::Reset(side), _) | (_, Pumped::Reset(side)) => Some(side),
+        let by = match (up, down) {
+            (Pumped::Reset(Side::Guest), _) | (_, Pumped::Reset(Side::Guest)) => Some((CloseReason::GuestReset, true)),
+            (Pumped::Reset(Side::Remote), _) | (_, Pumped::Reset(Side::Remote)) => {
+                Some((CloseReason::RemoteReset, true))
+            }
+            // Closing the sockets sends what is left to send, the second FIN included.
+            (Pumped::Ended, Pumped::Ended) if flow.first_end == Some(Side::Remote) => {
+                Some((CloseReason::Remote, false))
+            }
+            (Pumped::Ended, Pumped::Ended) => Some((CloseReason::Guest, false)),
+            (Pumped::Ended, Pumped::Waiting | Pumped::UsedUp) => {
+                flow.up.shut_down(&flow.remote);
+                None
+            }
+            (Pumped::Waiting | Pumped::UsedUp, Pumped::Ended) => {
+                flow.down.shut_down(&flow.guest);
+                None
+            }
             (Pumped::Waiting | Pumped::UsedUp, Pumped::Waiting | Pumped::UsedUp) => None,
         };
-        if let Some(side) = reset {
+        if let Some((by, reset)) = by {
             let flow = self.flows.remove(&id)?;
-            let by = match side {
-                Side::Guest => CloseReason::GuestReset,
-                Side::Remote => CloseReason::RemoteReset,
-            };
-            return Some(self.end(id, flow, by, true));
-        }
-        if flow.up.shut && flow.down.shut {
-            let flow = self.flows.remove(&id)?;
-            let by = match flow.first_end {
-                Some(Side::Remote) => CloseReason::Remote,
-                Some(Side::Guest) | None => CloseReason::Guest,
-            };
-            return Some(self.end(id, flow, by, false));
+            return Some(self.end(id, flow, by, reset));
         }
         if used_up && !flow.hungry {
             flow.hungry = true;
@@ -296,12 +321,7 @@ impl Lane {
                 Err(_) => return Pumped::Reset(destination_side),
             }
             if self.ended {
-                if !self.shut {
-                    self.shut = true;
-                    // The destination may be gone already; its own lane reports that.
-                    let _ = rustix::net::shutdown(destination, Shutdown::Write);
-                }
-                return Pumped::Waiting;
+                return Pumped::Ended;
             }
             if !self.source_ready {
                 return Pumped::Waiting;
@@ -312,11 +332,21 @@ impl Lane {
             match self.fill(source, destination, tools) {
                 Ok(n) => {
                     self.bytes = self.bytes.saturating_add(n as u64);
+                    tools.moved = tools.moved.saturating_add(n);
                     budget = budget.saturating_sub(n.max(1));
                 }
                 Err((true, _)) => return Pumped::Reset(source_side),
                 Err((false, _)) => return Pumped::Reset(destination_side),
             }
+        }
+    }
+
+    /// Passes the end of the source on, once.
+    fn shut_down(&mut self, destination: &Socket) {
+        if !self.shut {
+            self.shut = true;
+            // The destination may be gone already; its own lane reports that.
+            let _ = rustix::net::shutdown(&destination.fd, Shutdown::Write);
         }
     }
 
@@ -402,7 +432,7 @@ impl Lane {
                 Ok(0)
             }
             Ok(n) => {
-                self.bulk = n >= SMALL;
+                self.spliced = self.spliced.saturating_add(n);
                 self.held = Held::Pipe(pipe, n);
                 // Unlike after a short read, more may be there: a splice also ends when the pipe's slots are used up.
                 Ok(n)
@@ -412,7 +442,10 @@ impl Lane {
                 match error {
                     Errno::AGAIN => {
                         self.source_ready = false;
-                        self.bulk = false;
+                        self.source_ends = false;
+                        // Little came at once: a copy is cheaper next time.
+                        self.bulk = self.spliced >= SMALL;
+                        self.spliced = 0;
                         Ok(0)
                     }
                     Errno::INTR => Ok(0),

@@ -22,6 +22,7 @@ use crate::dns::Dns;
 use crate::echo::Echo;
 use crate::events::EventWriter;
 use crate::netns::GatewayFds;
+use crate::patience::Patience;
 use crate::poller::{Poller, Ready, Token, Watch};
 use crate::relay::{Ended, Relay, Side};
 use crate::seal::{self, SealError, Sealed};
@@ -32,6 +33,11 @@ const PACKETS: usize = 64;
 
 /// Connections accepted from one listener in one turn.
 const ACCEPTS: usize = 256;
+
+/// A turn with no more than this did little: one step of a ping-pong, or of a connection that is being made.
+const LITTLE_EVENTS: usize = 2;
+const LITTLE_PACKETS: usize = 1;
+const LITTLE_BYTES: usize = 16 * 1024;
 
 /// The `virtio_net_hdr` and the largest packet.
 const FRAME: usize = cofferdam_gate::wire::virtio::HEADER_LEN + 65_535 + 40;
@@ -91,6 +97,11 @@ struct Gateway {
     spare: Option<OwnedFd>,
     /// Handshakes that were let go on since the listeners were last asked, by listener.
     expected: [usize; 2],
+    patience: Patience,
+    /// Packets read from the TUN in this turn.
+    packets: usize,
+    /// The last turn did little.
+    little: bool,
     stop: bool,
 }
 
@@ -162,6 +173,9 @@ impl Gateway {
             events: EventWriter::new(events),
             frame: vec![0; FRAME],
             expected: [0; 2],
+            patience: Patience::default(),
+            packets: 0,
+            little: false,
             stop: false,
         })
     }
@@ -171,12 +185,13 @@ impl Gateway {
         let mut ready = Vec::new();
         let mut ended = Vec::new();
         while !self.stop {
-            let timeout = self.timeout();
-            self.poller.wait(timeout, &mut ready).map_err(|source| ServeError::Wait { source })?;
-            let now = self.clock.now();
+            let now = self.wait(&mut ready).map_err(|source| ServeError::Wait { source })?;
+            self.packets = 0;
+            self.little = ready.len() <= LITTLE_EVENTS;
             for (token, ready) in ready.drain(..) {
                 self.dispatch(now, token, ready);
             }
+            self.little &= self.packets <= LITTLE_PACKETS && self.relay.take_moved() <= LITTLE_BYTES;
             self.relay.feed(&self.poller, &mut ended);
             for ended in ended.drain(..) {
                 self.closed(now, ended);
@@ -187,10 +202,36 @@ impl Gateway {
             self.events.flush(now);
         }
         let now = self.clock.now();
+        for ended in self.relay.reset_all(CloseReason::Shutdown) {
+            self.closed(now, ended);
+        }
         self.gate.handle_shutdown(now);
         self.drain(now);
         self.events.flush(now);
         Ok(())
+    }
+
+    /// Waits for events and says what time it is then. Looks again for a while before it sleeps, where that pays.
+    fn wait(&mut self, ready: &mut Vec<(Token, Ready)>) -> io::Result<Time> {
+        let timeout = self.timeout();
+        let start = self.clock.now();
+        if let Some(look) = self.patience.look(self.little).filter(|look| timeout.is_none_or(|t| t > *look)) {
+            loop {
+                self.poller.wait(Some(std::time::Duration::ZERO), ready)?;
+                let now = self.clock.now();
+                if !ready.is_empty() {
+                    return Ok(now);
+                }
+                if now.since(start) >= look {
+                    break;
+                }
+            }
+        }
+        let start = self.clock.now();
+        self.poller.wait(timeout, ready)?;
+        let now = self.clock.now();
+        self.patience.slept(start, now);
+        Ok(now)
     }
 
     fn timeout(&self) -> Option<std::time::Duration> {
@@ -234,6 +275,7 @@ impl Gateway {
         for _ in 0..PACKETS {
             match rustix::io::read(&self.tun, &mut self.frame) {
                 Ok(len) => {
+                    self.packets += 1;
                     self.gate.handle_frame(now, self.frame.get(..len).unwrap_or_default());
                     self.drain(now);
                 }
