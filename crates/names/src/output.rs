@@ -33,6 +33,8 @@ pub enum Output {
     Pin { name: DomainName, alias: bool, address: IpAddr, ttl: Duration },
     /// Send `message` to the guest.
     Answer { client: ClientId, message: Vec<u8> },
+    /// What the guest sent was no query, and gets no answer.
+    Ignore { client: ClientId },
     /// Something to report.
     Event(EventBody),
 }

@@ -99,7 +99,7 @@ impl Resolver {
     ) {
         self.outputs.begin_group();
         match query::receive(message) {
-            Received::Nothing => {}
+            Received::Nothing => self.outputs.push(Output::Ignore { client }),
             Received::Refused(message) => self.outputs.push(Output::Answer { client, message }),
             Received::Query(query) => self.decide(now, client, transport, server, query),
         }
@@ -150,7 +150,11 @@ impl Resolver {
                 answers.clear();
                 *rcode = u8::try_from(Rcode::ServFail.code()).ok();
             }
-            Output::Event(_) | Output::Query { .. } | Output::Abandon { .. } | Output::Pin { .. } => {}
+            Output::Event(_)
+            | Output::Query { .. }
+            | Output::Abandon { .. }
+            | Output::Pin { .. }
+            | Output::Ignore { .. } => {}
         });
     }
 
