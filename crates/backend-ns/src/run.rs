@@ -14,7 +14,8 @@
 //! | running | `Exited`, `Signaled`, end of the init | stopping |
 //! | stopping | – | the lifeline is closed; the last events are read; everything is waited for |
 //!
-//! Before the program runs, a signal ends the supervisor as it ends any process, and everything else follows.
+//! Before the program is told to start, a signal ends the supervisor as it ends any process, and everything else follows.
+//! From then on signals are blocked in the supervisor's thread and wait to be passed on; they are unblocked at the end.
 
 mod start;
 mod watch;
@@ -23,6 +24,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
 use cofferdam_sys::ns::Child;
+use cofferdam_sys::process::SignalFd;
 use rustix::process::{Signal, WaitId, WaitIdOptions};
 
 use crate::gateway::Gateway;
@@ -32,6 +34,8 @@ use crate::{GatewayEnd, ResourceLimits};
 pub use start::launch;
 
 /// A sandbox whose program is running. Dropping it ends the sandbox.
+///
+/// While it exists, the signals that it passes on are blocked in the thread that launched it.
 #[derive(Debug)]
 pub struct Running {
     processes: Processes,
@@ -41,6 +45,8 @@ pub struct Running {
     controller: Option<OwnedFd>,
     limits: ResourceLimits,
     started: Instant,
+    /// Where signals arrive since just before the program was started.
+    signals: SignalFd,
     notices: Vec<String>,
 }
 

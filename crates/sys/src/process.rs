@@ -182,20 +182,35 @@ pub fn is_ignored(signal: Signal) -> bool {
 /// # Errors
 /// Those of [`set_signal_mask`].
 pub fn reset_signals(kept: &[Signal]) -> io::Result<()> {
-    let kept: Vec<i32> = kept.iter().map(|signal| signal.as_raw()).collect();
-    for number in 1..libc::SIGRTMAX() {
-        if !kept.contains(&number) {
-            // SAFETY: SIG_DFL runs no code of ours; numbers that cannot be set are refused with an error.
-            unsafe { libc::signal(number, libc::SIG_DFL) };
-        }
+    // The kernel's own structure and call, since libc keeps two real-time signals from everybody else, also those that
+    // come here ignored. All zeros: default action, no flags, an empty mask. 32 bytes on every 64-bit architecture.
+    const DEFAULT: [u64; 4] = [0; 4];
+    const MASK_SIZE: usize = 8;
+    for number in (1..=64).filter(|number| kept.iter().all(|signal| signal.as_raw() != *number)) {
+        // SAFETY: rt_sigaction(2) reads the structure, which lives through the call, and writes nothing through the
+        // null pointer. The default action runs no code of ours. KILL and STOP are refused with EINVAL.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                number,
+                DEFAULT.as_ptr(),
+                std::ptr::null_mut::<libc::c_void>(),
+                MASK_SIZE,
+            )
+        };
     }
     set_signal_mask(&SignalSet::new(&[]))?;
     Ok(())
 }
 
 /// A descriptor from which blocked signals are read, signalfd(2). Non-blocking and close-on-exec.
+///
+/// Dropping it discards what was not read and puts the signal mask of the calling thread back as it was.
 #[derive(Debug)]
-pub struct SignalFd(OwnedFd);
+pub struct SignalFd {
+    fd: OwnedFd,
+    before: SignalSet,
+}
 
 impl SignalFd {
     /// Blocks `signals` and only those in the calling thread, and receives them here.
@@ -204,14 +219,17 @@ impl SignalFd {
     /// Those of signalfd(2).
     pub fn new(signals: &[Signal]) -> io::Result<Self> {
         let set = SignalSet::new(signals);
-        set_signal_mask(&set)?;
+        let before = set_signal_mask(&set)?;
         // SAFETY: the set is initialised and lives through the call; -1 asks for a new descriptor.
         let fd = unsafe { libc::signalfd(-1, &raw const set.0, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
         if fd < 0 {
-            return Err(io::Error::last_os_error());
+            let error = io::Error::last_os_error();
+            set_signal_mask(&before)?;
+            return Err(error);
         }
         // SAFETY: `fd` is a new descriptor that nobody else owns.
-        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        Ok(Self { fd, before })
     }
 
     /// The next signal that has arrived, if any.
@@ -221,7 +239,7 @@ impl SignalFd {
     pub fn next(&self) -> io::Result<Option<Signal>> {
         // A signalfd_siginfo has 128 bytes (linux/signalfd.h); the number of the signal comes first.
         let mut info = [0u8; 128];
-        match rustix::io::retry_on_intr(|| rustix::io::read(&self.0, &mut info)) {
+        match rustix::io::retry_on_intr(|| rustix::io::read(&self.fd, &mut info)) {
             Ok(128) => {
                 let number = info.first_chunk::<4>().map(|bytes| i32::from_ne_bytes(*bytes));
                 Ok(number.and_then(Signal::from_named_raw))
@@ -234,7 +252,15 @@ impl SignalFd {
 
 impl AsFd for SignalFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.fd.as_fd()
+    }
+}
+
+impl Drop for SignalFd {
+    fn drop(&mut self) {
+        while let Ok(Some(_)) = self.next() {}
+        // A mask that was in force before is valid.
+        let _valid = set_signal_mask(&self.before);
     }
 }
 
@@ -282,6 +308,10 @@ mod tests {
             unsafe { libc::raise(libc::SIGUSR1) };
             assert_eq!(signals.next().unwrap(), Some(Signal::USR1));
             assert_eq!(signals.next().unwrap(), None);
+            // SAFETY: as above.
+            unsafe { libc::raise(libc::SIGUSR1) };
+            // One that nobody has read is gone with the descriptor; otherwise it would end this process.
+            drop(signals);
         })
         .join()
         .unwrap();

@@ -6,14 +6,15 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use cofferdam_sys::fdpass;
 use cofferdam_sys::mount::{self, Attributes};
 use cofferdam_sys::ns::{self, Child, Fork, NamespaceKind, Setgroups};
-use cofferdam_sys::{fdpass, process};
+use cofferdam_sys::process::{self, SignalFd};
 use rustix::event::{PollFd, PollFlags};
 use rustix::pipe::PipeFlags;
 use rustix::process::Pid;
 
-use super::{Processes, Running, wait};
+use super::{Processes, Running, wait, watch};
 use crate::builder::Builder;
 use crate::gateway::{Gateway, GatewayError};
 use crate::identity::Identity;
@@ -52,7 +53,7 @@ pub fn launch(spec: SandboxSpec) -> Result<Running, LaunchError> {
     start.fork_builder(|supervisor| Init { spec: &spec, supervisor, steps: &steps, trees, filters: &filters })?;
     let mounts = if takes_trees { wanted.as_slice() } else { &[] };
     match start.conduct(mounts) {
-        Ok(controller) => Ok(start.running(controller)),
+        Ok((controller, signals)) => Ok(start.running(controller, signals)),
         Err(LaunchError::Exec { command, source, .. }) => {
             let missing = source.kind() == io::ErrorKind::NotFound;
             let hint = if missing { hint(&spec, &host, &command) } else { String::new() };
@@ -85,6 +86,9 @@ impl<'a> Start<'a> {
     fn new(spec: &'a SandboxSpec, identity: Identity) -> Result<Self, LaunchError> {
         let own = |fault| failed(Role::Supervisor, fault);
         process::fill_standard_descriptors().step(|| "open /dev/null".to_owned()).map_err(own)?;
+        if let Identity::Unused(id) = identity {
+            open_standard_pipes(id);
+        }
         let (cgroup, mut notices) = match Cgroup::make(&spec.limits) {
             Ok(cgroup) => (cgroup, Vec::new()),
             Err(reason) => (None, limits::notices(&spec.limits, &reason)),
@@ -122,8 +126,8 @@ impl<'a> Start<'a> {
         Ok(())
     }
 
-    /// Leads the others through the start. Returns the program's terminal, if it has its own.
-    fn conduct(&mut self, mounts: &[Wanted]) -> Result<Option<OwnedFd>, LaunchError> {
+    /// Leads the others through the start. Returns the program's terminal, if it has its own, and where signals arrive.
+    fn conduct(&mut self, mounts: &[Wanted]) -> Result<(Option<OwnedFd>, SignalFd), LaunchError> {
         let (mut gateway_ready, mut placed) = (false, false);
         while !(gateway_ready && placed) {
             match self.next()? {
@@ -140,10 +144,12 @@ impl<'a> Start<'a> {
         if let Some(builder) = self.processes.builder.take() {
             wait(&builder);
         }
+        let signals = watch::receive_signals().step(|| "receive signals".to_owned());
+        let signals = signals.map_err(|fault| failed(Role::Supervisor, fault))?;
         let go = wire::send(&self.init, &Message::Go, &[]);
         go.step(|| "start the program".to_owned()).map_err(|fault| failed(Role::Supervisor, fault))?;
         match self.next()? {
-            (_, Message::Started, mut fds) => Ok(fds.pop()),
+            (_, Message::Started, mut fds) => Ok((fds.pop(), signals)),
             (_, Message::NotExecuted { errno }, _) => Err(LaunchError::Exec {
                 command: self.spec.command.first().cloned().unwrap_or_default(),
                 hint: String::new(),
@@ -245,13 +251,14 @@ impl<'a> Start<'a> {
         }
     }
 
-    fn running(self, controller: Option<OwnedFd>) -> Running {
+    fn running(self, controller: Option<OwnedFd>, signals: SignalFd) -> Running {
         Running {
             processes: self.processes,
             init: self.init,
             controller,
             limits: self.spec.limits.clone(),
             started: Instant::now(),
+            signals,
             notices: self.notices,
         }
     }
@@ -276,6 +283,21 @@ fn died(role: Role, end: Option<GatewayEnd>) -> LaunchError {
 fn unexpected(role: Role, message: &Message) -> LaunchError {
     let how = format!("it said {message:?} out of turn");
     LaunchError::Died { role, how }
+}
+
+/// Makes the user of the sandbox the owner of those of the standard streams that are anonymous pipes. Programs open
+/// `/dev/stderr` and the like by name, which is a question of ownership, although they hold the stream already. Files and
+/// terminals stay as they are: their owner is seen by others and outlives the run.
+fn open_standard_pipes(id: u32) {
+    // From `linux/magic.h`; pipes with a name are on other file systems.
+    const PIPEFS_MAGIC: i64 = 0x5049_5045;
+    for stream in [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()] {
+        if rustix::fs::fstatfs(stream).is_ok_and(|status| status.f_type == PIPEFS_MAGIC) {
+            let (uid, gid) = (rustix::fs::Uid::from_raw(id), rustix::fs::Gid::from_raw(id));
+            // The stream itself works all the same.
+            let _only_by_descriptor = rustix::fs::fchown(stream, Some(uid), Some(gid));
+        }
+    }
 }
 
 /// Takes the trees of the user's mounts with the supervisor's privilege, seen through the builder's id map: what root

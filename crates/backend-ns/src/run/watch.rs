@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use cofferdam_sys::ns::Child;
 use cofferdam_sys::process::{self, SignalFd};
 use cofferdam_sys::tty::{self, RawMode};
 use rustix::event::{PollFd, PollFlags};
@@ -11,9 +12,10 @@ use rustix::io::Errno;
 use rustix::process::Signal;
 
 use super::{Running, kill, wait};
+use crate::gateway::Gateway;
 use crate::init::KEPT_IGNORED;
 use crate::wire::{self, Message, Received, Target};
-use crate::{GatewayFate, Outcome, Status};
+use crate::{GatewayEnd, GatewayFate, Outcome, Status};
 
 /// What is passed on to the program, and how: what a terminal sends to its foreground goes to the program's group.
 const PASSED_ON: [(Signal, Target); 7] = [
@@ -65,6 +67,17 @@ impl Running {
     }
 }
 
+/// Blocks the signals that are passed on, and receives them.
+pub(super) fn receive_signals() -> io::Result<SignalFd> {
+    let wanted: Vec<Signal> = PASSED_ON
+        .iter()
+        .map(|(signal, _)| *signal)
+        // Whoever made us ignore these wants the program to go on when they come.
+        .filter(|signal| !KEPT_IGNORED.contains(signal) || !process::is_ignored(*signal))
+        .collect();
+    SignalFd::new(&wanted)
+}
+
 /// One of the things the supervisor waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Source {
@@ -79,7 +92,6 @@ enum Source {
 
 struct Watch<'a> {
     running: &'a mut Running,
-    signals: Option<SignalFd>,
     lines: Lines,
     events_open: bool,
     gateway: GatewayFate,
@@ -103,18 +115,10 @@ enum Ending {
 
 impl<'a> Watch<'a> {
     fn new(running: &'a mut Running) -> Self {
-        let wanted: Vec<Signal> = PASSED_ON
-            .iter()
-            .map(|(signal, _)| *signal)
-            // Whoever made us ignore these wants the program to go on when they come.
-            .filter(|signal| !KEPT_IGNORED.contains(signal) || !process::is_ignored(*signal))
-            .collect();
-        let signals = SignalFd::new(&wanted).ok();
         let terminal = running.controller.take().map(Terminal::new);
         let deadline = running.limits.timeout.and_then(|timeout| running.started.checked_add(timeout));
         Self {
             running,
-            signals,
             lines: Lines::default(),
             events_open: true,
             gateway: GatewayFate::Fine,
@@ -159,7 +163,7 @@ impl<'a> Watch<'a> {
             }
             sources.push((Source::GatewayEnd, gateway.child.pidfd.as_fd(), PollFlags::IN));
         }
-        sources.extend(self.signals.as_ref().map(|signals| (Source::Signals, signals.as_fd(), PollFlags::IN)));
+        sources.push((Source::Signals, self.running.signals.as_fd(), PollFlags::IN));
         sources.push((Source::Init, self.running.init.as_fd(), PollFlags::IN));
         let mut fds: Vec<PollFd<'_>> =
             sources.iter().map(|(_, fd, flags)| PollFd::from_borrowed_fd(*fd, *flags)).collect();
@@ -194,7 +198,7 @@ impl<'a> Watch<'a> {
     }
 
     fn signal(&mut self) -> io::Result<()> {
-        while let Some(signal) = self.signals.as_ref().map_or(Ok(None), SignalFd::next)? {
+        while let Some(signal) = self.running.signals.next()? {
             if signal == Signal::WINCH
                 && let Some(terminal) = &self.terminal
             {
@@ -251,27 +255,31 @@ impl<'a> Watch<'a> {
         }
     }
 
-    fn read_events(&mut self, on_event: &mut dyn FnMut(&[u8])) {
-        let Some(gateway) = &self.running.processes.gateway else { return };
-        // Once: others wait too. At the end of the stream the end of the process is near.
-        let mut buffer = vec![0; CHUNK];
-        match rustix::io::read(&gateway.events, &mut buffer) {
-            Ok(0) => self.events_open = false,
-            Ok(len) => self.lines.take(buffer.get(..len).unwrap_or_default(), on_event),
-            Err(Errno::AGAIN | Errno::INTR) => {}
-            Err(_) => self.events_open = false,
-        }
-    }
-
     fn gateway_ended(&mut self, on_event: &mut dyn FnMut(&[u8])) {
         let Some(gateway) = self.running.processes.gateway.take() else { return };
         self.drain(&gateway.events, on_event);
         if let Some(end) = wait(&gateway.child) {
             self.gateway = GatewayFate::Died(end);
         }
-        let words = gateway.last_words();
-        if !words.is_empty() {
-            self.running.notices.push(format!("the gateway's last words: {words}"));
+        self.note_last_words(&gateway);
+    }
+
+    /// Reads once: others wait too.
+    fn read_events(&mut self, on_event: &mut dyn FnMut(&[u8])) {
+        if let Some(gateway) = self.running.processes.gateway.take() {
+            self.take_events(&gateway.events, on_event);
+            self.running.processes.gateway = Some(gateway);
+        }
+    }
+
+    fn take_events(&mut self, events: &OwnedFd, on_event: &mut dyn FnMut(&[u8])) {
+        let mut buffer = vec![0; CHUNK];
+        match rustix::io::read(events, &mut buffer) {
+            // The end of its process is near, and is noticed as such.
+            Ok(0) => self.events_open = false,
+            Ok(len) => self.lines.take(buffer.get(..len).unwrap_or_default(), on_event),
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(_) => self.events_open = false,
         }
     }
 
@@ -295,9 +303,17 @@ impl<'a> Watch<'a> {
         }
         drop(self.running.processes.lifeline.take());
         if let Some(gateway) = self.running.processes.gateway.take() {
-            self.wait_for_farewell(&gateway.events, on_event);
-            kill(&gateway.child);
-            wait(&gateway.child);
+            self.wait_for_farewell(&gateway, on_event);
+            if !has_ended(&gateway.child) {
+                kill(&gateway.child);
+                wait(&gateway.child);
+                self.running.notices.push("the gateway did not end by itself and was killed".to_owned());
+            } else if let Some(end) = wait(&gateway.child)
+                && end != GatewayEnd::Exited(0)
+            {
+                self.gateway = GatewayFate::Died(end);
+                self.note_last_words(&gateway);
+            }
             self.drain(&gateway.events, on_event);
         }
         self.lines.end(on_event);
@@ -305,24 +321,39 @@ impl<'a> Watch<'a> {
         Outcome { status, gateway: self.gateway, notices }
     }
 
-    /// Reads events until the gateway closes them or its time is up.
-    fn wait_for_farewell(&mut self, events: &OwnedFd, on_event: &mut dyn FnMut(&[u8])) {
+    /// Reads events until the gateway has ended or its time is up.
+    fn wait_for_farewell(&mut self, gateway: &Gateway, on_event: &mut dyn FnMut(&[u8])) {
         let deadline = Instant::now() + FAREWELL;
-        let mut buffer = vec![0; CHUNK];
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let mut fds = [PollFd::from_borrowed_fd(events.as_fd(), PollFlags::IN)];
+            let mut fds = vec![PollFd::new(&gateway.child.pidfd, PollFlags::IN)];
+            if self.events_open {
+                fds.push(PollFd::new(&gateway.events, PollFlags::IN));
+            }
             if left.is_zero() || wire::poll(&mut fds, Some(left)).is_err() {
                 return;
             }
-            match rustix::io::read(events, &mut buffer) {
-                Ok(0) => return,
-                Ok(len) => self.lines.take(buffer.get(..len).unwrap_or_default(), on_event),
-                Err(Errno::AGAIN | Errno::INTR) => {}
-                Err(_) => return,
+            let ended = fds.first().is_some_and(|fd| !fd.revents().is_empty());
+            let said = fds.get(1).is_some_and(|fd| !fd.revents().is_empty());
+            if said {
+                self.take_events(&gateway.events, on_event);
+            } else if ended {
+                return;
             }
         }
     }
+
+    fn note_last_words(&mut self, gateway: &Gateway) {
+        let words = gateway.last_words();
+        if !words.is_empty() {
+            self.running.notices.push(format!("the gateway's last words: {words}"));
+        }
+    }
+}
+
+fn has_ended(child: &Child) -> bool {
+    let mut fds = [PollFd::new(&child.pidfd, PollFlags::IN)];
+    wire::poll(&mut fds, Some(Duration::ZERO)).is_ok() && fds.iter().any(|fd| !fd.revents().is_empty())
 }
 
 /// Cuts a stream into lines.

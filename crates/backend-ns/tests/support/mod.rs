@@ -11,9 +11,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cofferdam_backend_ns::{
-    LaunchError, Mount, NetworkSpec, Outcome, Place, ResourceLimits, SandboxSpec, Status, Terminal, launch,
-};
+use cofferdam_backend_ns::{Mount, NetworkSpec, Outcome, Place, ResourceLimits, SandboxSpec, Status, Terminal, launch};
 use cofferdam_gateway::{GatewayConfig, LinkAddresses, NetnsSpec};
 use cofferdam_model::{
     Classifier, DenyWith, DnsConfig, HostNetwork, InterfaceConfig, LimitsConfig, NetworkConfig, PolicyConfig,
@@ -21,29 +19,29 @@ use cofferdam_model::{
 use cofferdam_policy::Policy;
 
 /// The user the tests run sandboxes as besides root.
-pub const PLAIN_USER: u32 = 1500;
+pub(crate) const PLAIN_USER: u32 = 1500;
 
 /// The first argument of a test program that is to be a supervisor.
-pub const SUPERVISE: &str = "--supervise";
+pub(crate) const SUPERVISE: &str = "--supervise";
 
-/// Prints the pid of the sandbox's init to this descriptor's file when the program runs.
+/// What precedes a notice of the outcome.
 const NOTICE: &str = "notice: ";
 
 /// Who a supervisor is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum User {
+pub(crate) enum User {
     Root,
     Plain,
 }
 
 impl User {
     /// Those that this process can run a supervisor as.
-    pub fn available() -> &'static [User] {
+    pub(crate) fn available() -> &'static [User] {
         if rustix::process::getuid().is_root() { &[User::Root, User::Plain] } else { &[User::Plain] }
     }
 
     /// The user id on the host.
-    pub fn uid(self) -> u32 {
+    pub(crate) fn uid(self) -> u32 {
         match self {
             User::Root => 0,
             User::Plain if rustix::process::getuid().is_root() => PLAIN_USER,
@@ -54,12 +52,12 @@ impl User {
 
 /// A directory with a copy of this program, and one for each user.
 #[derive(Debug)]
-pub struct Bench {
+pub(crate) struct Bench {
     root: tempfile::TempDir,
 }
 
 impl Bench {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let root = tempfile::Builder::new().prefix("cofferdam-test-").tempdir().unwrap();
         open_to_all(root.path());
         let program = root.path().join("program");
@@ -68,12 +66,8 @@ impl Bench {
         Self { root }
     }
 
-    pub fn path(&self) -> &Path {
-        self.root.path()
-    }
-
     /// A fresh directory that belongs to `user`.
-    pub fn directory(&self, user: User, name: &str) -> PathBuf {
+    pub(crate) fn directory(&self, user: User, name: &str) -> PathBuf {
         let path = self.root.path().join(format!("{user:?}-{}", name.replace(' ', "-")));
         std::fs::create_dir(&path).unwrap();
         std::os::unix::fs::chown(&path, Some(user.uid()), Some(user.uid())).ok();
@@ -81,7 +75,7 @@ impl Bench {
     }
 
     /// A supervisor in `directory`; options and the program of the sandbox are its arguments.
-    pub fn supervisor(&self, user: User, directory: &Path) -> Command {
+    pub(crate) fn supervisor(&self, user: User, directory: &Path) -> Command {
         let mut command = Command::new(self.root.path().join("program"));
         command.arg(SUPERVISE).current_dir(directory).env_clear().env("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/sbin");
         if user.uid() != rustix::process::getuid().as_raw() {
@@ -96,7 +90,7 @@ fn open_to_all(path: &Path) {
 }
 
 /// Is the supervisor, if that is what this process was started as.
-pub fn supervise_if_asked() {
+pub(crate) fn supervise_if_asked() {
     let mut arguments = std::env::args_os().skip(1);
     if arguments.next().is_some_and(|first| first == SUPERVISE) {
         std::process::exit(supervise(arguments.collect()));
@@ -118,10 +112,7 @@ fn supervise(arguments: Vec<OsString>) -> i32 {
         Err(error) => {
             let source = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
             eprintln!("error: {error}: {source}");
-            match error {
-                LaunchError::Exec { .. } => error.exit_status(),
-                _ => 125,
-            }
+            error.exit_status()
         }
     }
 }
@@ -228,12 +219,12 @@ fn network() -> NetworkSpec {
 }
 
 /// The processes whose parent is `parent`, as this process's `/proc` shows them.
-pub fn children(parent: u32) -> Vec<u32> {
+pub(crate) fn children(parent: u32) -> Vec<u32> {
     processes().into_iter().filter(|pid| status_field(*pid, "PPid:") == Some(parent)).collect()
 }
 
 /// All processes in sight.
-pub fn processes() -> Vec<u32> {
+pub(crate) fn processes() -> Vec<u32> {
     let entries = std::fs::read_dir("/proc").unwrap();
     entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
 }
@@ -244,6 +235,6 @@ fn status_field(pid: u32, name: &str) -> Option<u32> {
 }
 
 /// The short name of a process.
-pub fn name(pid: u32) -> io::Result<String> {
+pub(crate) fn name(pid: u32) -> io::Result<String> {
     Ok(std::fs::read_to_string(format!("/proc/{pid}/comm"))?.trim().to_owned())
 }
