@@ -9,6 +9,7 @@
 //! `/home/user`, …) lies on a second tmpfs, so that one bound holds for all of it.
 
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use cofferdam_sys::mount::Attributes;
@@ -197,6 +198,7 @@ impl Host {
         let etc = root.join("etc");
         let entries = names(&etc).unwrap_or_default();
         let entries = entries.into_iter().filter(|name| rootfs.is_some() || !etc::is_left_out(name));
+        let entries = entries.filter(|name| rootfs.is_some() || is_for_all(&etc.join(name)));
         let entries = entries.filter_map(|name| Some((name.clone(), entry(&etc.join(&name))?))).collect();
         let hidden = if rootfs.is_some() { Vec::new() } else { hidden_entries(&etc) };
         Ok(Self { root, system, etc: entries, hidden })
@@ -232,6 +234,13 @@ fn entry(path: &Path) -> Option<Entry> {
     } else {
         Entry::Other
     })
+}
+
+/// Whether everybody on the host may read a file or enter a directory. What is not for all has no place in a sandbox,
+/// also when its owner runs it. A symbolic link is for all; where it leads is asked there.
+pub(crate) fn is_for_all(path: &Path) -> bool {
+    let wanted = |metadata: &std::fs::Metadata| if metadata.is_dir() { 0o005 } else { 0o004 };
+    std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.mode() & wanted(&metadata) == wanted(&metadata))
 }
 
 fn hidden_entries(etc: &Path) -> Vec<PathBuf> {
@@ -385,4 +394,117 @@ fn plan_kernel(steps: &mut Vec<Step>) {
 pub(crate) fn writable_paths() -> impl Iterator<Item = PathBuf> {
     let scratch = SCRATCH.iter().map(|(path, _mode)| Path::new("/").join(path));
     scratch.chain([PathBuf::from("/dev"), PathBuf::from("/proc")])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{Place, ResourceLimits, Terminal};
+
+    fn spec(place: Place) -> SandboxSpec {
+        SandboxSpec {
+            name: "sandbox".to_owned(),
+            command: vec!["true".into()],
+            env: Vec::new(),
+            workdir: "/".into(),
+            place,
+            inside_uid: 1000,
+            capabilities: Vec::new(),
+            allow_userns: false,
+            terminal: Terminal::Inherit,
+            limits: ResourceLimits { timeout: Some(Duration::from_secs(1)), ..ResourceLimits::default() },
+            hosts: Vec::new(),
+            resolv: Vec::new(),
+            network: None,
+        }
+    }
+
+    fn host() -> Host {
+        Host {
+            root: "/".into(),
+            system: vec![("usr".into(), Entry::Directory), ("bin".into(), Entry::Symlink("usr/bin".into()))],
+            etc: vec![
+                ("hosts".to_owned(), Entry::File(10)),
+                ("large".to_owned(), Entry::File(COPY_LIMIT + 1)),
+                ("localtime".to_owned(), Entry::Symlink("/usr/share/zoneinfo/UTC".into())),
+                ("services".to_owned(), Entry::File(10)),
+                ("socket".to_owned(), Entry::Other),
+                ("ssl".to_owned(), Entry::Directory),
+            ],
+            hidden: vec!["ssl/private".into()],
+        }
+    }
+
+    fn mount(source: &str, target: &str) -> Mount {
+        Mount { source: source.into(), target: target.into(), read_only: true }
+    }
+
+    #[test]
+    fn every_tree_of_the_host_but_devices_is_read_only() {
+        for step in plan(&spec(Place::default()), &host(), &[]) {
+            if let Step::Tree { path, attributes, .. } = step {
+                assert_eq!(attributes.read_only, !path.starts_with("dev"), "{path:?}");
+                assert_eq!(attributes.devices, path.starts_with("dev"), "{path:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn writes_its_own_files_in_place_of_the_hosts() {
+        let steps = plan(&spec(Place::default()), &host(), &[]);
+        let made: Vec<&Step> = steps
+            .iter()
+            .filter(|step| {
+                matches!(step, Step::File { path, .. } | Step::Copy { path, .. } | Step::Tree { path, .. }
+                    if path.ends_with("hosts"))
+            })
+            .collect();
+        assert!(matches!(made.as_slice(), [Step::File { content, .. }] if content.contains("localhost")), "{made:?}");
+    }
+
+    #[test]
+    fn copies_small_files_and_mounts_the_rest() {
+        let steps = plan(&spec(Place::default()), &host(), &[]);
+        let has = |wanted: &dyn Fn(&Step) -> bool| steps.iter().any(wanted);
+        assert!(has(&|step| matches!(step, Step::Copy { path, .. } if path == Path::new("etc/services"))));
+        assert!(has(&|step| matches!(step, Step::Tree { path, .. } if path == Path::new("etc/large"))));
+        assert!(has(&|step| matches!(step, Step::Tree { path, .. } if path == Path::new("etc/ssl"))));
+        assert!(has(&|step| matches!(step, Step::Symlink { path, .. } if path == Path::new("etc/localtime"))));
+        assert!(has(&|step| matches!(step, Step::Cover { path } if path == Path::new("etc/ssl/private"))));
+        assert!(!has(&|step| format!("{step:?}").contains("etc/socket")));
+    }
+
+    #[test]
+    fn outer_mounts_come_before_inner_ones_and_later_ones_lie_on_top() {
+        let place = Place {
+            project: Some("/a/b".into()),
+            mounts: vec![mount("/1", "/a/b/c"), mount("/2", "/a"), mount("/3", "/a/b")],
+            rootfs: None,
+        };
+        let order: Vec<PathBuf> = wanted(&spec(place)).into_iter().map(|mount| mount.source).collect();
+        assert_eq!(order, ["/2", "/a/b", "/3", "/1"].map(PathBuf::from));
+    }
+
+    #[test]
+    fn the_users_mounts_come_after_everything_they_may_lie_in() {
+        let wanted = [Wanted { mount: mount("/data", "/tmp/data"), source: Source::Passed(0) }];
+        let steps = plan(&spec(Place::default()), &host(), &wanted);
+        assert!(
+            matches!(steps.last(), Some(Step::Tree { path, source: Source::Passed(0), .. }) if path == Path::new("tmp/data"))
+        );
+    }
+
+    #[test]
+    fn knows_what_the_program_sees() {
+        let place = Place { project: Some("/work/p".into()), mounts: vec![mount("/x", "/y")], rootfs: None };
+        let (spec, host) = (spec(place), host());
+        for path in ["/usr/bin/env", "/work/p/tool", "/y/z", "/etc/passwd"] {
+            assert!(host.shows(&spec, Path::new(path)), "{path}");
+        }
+        for path in ["/root/.cargo/bin/cargo", "/work/q", "/x/z"] {
+            assert!(!host.shows(&spec, Path::new(path)), "{path}");
+        }
+    }
 }

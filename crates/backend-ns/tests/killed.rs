@@ -29,6 +29,9 @@ use support::{Bench, User};
 
 const ROUNDS: u32 = 200;
 
+/// Where files are left; fresh ones, in which nobody else leaves any.
+const TEMPORARY: [&str; 4] = ["/tmp", "/var/tmp", "/dev/shm", "/run"];
+
 /// How long the rest of a sandbox may take to be gone, on a machine that is busy.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -42,8 +45,6 @@ fn main() -> ExitCode {
     if !User::available().contains(&User::Root) {
         println!("SKIPPED as root: this is not root");
     }
-    // Before the namespace: in it the temporary directory would be the first thing to be found left.
-    let bench = Bench::new();
     let (own, other) = fdpass::pair().unwrap();
     let namespaces = match rustix::process::getuid().is_root() {
         true => Namespaces::PID | Namespaces::MOUNT | Namespaces::NET,
@@ -53,9 +54,12 @@ fn main() -> ExitCode {
         Fork::Child => process::run_and_exit(|| {
             fdpass::recv_fds(&other, &mut [0; 1]).unwrap();
             mount::make_all_private().unwrap();
-            let proc = mount::new_filesystem("proc", &[], Attributes::default()).unwrap();
-            mount::attach(proc.as_fd(), mount::Place { root: rustix::fs::CWD, path: Path::new("/proc") }).unwrap();
-            drop((proc, other));
+            for (kind, path) in std::iter::once(("proc", "/proc")).chain(TEMPORARY.map(|path| ("tmpfs", path))) {
+                let tree = mount::new_filesystem(kind, &[], Attributes::default()).unwrap();
+                mount::attach(tree.as_fd(), mount::Place { root: rustix::fs::CWD, path: Path::new(path) }).unwrap();
+            }
+            drop(other);
+            let bench = Bench::new();
             u8::from(!run(&bench, rounds, seed))
         }),
         Fork::Parent(child) => {
@@ -180,15 +184,9 @@ impl Footprint {
         let processes = support::processes().into_iter().filter(|pid| *pid != me);
         let processes = processes.map(|pid| format!("{pid} {}", support::name(pid).unwrap_or_default())).collect();
         let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-        let entries = std::fs::read_dir("/tmp").unwrap().chain(std::fs::read_dir("/dev/shm").unwrap());
-        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-        let mut temporary: Vec<String> = names
-            .filter(|name| {
-                name.starts_with("cofferdam-")
-                    && !name.starts_with("cofferdam-test-")
-                    && !name.starts_with("cofferdam-landlock")
-            })
-            .collect();
+        let entries = TEMPORARY.iter().flat_map(|path| std::fs::read_dir(path).unwrap());
+        let mut temporary: Vec<String> =
+            entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
         temporary.sort_unstable();
         let interfaces =
             read("/proc/self/net/dev").lines().filter_map(|line| Some(line.split_once(':')?.0.to_owned())).collect();

@@ -47,6 +47,16 @@ pub fn launch(spec: SandboxSpec) -> Result<Running, LaunchError> {
             source: if takes_trees { Source::Passed(index) } else { Source::Host(mount.source.clone()) },
         })
         .collect();
+    if let (Identity::Unused(_), Some(rootfs)) = (identity, &spec.place.rootfs)
+        && let Some(closed) = rootfs.ancestors().find(|directory| !plan::is_for_all(directory))
+    {
+        return Err(LaunchError::Spec(format!(
+            "the sandbox of root runs as an unprivileged user, to whom {} is closed, and with it the root file system {}; \
+             put it elsewhere, or open the directory with chmod o+rx",
+            closed.display(),
+            rootfs.display()
+        )));
+    }
     let steps = plan::plan(&spec, &host, &wanted);
     let trees = if takes_trees { wanted.len() } else { 0 };
     let mut start = Start::new(&spec, identity)?;
