@@ -34,10 +34,9 @@ const PACKETS: usize = 64;
 /// Connections accepted from one listener in one turn.
 const ACCEPTS: usize = 256;
 
-/// A turn with no more than this did little: one step of a ping-pong, or of a connection that is being made.
+/// A turn with no more than this, and no bulk transfer, did little: a step of a ping-pong, or of a connection being made.
 const LITTLE_EVENTS: usize = 2;
 const LITTLE_PACKETS: usize = 1;
-const LITTLE_BYTES: usize = 16 * 1024;
 
 /// The `virtio_net_hdr` and the largest packet.
 const FRAME: usize = cofferdam_gate::wire::virtio::HEADER_LEN + 65_535 + 40;
@@ -191,7 +190,7 @@ impl Gateway {
             for (token, ready) in ready.drain(..) {
                 self.dispatch(now, token, ready);
             }
-            self.little &= self.packets <= LITTLE_PACKETS && self.relay.take_moved() <= LITTLE_BYTES;
+            self.little &= self.packets <= LITTLE_PACKETS && !self.relay.take_bulk();
             self.relay.feed(&self.poller, &mut ended);
             for ended in ended.drain(..) {
                 self.closed(now, ended);
