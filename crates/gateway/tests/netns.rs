@@ -57,7 +57,7 @@ const CASES: &[Case] = &[
 fn main() -> ExitCode {
     let root = rustix::process::getuid().is_root();
     let users: &[Option<u32>] = if root { &[None, Some(PLAIN_USER)] } else { &[None] };
-    let mut failed = 0;
+    let (mut passed_cases, mut failed) = (0, 0);
     for user in users {
         for (name, ipv6, case) in CASES {
             let passed = run_in_child(|| {
@@ -71,9 +71,11 @@ fn main() -> ExitCode {
             });
             let who = if root && user.is_none() { "root" } else { "plain user" };
             println!("{} {name} ({who})", if passed { "ok    " } else { "FAILED" });
+            passed_cases += u32::from(passed);
             failed += u32::from(!passed);
         }
     }
+    println!("{passed_cases} passed, {failed} failed, 0 skipped");
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 

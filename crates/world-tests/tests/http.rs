@@ -91,8 +91,8 @@ fn denied_curl_hears_nothing_when_asked_to() {
             .sandbox()
             .flags("--net-default-egress deny --deny-with drop")
             .run(&["curl", "-sS", "--connect-timeout", "2", &url])
-            .exits(28)
-            .complains("timed out");
+            // curl's number for "timed out"; its words differ from version to version.
+            .exits(28);
     }
 }
 

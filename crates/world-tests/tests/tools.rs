@@ -100,7 +100,7 @@ fn denied_is_the_port_that_no_rule_names() {
         .complains("Connection refused");
 }
 
-const PIP: &str = "T=$(mktemp -d); python3 -m pip install -q --disable-pip-version-check --no-cache-dir --retries 0 --timeout 5 --cert ca.pem \
+const PIP: &str = "T=$(mktemp -d); python3 -m pip install --disable-pip-version-check --no-cache-dir --retries 0 --timeout 5 --cert ca.pem \
     --target $T/site --index-url";
 
 #[test]

@@ -52,6 +52,7 @@ def never_answer(connection):
 
 
 def close_first(connection):
+    counted["bytes"] = 0
     connection.shutdown(socket.SHUT_WR)
     counted["bytes"] = read_to_end(connection)
 
