@@ -64,7 +64,7 @@ fuzz_target!(|data: &[u8]| {
                     assert!(reply.len() >= 12 && reply.len() <= 65_535);
                     assert_eq!(reply[..2], message[..2]);
                 }
-                Output::Abandon { .. } | Output::Event(_) => {}
+                Output::Abandon { .. } | Output::Ignore { .. } | Output::Event(_) => {}
             }
         }
         for (upstream, asked) in sent {

@@ -112,10 +112,15 @@ pub(crate) struct NetworkArgs {
     /// Deny this.
     #[arg(long, value_name = "TARGET[:PORTS]", action = ArgAction::Append)]
     pub deny: Vec<String>,
-    /// allow@example.org:tcp:443,deny@any:tcp:25
-    ///
-    /// Rules in full, action[:direction]@target[:protocols[:ports]], separated by commas. The first match wins.
-    #[arg(long, value_name = "RULES", action = ArgAction::Append)]
+    // Not a doc comment: rustdoc takes the brackets of the grammar for links.
+    #[arg(
+        long,
+        value_name = "RULES",
+        action = ArgAction::Append,
+        help = "allow@example.org:tcp:443,deny@any:tcp:25",
+        long_help = "allow@example.org:tcp:443,deny@any:tcp:25\n\n\
+            Rules in full, action[:direction]@target[:protocols[:ports]], separated by commas. The first match wins."
+    )]
     pub net_rule: Vec<String>,
     /// What happens to flows that no rule matches, both ways.
     #[arg(long, value_name = "ACTION", hide_short_help = true)]
