@@ -244,7 +244,9 @@ impl World {
                         self.resolver.handle_pin_refused();
                     }
                 }
-                Output::Answer { .. } | Output::Ignore { .. } | Output::Event(_) => self.told.push(output),
+                Output::Answer { .. } | Output::Event(_) => self.told.push(output),
+                // Nothing is told to anybody.
+                Output::Ignore { .. } => {}
             }
         }
     }
