@@ -10,7 +10,9 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 
-use cofferdam_model::{Action, Direction, DropReason, Event, EventBody, Group, LimitKind, Protocol, RuleText};
+use cofferdam_model::{
+    Action, Direction, DropReason, Event, EventBody, Group, LimitKind, Protocol, RuleText, Withheld,
+};
 
 use crate::sandbox::HOST_ALIASES;
 use crate::slot;
@@ -138,11 +140,11 @@ impl Summary {
                 let flow = DeniedFlow { decision, direction: *direction, protocol: *protocol, guest: *guest };
                 self.deny_flow(&flow, *remote, *group, names, rule);
             }
-            EventBody::DnsQuery { name, qtype, verdict, rule, decision, .. } => {
+            EventBody::DnsQuery { name, qtype, verdict, rule, decision, withheld, .. } => {
                 self.totals.dns_queries += 1;
                 if *verdict == Action::Deny {
                     self.totals.dns_denied += 1;
-                    self.deny_lookup(name, *qtype, rule, decision.as_ref());
+                    self.deny_lookup(name, *qtype, rule, decision.as_ref(), *withheld);
                 }
             }
             EventBody::FlowOpened { .. } => self.totals.flows_opened += 1,
@@ -302,11 +304,22 @@ impl Summary {
         }
     }
 
-    fn deny_lookup(&mut self, name: &str, qtype: u16, rule: &RuleText, decision: Option<&String>) {
+    fn deny_lookup(
+        &mut self,
+        name: &str,
+        qtype: u16,
+        rule: &RuleText,
+        decision: Option<&String>,
+        withheld: Option<Withheld>,
+    ) {
         let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
         let key = Key { target: Target::Name(name), service: Service::Lookup, rule: rule.text.clone(), ingress: false };
         let Some(denied) = self.group_for(key, rule) else { return };
         *denied.lookups.entry(qtype).or_default() += 1;
+        if let Some(Withheld { address, group }) = withheld {
+            denied.group.get_or_insert(group);
+            denied.address.get_or_insert(address);
+        }
         if let Some(decision) = decision {
             denied.first_decision.get_or_insert_with(|| decision.clone());
         }
@@ -347,6 +360,9 @@ impl Summary {
         // Nothing opens the host's loopback; 127.0.0.1 in a sandbox is the sandbox's own.
         if denied.group == Some(Group::Loopback) {
             return None;
+        }
+        if let (Service::Lookup, Some(address)) = (key.service, denied.address) {
+            return withheld_remedy(address, denied.group);
         }
         let destination = self.destination(key, denied);
         // A later rule never overrides an earlier one, so the flag has to come first.
@@ -440,6 +456,14 @@ fn columns(row: &DeniedTarget) -> [String; 4] {
         None => String::new(),
     };
     [target, format!("×{}", row.count), escaped(&row.rule.text), remedy]
+}
+
+/// What makes an answer with this address deliverable: a rule for the address itself, without ports, since rules by name
+/// and rules with ports do not count for rebinding protection. No rule counts for metadata and unspecified addresses.
+fn withheld_remedy(address: IpAddr, group: Option<Group>) -> Option<String> {
+    let address = address.to_canonical();
+    let deliverable = group != Some(Group::Metadata) && !address.is_unspecified();
+    deliverable.then(|| format!("--net-rule {}", quoted(&format!("allow@{}", bracketed(address)))))
 }
 
 fn rule(direction: &str, destination: &str, denied: &Denied, service: Service) -> String {
@@ -565,6 +589,31 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_held_back_is_opened_by_its_address_without_a_port() {
+        for (address, group, remedy) in [
+            ("10.0.0.5", Group::Private, Some("--net-rule allow@10.0.0.5")),
+            ("fd00::5", Group::Private, Some("--net-rule 'allow@[fd00::5]'")),
+            ("::ffff:10.0.0.5", Group::Private, Some("--net-rule allow@10.0.0.5")),
+            ("192.168.1.9", Group::Host, Some("--net-rule allow@192.168.1.9")),
+            ("127.0.0.1", Group::Loopback, None),
+            ("169.254.169.254", Group::Metadata, None),
+            ("0.0.0.0", Group::Reserved, None),
+        ] {
+            for advice in [listed(), Advice { allow_changes_default: true }] {
+                let mut summary = Summary::new(advice);
+                let mut held_back = lookup("intranet.example", 1);
+                if let EventBody::DnsQuery { withheld, .. } = &mut held_back.body {
+                    *withheld = Some(Withheld { address: address.parse().unwrap(), group });
+                }
+                summary.record(&held_back);
+                let row = summary.denied().remove(0);
+                assert_eq!(row.allow_with.as_deref(), remedy, "{address}");
+                assert_eq!((row.target.as_str(), row.group), ("intranet.example", Some(group)));
+            }
+        }
+    }
+
+    #[test]
     fn the_gateway_is_called_host_and_its_resolver_dns() {
         let mut summary = Summary::new(listed());
         summary.record(&flow("172.16.0.1:8080", &["host.cofferdam.internal"], Group::Host, default_deny()));
@@ -679,6 +728,7 @@ mod tests {
             rule: default_deny(),
             decision: Some("7k".into()),
             answers: vec![],
+            withheld: None,
             rcode: Some(3),
             resolver: None,
             ms: 0.1,

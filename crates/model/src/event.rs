@@ -121,6 +121,13 @@ pub struct Event {
     pub body: EventBody,
 }
 
+/// An address in a DNS answer for which rebinding protection held the answer back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+pub struct Withheld {
+    pub address: IpAddr,
+    pub group: Group,
+}
+
 /// What happened.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(tag = "type")]
@@ -138,6 +145,9 @@ pub enum EventBody {
         rule: RuleText,
         decision: Option<String>,
         answers: Vec<IpAddr>,
+        /// Why an answer that came was not delivered; absent for every other query.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        withheld: Option<Withheld>,
         rcode: Option<u8>,
         resolver: Option<SocketAddr>,
         ms: f64,

@@ -15,6 +15,7 @@ pub use addr::{Classifier, Group, HostNetwork};
 pub use config::{DenyWith, DnsConfig, InterfaceConfig, LimitsConfig, NetworkConfig};
 pub use event::{
     CloseReason, DecisionId, DropReason, Event, EventBody, EventSource, FlowCounters, FlowId, LimitKind, RuleText,
+    Withheld,
 };
 pub use name::{DomainName, NameError};
 pub use rule::{Action, Destination, Direction, PolicyConfig, PortRange, Protocol, ProtocolSet, Rule};

@@ -27,7 +27,7 @@ use std::time::Duration;
 
 use chacha20::ChaCha20Rng;
 use chacha20::rand_core::{Rng as _, SeedableRng as _};
-use cofferdam_model::{Action, DecisionId, Direction, EventBody, LimitKind, Protocol, RuleText, Time};
+use cofferdam_model::{Action, DecisionId, Direction, EventBody, LimitKind, Protocol, RuleText, Time, Withheld};
 use cofferdam_policy::{Facts, NameVerdict, Policy, RuleRef, Verdict};
 
 use crate::answer::{self, Answer, Arrival, Bindings, Objection, Question};
@@ -69,6 +69,7 @@ struct Ending {
     rule: RuleText,
     decision: Option<DecisionId>,
     answers: Vec<IpAddr>,
+    withheld: Option<Withheld>,
     rcode: u16,
     resolver: Option<SocketAddr>,
 }
@@ -247,6 +248,7 @@ impl Resolver {
             rule: self.policy.rule_text(rule),
             decision: Some(decision),
             answers: Vec::new(),
+            withheld: None,
             rcode: Rcode::NxDomain.code(),
             resolver: None,
         };
@@ -261,6 +263,7 @@ impl Resolver {
             rule: self.policy.rule_text(waiter.rule),
             decision: None,
             answers,
+            withheld: None,
             rcode: reply.rcode(),
             resolver: None,
         };
@@ -305,7 +308,7 @@ impl Resolver {
             Err(Objection::Chain) => return self.fail(now, &finished, &ExtendedError::other("unusable CNAME chain")),
             Err(Objection::Rebinding { address, group }) => {
                 let text = format!("rebinding protection: {address} is in group {}", group.word());
-                return self.block(now, &finished, &RuleText { index: None, text });
+                return self.block(now, &finished, &RuleText { index: None, text }, Withheld { address, group });
             }
         };
         if finished.key.route == Route::Configured {
@@ -331,6 +334,7 @@ impl Resolver {
                 rule: self.policy.rule_text(waiter.rule),
                 decision: None,
                 answers: bindings.addresses.iter().map(|(address, _)| *address).collect(),
+                withheld: None,
                 rcode: answer.head.rcode,
                 resolver: finished.server,
             };
@@ -350,7 +354,7 @@ impl Resolver {
     }
 
     /// Answers as if the name did not exist, because of what the answer says.
-    fn block(&mut self, now: Time, finished: &Finished, rule: &RuleText) {
+    fn block(&mut self, now: Time, finished: &Finished, rule: &RuleText, withheld: Withheld) {
         for waiter in &finished.waiters {
             let decision = self.draw_decision();
             let message = denial(&waiter.query, decision).emit(Reply::limit(&waiter.query, waiter.transport));
@@ -360,6 +364,7 @@ impl Resolver {
                 rule: rule.clone(),
                 decision: Some(decision),
                 answers: Vec::new(),
+                withheld: Some(withheld),
                 rcode: Rcode::NxDomain.code(),
                 resolver: finished.server,
             };
@@ -383,6 +388,7 @@ impl Resolver {
                 rule: self.policy.rule_text(waiter.rule),
                 decision: None,
                 answers: Vec::new(),
+                withheld: None,
                 rcode: Rcode::ServFail.code(),
                 resolver: finished.server,
             };
@@ -391,7 +397,7 @@ impl Resolver {
     }
 
     fn report(&mut self, query: &Query, took: Duration, ending: Ending) {
-        let Ending { verdict, rule, decision, answers, rcode, resolver } = ending;
+        let Ending { verdict, rule, decision, answers, withheld, rcode, resolver } = ending;
         self.outputs.push(Output::Event(EventBody::DnsQuery {
             name: query.domain.as_ref().map_or_else(|| ".".to_owned(), ToString::to_string),
             qtype: query.qtype,
@@ -399,6 +405,7 @@ impl Resolver {
             rule,
             decision: decision.map(|decision| decision.to_string()),
             answers,
+            withheld,
             rcode: u8::try_from(rcode).ok(),
             resolver,
             ms: took.as_secs_f64() * 1000.0,

@@ -161,8 +161,11 @@ fn an_address_that_is_not_public_blocks_the_whole_answer() {
             assert_eq!((reply.rcode(), reply.answer.len()), (NXDOMAIN, 0), "{text}");
             assert!(world.pins().is_empty(), "{text}");
             let [(15, why)] = &reply.extended_errors()[..] else { panic!("{reply:?}") };
-            let [EventBody::DnsQuery { verdict, decision, answers, rule, .. }] = &world.events()[..] else { panic!() };
+            let [EventBody::DnsQuery { verdict, decision, answers, withheld, rule, .. }] = &world.events()[..] else {
+                panic!()
+            };
             assert_eq!((*verdict, answers.len()), (Action::Deny, 0));
+            assert_eq!(withheld.unwrap().address, ip(text));
             assert!(why.contains(decision.as_ref().unwrap()));
             assert!(rule.text.contains(&ip(text).to_string()), "{rule:?}");
         }
