@@ -1,6 +1,6 @@
 //! Flags, files and the wire form: every door through which a network configuration comes in.
 //!
-//! Text becomes a raw configuration that is close to what was written ([`document`] and serde), and that becomes a
+//! Text becomes a raw configuration that is close to what was written (`document` and serde), and that becomes a
 //! [`NetworkConfig`] in one place. Rules in whatever form go through the parser of the [grammar](crate::grammar), so the same
 //! rule is right or wrong behind every door. Errors are collected: a person who mends the first one should not meet the second
 //! only then.

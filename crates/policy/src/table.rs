@@ -1,7 +1,7 @@
 //! The lookup tables a policy compiles to.
 //!
 //! A rule's position is its *rank*; the lowest rank that matches decides. Rules with the same destination share one
-//! [`ports::Table`], which answers protocol and port with the lowest rank among them; [`prefixes::PrefixTree`] and
+//! [`ports::Table`], which answers protocol and port with the lowest rank among them; [`prefixes::Prefixes`] and
 //! [`names::NameTree`] find the tables of every destination that holds an address or a name. So the cost of a verdict grows
 //! with the depth of nesting and the logarithm of the number of rules, never with the number of rules.
 
