@@ -1,11 +1,20 @@
 /// The candidate that a misspelt `word` most likely stands for: at most a third of its letters (and at least one) are off.
 pub(crate) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    within(word, candidates, 3)
+}
+
+/// As [`nearest`], for candidates that have little in common: half of the letters may be off.
+pub(crate) fn roughly<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    within(word, candidates, 2)
+}
+
+fn within<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>, letters_per_slip: usize) -> Option<&'a str> {
     // A word this long is no misspelling of ours, and the distance takes time in proportion to the product of both lengths.
     if word.len() > 64 {
         return None;
     }
     let word: Vec<char> = word.to_lowercase().chars().collect();
-    let allowed = (word.len() / 3).max(1);
+    let allowed = (word.len() / letters_per_slip.max(1)).max(1);
     let distances = candidates.into_iter().map(|candidate| (distance(&word, candidate), candidate));
     distances.filter(|(distance, _)| *distance <= allowed).min_by_key(|(distance, _)| *distance).map(|(_, found)| found)
 }

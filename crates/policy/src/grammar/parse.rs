@@ -8,7 +8,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use crate::grammar::error::{RuleError, RuleErrorKind as Kind, RuleErrors};
 use crate::grammar::piece::Piece;
 use crate::grammar::{DNS_PORT, name};
-use crate::nearest::nearest;
+use crate::nearest::{nearest, roughly};
 use crate::{preset, rule_problem};
 
 /// Errors reported for one text: more than anybody mends in one go, and few enough to print.
@@ -353,10 +353,31 @@ fn list(piece: Piece<'_>, word: &str) -> Result<Target, Problem> {
         return Ok(Target::These(vec![Destination::Group(group)]));
     }
     preset::list(word).map(Target::These).ok_or_else(|| {
-        let meant = nearest(word, preset::LISTS.iter().flat_map(|list| [list.word, list.constant]));
+        // The rule's own `@` is there already: `allow@@pypi`, `--allow @pypi`.
+        let bare = word.trim_start_matches('@');
+        let meant = list_for(bare).or_else(|| {
+            let constants = preset::LISTS.iter().map(|list| list.constant);
+            roughly(bare, preset::LISTS.iter().map(|list| list.word)).or_else(|| nearest(bare, constants))
+        });
         let help = meant.map(|word| format!("did you mean `@{word}`?"));
         Problem::new(piece, Kind::UnknownList { word: word.to_owned() }).help(help)
     })
+}
+
+/// The list that people mean who name a tool, a language or another word for the list.
+fn list_for(word: &str) -> Option<&'static str> {
+    if let Some(list) = preset::LISTS.iter().find(|list| list.word == word || list.constant == word) {
+        return Some(list.word);
+    }
+    match word {
+        "pip" | "python" | "uv" | "poetry" => Some("pypi"),
+        "node" | "nodejs" | "yarn" | "pnpm" => Some("npm"),
+        "cargo" | "rust" => Some("crates"),
+        "golang" => Some("go"),
+        "apt" | "deb" => Some("debian"),
+        "git" | "gh" => Some("github"),
+        _ => None,
+    }
 }
 
 /// Nothing with these letters can be a name: a name whose last label is a number is an address to most programs.
