@@ -143,6 +143,12 @@ pub(crate) struct NetworkArgs {
     /// Total time for one DNS query, in milliseconds.
     #[arg(long, value_name = "N", hide_short_help = true)]
     pub dns_query_timeout_ms: Option<u64>,
+    /// Deliver DNS answers with addresses that are not public, too.
+    ///
+    /// Whoever owns a name that a rule allows can then point it into your networks, and be let through. A rule for the
+    /// address itself, without ports, is the narrower way: --net-rule allow@10.0.0.5.
+    #[arg(long, hide_short_help = true)]
+    pub no_dns_rebind_protection: bool,
     /// The IPv4 pool from which the sandbox's link is taken.
     #[arg(long, value_name = "CIDR", hide_short_help = true)]
     pub ipv4_pool: Option<String>,

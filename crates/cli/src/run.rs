@@ -121,6 +121,7 @@ fn flag_items(args: &NetworkArgs, limits: &LimitArgs, matches: &ArgMatches) -> R
     items.extend(args.deny_with.map(|word| FlagItem::DenyWith(word.deny_with())));
     items.extend(args.dns_nameserver.iter().cloned().map(FlagItem::Nameserver));
     items.extend(args.dns_query_timeout_ms.map(FlagItem::QueryTimeoutMs));
+    items.extend(args.no_dns_rebind_protection.then_some(FlagItem::NoRebindProtection));
     items.extend(limits.max_connections.map(FlagItem::MaxConnections));
     items.extend(limits.max_udp_connections.map(FlagItem::MaxUdpConnections));
     items.extend(args.mtu.map(FlagItem::Mtu));
@@ -225,5 +226,30 @@ impl DenyWord {
             DenyWord::Icmp => DenyWith::Icmp,
             DenyWord::Drop => DenyWith::Drop,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, FromArgMatches};
+
+    use super::*;
+    use crate::args::{Cli, Verb};
+
+    #[test]
+    fn rebinding_protection_is_on_until_a_flag_turns_it_off() {
+        assert!(network(&["run", "true"]).dns.rebind_protection);
+        assert!(!network(&["run", "--no-dns-rebind-protection", "true"]).dns.rebind_protection);
+        // What follows the program is the program's.
+        assert!(network(&["run", "true", "--no-dns-rebind-protection"]).dns.rebind_protection);
+    }
+
+    fn network(args: &[&str]) -> NetworkConfig {
+        let matches = Cli::command().try_get_matches_from(["cofferdam"].iter().chain(args)).unwrap();
+        let Verb::Run(run) = Cli::from_arg_matches(&matches).unwrap().verb else { panic!("{args:?}") };
+        let Ok(network) = network_config(&run.network, &run.limits, matches.subcommand().unwrap().1) else {
+            panic!("{args:?}")
+        };
+        network
     }
 }

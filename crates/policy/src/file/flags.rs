@@ -31,6 +31,8 @@ pub enum FlagItem {
     Nameserver(String),
     /// `--dns-query-timeout-ms`
     QueryTimeoutMs(u64),
+    /// `--no-dns-rebind-protection`
+    NoRebindProtection,
     /// `--max-connections`
     MaxConnections(u32),
     /// `--max-udp-connections`
@@ -98,6 +100,7 @@ pub fn from_flags(items: &[FlagItem]) -> Result<NetworkConfig, ConfigErrors> {
                 let timeout = values::timeout(*ms);
                 take(&mut errors, "--dns-query-timeout-ms", timeout, |timeout| config.dns.query_timeout = timeout);
             }
+            FlagItem::NoRebindProtection => config.dns.rebind_protection = false,
             FlagItem::MaxConnections(bound) => config.limits.max_connections = *bound,
             FlagItem::MaxUdpConnections(bound) => config.limits.max_udp_connections = *bound,
             FlagItem::Mtu(mtu) => take(&mut errors, "--mtu", values::mtu(*mtu), |mtu| config.interface.mtu = mtu),
@@ -140,6 +143,7 @@ fn read_file(items: &[FlagItem], config: &mut NetworkConfig, errors: &mut Vec<Co
         | FlagItem::DenyWith(_)
         | FlagItem::Nameserver(_)
         | FlagItem::QueryTimeoutMs(_)
+        | FlagItem::NoRebindProtection
         | FlagItem::MaxConnections(_)
         | FlagItem::MaxUdpConnections(_)
         | FlagItem::Mtu(_)
