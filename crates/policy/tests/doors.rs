@@ -57,7 +57,7 @@ fn no_network_is_no_interface() {
         assert!(!config.enabled);
         assert_eq!(config.policy.default_egress, Action::Deny);
         assert_eq!(config.policy.default_ingress, Action::Deny);
-    }
+        }
     let contradictions =
         [vec![FlagItem::NoNet, FlagItem::Allow("x.org".into())], vec![FlagItem::NoNet, FlagItem::Net("public".into())]];
     for items in contradictions {
@@ -231,6 +231,71 @@ fn mistakes_are_refused_with_their_place() {
 }
 
 #[test]
+fn a_suffix_among_names_is_sent_to_where_suffixes_stand() {
+    let refused = |field: &str, text: &str| {
+        file::parse("x.toml", &format!("[network]\n{field} = [{text:?}]")).expect_err(text).0.remove(0)
+    };
+    for (text, suffix) in [
+        ("*.example.org", "\"example.org\""),
+        ("**.example.org", "\"example.org\""),
+        (".example.org", "\".example.org\""),
+        ("suffix=example.org", "\"example.org\""),
+        ("*", ""),
+    ] {
+        let error = refused("deny_domains", text);
+        assert_eq!(error.origin, "x.toml: deny_domains[0]");
+        let help = error.help.unwrap();
+        assert!(help.contains("`deny_domain_suffixes`") && help.ends_with(suffix), "{text}: {help}");
+        assert!(!help.contains('*') && error.rule.is_none(), "{text}: {help}");
+        if !suffix.is_empty() {
+            let moved = format!("[network]\ndeny_domain_suffixes = [{suffix}]");
+            assert!(file::parse("x.toml", &moved).is_ok(), "{moved}");
+        }
+    }
+}
+
+#[test]
+fn a_mark_points_into_what_was_written() {
+    for (field, text, marked) in [
+        ("deny_domains", "exa mple.org", "exa mple.org"),
+        ("deny_domains", "@pypy", "@pypy"),
+        ("deny_domain_suffixes", ".exa mple.org", "exa mple.org"),
+        ("deny_domain_suffixes", "*.co.uk", "co.uk"),
+        ("deny_domain_suffixes", "co.uk", "co.uk"),
+    ] {
+        let error = file::parse("x.toml", &format!("[network]\n{field} = [{text:?}]")).expect_err(text).0.remove(0);
+        let rule = error.rule.unwrap();
+        assert_eq!((&*rule.source, &rule.source[rule.span.clone()]), (text, marked), "{field}");
+        assert_eq!(rule.token_text(), text);
+    }
+}
+
+#[test]
+fn fields_that_are_not_supported_are_not_expected() {
+    for (name, text) in [
+        ("x.toml", "[network]\nbanana = 1"),
+        ("x.json", "{\"banana\": 1}"),
+        ("x.yaml", "banana: 1"),
+        ("x.toml", "[network.interface]\nbanana = 1"),
+        ("x.json", "{\"interface\": {\"banana\": 1}}"),
+        ("x.yaml", "interface:\n  banana: 1"),
+    ] {
+        let errors = file::parse(name, text).expect_err(text).to_string();
+        assert!(errors.contains("`banana`") && errors.contains("line "), "{errors}");
+        assert!(
+            errors.contains(if text.contains("interface") { "ipv4_pool" } else { "connect_timeout_ms" }),
+            "{errors}"
+        );
+        for field in ["network_mode", "tls", "ports", "strict", "max_inbound_connections", "mac"] {
+            assert!(!errors.contains(field), "{field}: {errors}");
+        }
+    }
+    // A rule has ports.
+    let rule = r#"{"rules": [{"action": "deny", "banana": 1}]}"#;
+    assert!(file::parse("x.json", rule).unwrap_err().to_string().contains("`ports`"));
+}
+
+#[test]
 fn ports_of_the_wire_form_are_exact() {
     let cases = [
         ("[443]", Ok("allow@any:tcp:443")),
@@ -283,6 +348,7 @@ fn flags_come_before_and_above_a_file() {
         FlagItem::Net("public".into()),
         FlagItem::Nameserver("1.1.1.1".into()),
         FlagItem::DefaultIngress(Action::Deny),
+        FlagItem::NoRebindProtection,
         file.clone(),
     ];
     let config = from_flags(&items).unwrap();
@@ -290,6 +356,7 @@ fn flags_come_before_and_above_a_file() {
     assert_eq!(config.limits.max_connections, 9);
     assert_eq!(config.dns.nameservers, ["1.1.1.1:53".parse().unwrap()]);
     assert_eq!(config.policy.default_ingress, Action::Deny);
+    assert!(!config.dns.rebind_protection && from_flags(&[]).unwrap().dns.rebind_protection);
     assert!(from_flags(&[file.clone(), file]).is_err());
     let off = conf("[network]\nenabled = false");
     assert!(!from_flags(std::slice::from_ref(&off)).unwrap().enabled);

@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 
 use crate::file::error::ConfigError;
-use crate::file::raw::{RawFile, RawNetwork};
+use crate::file::raw::{RawFile, RawNetwork, UNSUPPORTED};
 use crate::nearest::nearest;
 
 #[derive(Debug, Clone, Copy)]
@@ -62,6 +62,7 @@ fn decode<T: DeserializeOwned>(format: Format, name: &str, text: &str) -> Result
             },
         },
     };
+    let message = without_unsupported(&message);
     let help = misspelt(&message);
     Err(ConfigError::new(name, message).help(help))
 }
@@ -78,6 +79,24 @@ fn with_place(text: &str, start: Option<usize>, message: &str) -> String {
     let line = before.matches('\n').count() + 1;
     let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
     format!("{message} at line {line} column {column}")
+}
+
+/// Serde lists every field that a struct has as expected, also those that are there only to be refused by name.
+fn without_unsupported(message: &str) -> String {
+    const LIST: &str = "expected one of ";
+    let Some((before, list)) = message.split_once(LIST).filter(|(before, _)| before.contains("unknown field")) else {
+        return message.to_owned();
+    };
+    let (list, after) = list.find(" at line ").and_then(|at| list.split_at_checked(at)).unwrap_or((list, ""));
+    let mut fields: Vec<&str> = list.split(", ").collect();
+    for unsupported in UNSUPPORTED {
+        let is_unsupported = |field: &&str| unsupported.contains(&field.trim_matches('`'));
+        // Another struct may have a field of the same name that works, such as the ports of a rule.
+        if fields.iter().filter(|field| is_unsupported(field)).count() == unsupported.len() {
+            fields.retain(|field| !is_unsupported(field));
+        }
+    }
+    format!("{before}{LIST}{}{after}", fields.join(", "))
 }
 
 /// Serde names the unknown word in backticks and then lists those it knows, in backticks or plain.

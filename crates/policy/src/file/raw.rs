@@ -79,6 +79,23 @@ pub(super) struct RawNetwork {
     pub(super) max_inbound_connections: Option<IgnoredAny>,
 }
 
+/// Fields that a struct knows and that are not supported yet, by struct: an error does not list them as expected.
+pub(super) const UNSUPPORTED: [&[&str]; 2] = [
+    &[
+        "network_mode",
+        "network_allowlist",
+        "network_denylist",
+        "tls",
+        "ports",
+        "rate_limiter",
+        "secrets",
+        "trust_host_cas",
+        "strict",
+        "max_inbound_connections",
+    ],
+    &["mac"],
+];
+
 impl RawNetwork {
     /// Fields of the wire form that are known and not supported yet, with whether they are there.
     pub(super) fn unsupported(&self) -> impl Iterator<Item = &'static str> {

@@ -172,11 +172,21 @@ enum DenyName {
 }
 
 fn deny_name(origin: &str, text: &str, kind: DenyName, rules: &mut Vec<Rule>, errors: &mut Vec<ConfigError>) {
-    let target = match kind {
-        _ if text.starts_with('@') => text.to_owned(),
-        DenyName::Exact => format!("domain={text}"),
-        DenyName::Suffix if text.starts_with("*.") || text.starts_with("suffix!=") => text.to_owned(),
-        DenyName::Suffix => format!("suffix={text}"),
+    let prefix = match kind {
+        _ if text.starts_with('@') => "",
+        DenyName::Exact if is_suffix(text) => {
+            let message = format!("{text:?} is not one name; `deny_domains` holds whole names");
+            let suffix = match text.rsplit_once('*') {
+                Some((_, rest)) => rest.trim_start_matches('.'),
+                None => text.rsplit('=').next().unwrap_or(text),
+            };
+            let example = if suffix.contains('.') { format!(", as {suffix:?}") } else { String::new() };
+            let help = format!("a name with all below it goes into `deny_domain_suffixes`{example}");
+            return errors.push(ConfigError::new(origin, message).help(help));
+        }
+        DenyName::Exact => "domain=",
+        DenyName::Suffix if text.starts_with("*.") || text.starts_with("suffix!=") => "",
+        DenyName::Suffix => "suffix=",
     };
     let rule = Rule {
         action: Action::Deny,
@@ -185,7 +195,16 @@ fn deny_name(origin: &str, text: &str, kind: DenyName, rules: &mut Vec<Rule>, er
         protocols: ProtocolSet::ANY,
         ports: Vec::new(),
     };
-    collect(origin, grammar::with_target(rule, &target), rules, errors);
+    let parsed = grammar::with_target(rule, &format!("{prefix}{text}"));
+    let parsed = parsed.map_err(|grammar::RuleErrors(wrong)| {
+        grammar::RuleErrors(wrong.into_iter().map(|error| error.without_prefix(prefix.len())).collect())
+    });
+    collect(origin, parsed, rules, errors);
+}
+
+/// Whether a text that should be a name is written as the rules write a name with all below it.
+fn is_suffix(text: &str) -> bool {
+    text.contains('*') || text.starts_with('.') || text.starts_with("suffix=") || text.starts_with("suffix!=")
 }
 
 fn read_rules(origin: &str, entries: Vec<RawRuleEntry>, rules: &mut Vec<Rule>, errors: &mut Vec<ConfigError>) {

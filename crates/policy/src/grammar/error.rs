@@ -97,6 +97,14 @@ impl RuleError {
         self.source.get(self.token.clone()).unwrap_or_default()
     }
 
+    /// The same error in the text without its first `bytes`, which were put before what somebody wrote.
+    #[must_use]
+    pub(crate) fn without_prefix(self, bytes: usize) -> RuleError {
+        let Some(source) = self.source.get(bytes..).map(Arc::from) else { return self };
+        let shift = |range: Range<usize>| range.start.saturating_sub(bytes)..range.end.saturating_sub(bytes);
+        RuleError { source, token: shift(self.token), span: shift(self.span), ..self }
+    }
+
     /// The wrong part's first and last character in the text, counted from 1.
     #[must_use]
     pub fn characters(&self) -> (usize, usize) {
