@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use clap::ArgMatches;
@@ -187,7 +188,11 @@ fn environment(
 fn open_log(path: Option<&Path>) -> Result<EventLog, Refusal> {
     match path {
         None => Ok(EventLog::none()),
-        Some(path) if path == Path::new("-") => Ok(EventLog::to(Box::new(io::stdout()))),
+        // A descriptor of its own: the writer may be held up, and nobody else should wait for the lock of stdout.
+        Some(path) if path == Path::new("-") => match io::stdout().as_fd().try_clone_to_owned() {
+            Ok(stdout) => Ok(EventLog::to(Box::new(File::from(stdout)))),
+            Err(error) => Err(Refusal::setup(format!("cannot write events to stdout: {error}"))),
+        },
         Some(path) => Ok(EventLog::to(Box::new(open_report(path)?.1))),
     }
 }

@@ -16,12 +16,14 @@ use cofferdam_backend_ns::{
     Status, Terminal,
 };
 use cofferdam_gateway::{GatewayConfig, LinkAddresses, NetnsSpec};
-use cofferdam_model::{Action, Classifier, Event, EventBody, EventSource, HostNetwork, NetworkConfig, PolicyConfig};
+use cofferdam_model::{
+    Action, Classifier, Event, EventBody, EventSource, HostNetwork, LimitKind, NetworkConfig, PolicyConfig,
+};
 use cofferdam_policy::Policy;
 use cofferdam_policy::grammar::format_rule;
 
 use crate::environment;
-use crate::events::EventLog;
+use crate::events::{EventLog, MAX_LINES};
 use crate::host::Host;
 use crate::slot::{self, SlotError};
 use crate::summary::{Advice, Summary};
@@ -208,7 +210,11 @@ impl Sandbox {
         // The gateway's clock starts when it is ready, which is a moment ago: both count from the same event.
         let started = Instant::now();
         log.write(&own_event(started, EventBody::SandboxStarted { command, policy, guest }));
+        let mut missed = 0_u64;
         let outcome = running.run_to_end(&mut |line| {
+            if log.has_room() {
+                missed = missed.saturating_add(tell_lost(log, started));
+            }
             log.write_line(line);
             match serde_json::from_slice::<Event>(line) {
                 Ok(event) => summary.record(&event),
@@ -217,9 +223,15 @@ impl Sandbox {
         });
         let exit_status = exit_status(&outcome, fail_on_deny && summary.denied_anything());
         let duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        missed = missed.saturating_add(tell_lost(log, started));
         log.write(&own_event(started, EventBody::SandboxStopped { exit_status: i32::from(exit_status), duration_ms }));
         let mut notices = outcome_notices(&outcome);
         notices.extend(outcome.notices);
+        log.finish();
+        missed = missed.saturating_add(log.take_lost());
+        if missed > 0 {
+            notices.push(format!("the event log is incomplete: its reader was too slow, and {missed} lines were lost"));
+        }
         if let Some(error) = log.take_error() {
             notices.push(format!("the event log is incomplete: {error}"));
         }
@@ -321,6 +333,16 @@ fn policy_text(network: &NetworkConfig) -> Vec<String> {
     let defaults = [("egress", default_egress), ("ingress", default_ingress)];
     let defaults = defaults.map(|(direction, action)| format!("default {direction} {}", word(action)));
     rules.iter().map(format_rule).chain(defaults).collect()
+}
+
+/// Says in the log how many lines it lost, and how many that were.
+fn tell_lost(log: &mut EventLog, started: Instant) -> u64 {
+    let count = log.take_lost();
+    if count > 0 {
+        let bound = u64::try_from(MAX_LINES).unwrap_or(u64::MAX);
+        log.write(&own_event(started, EventBody::LimitReached { limit: LimitKind::Events, bound, count }));
+    }
+    count
 }
 
 /// An event of the supervisor, whose clock started when the program did.
