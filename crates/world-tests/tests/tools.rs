@@ -100,7 +100,8 @@ fn denied_is_the_port_that_no_rule_names() {
         .complains("Connection refused");
 }
 
-const PIP: &str = "T=$(mktemp -d); python3 -m pip install --disable-pip-version-check --no-cache-dir --retries 0 --timeout 5 --cert ca.pem \
+// With one more try, since pip says why the first one failed, and of the last one only that there is no package.
+const PIP: &str = "T=$(mktemp -d); python3 -m pip install -q --disable-pip-version-check --no-cache-dir --retries 1 --timeout 5 --cert ca.pem \
     --target $T/site --index-url";
 
 #[test]
