@@ -37,7 +37,11 @@ impl Builder<'_> {
         if process::close_all_except(&kept).is_err() {
             return 1;
         }
-        let Ok(supervisor) = self.supervisor.try_clone() else { return 1 };
+        // Both stay open until the fault is told: to the supervisor the end of the init's socket means that the init has
+        // ended, which is not the news here.
+        let (Ok(supervisor), Ok(_init)) = (self.supervisor.try_clone(), self.init.supervisor.try_clone()) else {
+            return 1;
+        };
         match self.build() {
             Ok(()) => 0,
             Err(Some(fault)) => {
