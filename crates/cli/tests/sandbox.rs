@@ -149,6 +149,18 @@ fn the_doctor_finds_this_machine_fit() {
 }
 
 #[test]
+fn the_doctor_and_a_run_agree_about_limits() {
+    let found: serde_json::Value = serde_json::from_str(&run(&["doctor", "--json"]).stdout).unwrap();
+    let checks = found["checks"].as_array().unwrap();
+    let check = checks.iter().find(|check| check["name"] == "cgroup delegation").unwrap();
+    let said = sandbox(&["--no-net", "--memory", "256M", "--cpus", "1"], &["true"]).stderr;
+    assert_eq!(check["state"] == "good", !said.contains("not enforced"), "{check}: {said}");
+    if check["state"] != "good" {
+        assert!(said.contains(check["detail"].as_str().unwrap()), "{check}: {said}");
+    }
+}
+
+#[test]
 fn the_wall_holds() {
     let proof = run(&["doctor", "--prove", "--json"]);
     let found: serde_json::Value = serde_json::from_str(&proof.stdout).unwrap_or_else(|_| panic!("{}", proof.stderr));

@@ -4,11 +4,10 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use cofferdam_control::Host;
+use cofferdam_control::{EventLog, Host, ResourceLimits, RunOptions, Sandbox};
 use cofferdam_gateway::{Link6, LinkAddresses, NetnsSpec, build_netns};
 use cofferdam_sys::confine::{self, Answer, Call, Filter, Landlock};
 use cofferdam_sys::netlink::{Connection, Request};
@@ -43,10 +42,7 @@ pub(super) fn all() -> Vec<Check> {
         optional(
             "gateway, IPv6",
             in_child(move || if ipv6 { gateway(true) } else { Err("this kernel has no IPv6".to_owned()) }),
-            |_| {
-                "sandboxes will have IPv4 only; load ipv6 and nft_tproxy (sudo modprobe nft_tproxy) to have both"
-                    .to_owned()
-            },
+            gateway6_remedy,
         ),
         required("splice", in_child(splice), |_| {
             "a kernel since 2.6.31 has splice(2); a container's seccomp filter may forbid it".to_owned()
@@ -58,9 +54,7 @@ pub(super) fn all() -> Vec<Check> {
         optional("ping sockets", in_child(ping_sockets), |_| {
             "sudo sysctl -w net.ipv4.ping_group_range='0 2147483647'".to_owned()
         }),
-        optional("cgroup delegation", in_child(cgroup), |_| {
-            "--memory, --cpus and --pids need a delegated cgroup v2: start with systemd-run --user --scope -p Delegate=yes".to_owned()
-        }),
+        optional("cgroup delegation", in_child(limits), |_| limits_remedy(rustix::process::geteuid().is_root())),
         optional("IPv6 route", ipv6_route(&host), |_| {
             "sandboxes get IPv4 only on this machine; --ipv6 overrides that".to_owned()
         }),
@@ -223,17 +217,34 @@ fn gateway(ipv6: bool) -> Findings {
         gateway_mac: [0x02, 0, 0, 0, 0, 1],
     };
     let fds = build_netns(&spec, device, sandbox.as_fd()).map_err(|error| chain(&error))?;
-    Ok(format!("veth, TUN, nft with TPROXY and {} listeners made", fds.listeners.len()))
+    Ok(match fds.listeners.len() {
+        1 => "made veth, TUN, nft with TPROXY and a listener".to_owned(),
+        many => format!("made veth, TUN, nft with TPROXY and {many} listeners"),
+    })
 }
 
 fn nft_remedy(detail: &str) -> String {
-    let detail = detail.to_lowercase();
-    if detail.contains("veth") {
-        "sudo modprobe veth".to_owned()
-    } else if detail.contains("tun") && !detail.contains("nf") {
-        "see TUN device".to_owned()
-    } else {
+    earlier_remedy(detail).unwrap_or_else(|| {
         "sudo modprobe -a nf_tables nft_tproxy; or a kernel with CONFIG_NF_TABLES_INET and CONFIG_NFT_TPROXY".to_owned()
+    })
+}
+
+fn gateway6_remedy(detail: &str) -> String {
+    earlier_remedy(detail).unwrap_or_else(|| {
+        "sandboxes will have IPv4 only; load ipv6 and nft_tproxy (sudo modprobe nft_tproxy) to have both".to_owned()
+    })
+}
+
+/// What to do when the gateway failed at something that comes before nft.
+fn earlier_remedy(detail: &str) -> Option<String> {
+    if ["unshare(2)", "_map", "a second network namespace"].iter().any(|part| detail.contains(part)) {
+        Some("see user namespaces".to_owned())
+    } else if detail.contains("/dev/net/tun") {
+        Some("see TUN device".to_owned())
+    } else if detail.to_lowercase().contains("veth") {
+        Some("sudo modprobe veth".to_owned())
+    } else {
+        None
     }
 }
 
@@ -304,26 +315,37 @@ fn ping_sockets() -> Findings {
     }
 }
 
-/// Makes a group below our own and looks at what may be limited there.
-fn cgroup() -> Findings {
-    let groups = fs::read_to_string("/proc/self/cgroup").map_err(|error| error.to_string())?;
-    let own = groups.lines().find_map(|line| line.strip_prefix("0::/")).ok_or("no cgroup v2 here")?;
-    let root = Path::new("/sys/fs/cgroup");
-    if !root.join("cgroup.controllers").exists() {
-        return Err("no cgroup v2 at /sys/fs/cgroup".to_owned());
+/// Runs a program with limits as `run` does, and listens to what it says about them.
+fn limits() -> Findings {
+    let mut network = cofferdam_policy::file::default_network();
+    network.enabled = false;
+    let options = RunOptions {
+        env: vec![("PATH".into(), "/usr/bin:/bin".into())],
+        limits: ResourceLimits { memory: Some(256 << 20), cpus: Some(1.0), pids: None, timeout: Some(PATIENCE / 2) },
+        ..RunOptions::new(vec!["true".into()], network)
+    };
+    let finished = Sandbox::prepare(options)
+        .and_then(|sandbox| sandbox.run(&mut EventLog::none()))
+        .map_err(|error| format!("no sandbox to try it with: {}", chain(&error)))?;
+    match finished.notices.iter().find_map(|notice| not_enforced(notice)) {
+        None => Ok("ran a program with limits on memory and processors".to_owned()),
+        Some(reason) => Err(reason.to_owned()),
     }
-    let folder: PathBuf = root.join(own).join(format!("cofferdam-doctor-{}", std::process::id()));
-    fs::create_dir(&folder).map_err(|error| format!("cannot make a group below our own: {error}"))?;
-    let controllers = fs::read_to_string(folder.join("cgroup.controllers")).unwrap_or_default();
-    fs::remove_dir(&folder).map_err(|error| format!("cannot remove {}: {error}", folder.display()))?;
-    let missing: Vec<&str> = ["memory", "cpu", "pids"]
-        .into_iter()
-        .filter(|wanted| !controllers.split_whitespace().any(|has| has == *wanted))
-        .collect();
-    match missing.as_slice() {
-        [] => Ok("made a group below our own with memory, cpu and pids".to_owned()),
-        missing => Err(format!("a group below our own cannot limit {}", missing.join(", "))),
-    }
+}
+
+/// The reason in a notice about a limit that holds for nothing, without the advice behind it: that is the remedy's.
+fn not_enforced(notice: &str) -> Option<&str> {
+    let (_, rest) = notice.split_once("is not enforced")?;
+    let (_, reason) = rest.split_once(": ")?;
+    Some(reason.split("; `").next().unwrap_or(reason))
+}
+
+fn limits_remedy(is_root: bool) -> String {
+    // Root has no manager of its own to ask, and may ask the machine's.
+    let user = if is_root { "" } else { "--user " };
+    format!(
+        "--memory and --cpus need a delegated cgroup v2 (--pids does not): start with systemd-run {user}--scope -p Delegate=yes cofferdam run …"
+    )
 }
 
 fn ipv6_route(host: &io::Result<Host>) -> Findings {
@@ -356,4 +378,39 @@ fn sandbox() -> Findings {
         return Ok(format!("ran `true` in {} ms", started.elapsed().as_millis()));
     }
     Err(String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_failed_before_nft_gets_the_remedy_of_its_own_check() {
+        let no_tun = "open failed on /dev/net/tun: No such file or directory (os error 2)";
+        let no_veth = "cannot set up links, addresses and routes: add link veth: Operation not supported";
+        let no_userns = "unshare(2) said: Operation not permitted (os error 1)";
+        for remedy in [nft_remedy, gateway6_remedy] {
+            assert_eq!(remedy(no_tun), "see TUN device");
+            assert_eq!(remedy(no_veth), "sudo modprobe veth");
+            assert_eq!(remedy(no_userns), "see user namespaces");
+            assert!(remedy("cannot install the packet filter: No such file or directory").contains("nft_tproxy"));
+        }
+        assert!(gateway6_remedy("this kernel has no IPv6").contains("IPv4 only"));
+    }
+
+    #[test]
+    fn a_limit_that_does_not_hold_is_explained_without_the_advice() {
+        let notice = "the memory limit is not enforced, but for files in memory: /sys/fs/cgroup/a: it holds other \
+                      processes; `systemd-run --user --scope -p Delegate=yes cofferdam run …` gives it one";
+        assert_eq!(not_enforced(notice), Some("/sys/fs/cgroup/a: it holds other processes"));
+        assert_eq!(not_enforced("the processor limit is not enforced: no"), Some("no"));
+        assert_eq!(not_enforced("the program's time was up, and it was ended"), None);
+    }
+
+    #[test]
+    fn root_is_not_sent_to_a_manager_it_does_not_have() {
+        assert!(limits_remedy(false).contains("systemd-run --user --scope"));
+        assert!(limits_remedy(true).contains("systemd-run --scope"));
+        assert!([true, false].map(limits_remedy).iter().all(|remedy| remedy.contains("--pids does not")));
+    }
 }
