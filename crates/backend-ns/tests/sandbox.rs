@@ -77,7 +77,7 @@ fn main() -> ExitCode {
     support::supervise_if_asked();
     let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     let bench = Bench::new();
-    let mut failed = 0;
+    let (mut passed, mut failed) = (0, 0);
     if !User::available().contains(&User::Root) {
         println!("SKIPPED as root: this is not root");
     }
@@ -89,9 +89,11 @@ fn main() -> ExitCode {
             let setting = Setting { bench: &bench, user: *user, directory: bench.directory(*user, name) };
             let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| case(&setting)));
             println!("test {name} ({user:?}) ... {}", if outcome.is_ok() { "ok" } else { "FAILED" });
+            passed += u32::from(outcome.is_ok());
             failed += u32::from(outcome.is_err());
         }
     }
+    println!("{passed} passed, {failed} failed, 0 skipped");
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
