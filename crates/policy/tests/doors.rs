@@ -57,7 +57,7 @@ fn no_network_is_no_interface() {
         assert!(!config.enabled);
         assert_eq!(config.policy.default_egress, Action::Deny);
         assert_eq!(config.policy.default_ingress, Action::Deny);
-        }
+    }
     let contradictions =
         [vec![FlagItem::NoNet, FlagItem::Allow("x.org".into())], vec![FlagItem::NoNet, FlagItem::Net("public".into())]];
     for items in contradictions {
