@@ -45,6 +45,13 @@ pub(crate) fn checked(mut spec: SandboxSpec) -> Result<SandboxSpec, LaunchError>
                 .to_owned(),
         );
     }
+    if spec.capabilities.iter().any(|capability| capability.to_string() == "SETFCAP") {
+        return wrong(
+            "--cap-add SETFCAP would let the program leave files with capabilities on the host, which count there; \
+             leave it out"
+                .to_owned(),
+        );
+    }
     if spec.inside_uid == u32::MAX {
         return wrong("4294967295 is not a user id".to_owned());
     }

@@ -35,7 +35,8 @@ impl Cgroup {
             .ok_or("this machine has no cgroup v2")?;
         let own = own_path(&fs::read_to_string("/proc/self/cgroup").unwrap_or_default())
             .ok_or("this process is in no cgroup v2")?;
-        let own = mount.join(own.strip_prefix("/").unwrap_or(&own));
+        // Made anew from its parts: the root's own path would end in a slash.
+        let own: PathBuf = mount.join(own.strip_prefix("/").unwrap_or(&own)).components().collect();
         let mut reason = String::from("no cgroup is delegated to this user");
         // Beside this process's own cgroup first: controllers cannot be handed down by one that holds processes.
         for parent in
@@ -46,7 +47,9 @@ impl Cgroup {
                 Err(error) => reason = format!("{}: {error}", parent.display()),
             }
         }
-        Err(format!("{reason}; `systemd-run --user --scope -p Delegate=yes cofferdam run …` gives it one"))
+        // Root has no manager of its own to ask, and may ask the machine's.
+        let user = if rustix::process::geteuid().is_root() { "" } else { "--user " };
+        Err(format!("{reason}; `systemd-run {user}--scope -p Delegate=yes cofferdam run …` gives it one"))
     }
 
     fn make_in(parent: &Path, own: &Path, settings: &[Setting]) -> io::Result<Self> {

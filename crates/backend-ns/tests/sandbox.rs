@@ -33,6 +33,7 @@ const CASES: &[Case] = &[
     ("gives only the environment that was asked for", gives_only_the_environment_that_was_asked_for),
     ("has its own host name, hosts and users", has_its_own_names),
     ("writes the project as its owner", writes_the_project_as_its_owner),
+    ("leaves no set-id program behind", leaves_no_set_id_program_behind),
     ("keeps the system read-only", keeps_the_system_read_only),
     ("hides secrets", hides_secrets),
     ("hides the host's directories", hides_the_hosts_directories),
@@ -229,6 +230,18 @@ fn writes_the_project_as_its_owner(setting: &Setting) {
         let metadata = std::fs::metadata(setting.directory.join(name)).unwrap();
         assert_eq!((metadata.uid(), metadata.gid()), (setting.user.uid(), setting.user.uid()), "{name}");
     }
+}
+
+/// On the host it would run as the project's owner, for whoever starts it.
+fn leaves_no_set_id_program_behind(setting: &Setting) {
+    let script = "cp /bin/true p; for mode in 4755 2755 6755 u+s g+s; do chmod $mode p 2>/dev/null; echo $?; done; chmod 755 p; echo $?; \
+                  python3 -c 'import os; os.open(\"q\", os.O_CREAT | os.O_WRONLY, 0o4755)' 2>&1 | tail -1; \
+                  python3 -c 'import os; os.mknod(\"r\", 0o104755)' 2>&1 | tail -1; ls p q r 2>/dev/null";
+    let said = setting.shell(script);
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(lines[..6], ["1", "1", "1", "1", "1", "0"], "{said}");
+    assert!(lines[6].contains("PermissionError") && lines[7].contains("PermissionError"), "{said}");
+    assert_eq!(lines[8..], ["p"], "{said}");
 }
 
 fn keeps_the_system_read_only(setting: &Setting) {
