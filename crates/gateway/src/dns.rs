@@ -1,9 +1,10 @@
 //! The sockets around the resolver: the guest's queries over UDP (from the gate) and TCP (accepted connections to port
 //! 53), and the queries to the upstreams, one fresh socket each.
 //!
-//! Limits: [`CLIENTS`] queries without an answer (the oldest is forgotten, its client asks again), [`WINDOW`] queries
-//! under way and [`BACKLOG`] bytes of answers per TCP connection (past it we stop reading from it), [`IDLE`] without a
-//! query or an answer ends a TCP connection (RFC 7766 §6.2.3).
+//! Limits: [`CLIENTS`] queries without an answer (the oldest is forgotten, its client asks again), [`CONNECTIONS`] TCP
+//! connections (the one that was quiet longest goes), [`WINDOW`] queries under way and [`BACKLOG`] bytes of answers per
+//! TCP connection (past it we stop reading from it), [`TURN`] queries per connection and turn, [`IDLE`] without a query
+//! or an answer ends a TCP connection (RFC 7766 §6.2.3).
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
@@ -21,7 +22,10 @@ use crate::hash::FlowHash;
 use crate::poller::{Poller, Ready, Token, Watch};
 
 const CLIENTS: usize = 4096;
+/// With their buffers full these hold some 16 MiB.
+const CONNECTIONS: usize = 64;
 const WINDOW: usize = 64;
+const TURN: usize = 64;
 const BACKLOG: usize = 128 * 1024;
 const IDLE: Duration = Duration::from_secs(30);
 
@@ -36,6 +40,8 @@ pub(crate) struct Dns {
     upstreams: HashMap<u64, Upstream, FlowHash>,
     connections: HashMap<u64, Connection, FlowHash>,
     next_connection: u64,
+    /// TCP connections that may have queries left to read.
+    hungry: Vec<u64>,
     buffer: Vec<u8>,
 }
 
@@ -55,8 +61,11 @@ struct Connection {
     flow: FlowId,
     server: SocketAddr,
     input: Vec<u8>,
+    /// Bytes at the front of `input` that are done with.
+    taken: usize,
     output: Vec<u8>,
     readable: bool,
+    hungry: bool,
     ended: bool,
     waiting: usize,
     active: Time,
@@ -72,6 +81,7 @@ impl Dns {
             upstreams: HashMap::default(),
             connections: HashMap::default(),
             next_connection: 0,
+            hungry: Vec::new(),
             buffer: vec![0; MESSAGE],
         }
     }
@@ -82,15 +92,20 @@ impl Dns {
         self.resolver.handle_query(now, id, Transport::Udp, query.server, message);
     }
 
-    /// The guest connected to port 53 of `server`.
+    /// The guest connected to port 53 of `server`. `false`: the connection could not be taken.
     pub(crate) fn handle_accepted(
         &mut self,
         poller: &Poller,
+        gate: &mut Gate,
         now: Time,
-        flow: FlowId,
-        socket: OwnedFd,
-        server: SocketAddr,
+        (flow, socket, server): (FlowId, OwnedFd, SocketAddr),
     ) -> bool {
+        if self.connections.len() >= CONNECTIONS {
+            let quietest = self.connections.iter().min_by_key(|(id, c)| (c.active, **id)).map(|(id, _)| *id);
+            if let Some(id) = quietest {
+                self.close(gate, now, id, CloseReason::Limit);
+            }
+        }
         let id = self.next_connection;
         self.next_connection += 1;
         if poller.add(&socket, Token::DnsClient(id), Watch::BothEdges).is_err() {
@@ -101,8 +116,10 @@ impl Dns {
             flow,
             server,
             input: Vec::new(),
+            taken: 0,
             output: Vec::new(),
             readable: false,
+            hungry: false,
             ended: false,
             waiting: 0,
             active: now,
@@ -117,6 +134,21 @@ impl Dns {
         if let Some(connection) = self.connections.get_mut(&id) {
             connection.readable |= ready.read;
             self.serve(gate, now, id);
+        }
+    }
+
+    /// Whether connections are waiting for another turn.
+    pub(crate) fn is_hungry(&self) -> bool {
+        !self.hungry.is_empty()
+    }
+
+    /// Gives every connection that may have more another turn.
+    pub(crate) fn feed(&mut self, gate: &mut Gate, now: Time) {
+        for id in std::mem::take(&mut self.hungry) {
+            if let Some(connection) = self.connections.get_mut(&id) {
+                connection.hungry = false;
+                self.serve(gate, now, id);
+            }
         }
     }
 
@@ -174,7 +206,7 @@ impl Dns {
                         && let Some(connection) = self.connections.get_mut(&id)
                     {
                         connection.waiting = connection.waiting.saturating_sub(1);
-                        self.serve(gate, now, id);
+                        self.starve(id);
                     }
                 }
                 Output::Event(body) => events.push(now, body),
@@ -203,8 +235,22 @@ impl Dns {
                 connection.active = now;
                 connection.output.extend_from_slice(&len.to_be_bytes());
                 connection.output.extend_from_slice(message);
-                self.serve(gate, now, id);
+                match connection.write() {
+                    // Reading on right here would let a guest that never stops asking hold the loop for ever.
+                    Ok(()) => self.starve(id),
+                    Err(by) => self.close(gate, now, id, by),
+                }
             }
+        }
+    }
+
+    /// Has the connection served in the next turn.
+    fn starve(&mut self, id: u64) {
+        if let Some(connection) = self.connections.get_mut(&id)
+            && !connection.hungry
+        {
+            connection.hungry = true;
+            self.hungry.push(id);
         }
     }
 
@@ -214,9 +260,14 @@ impl Dns {
         if let Err(by) = connection.write() {
             return self.close(gate, now, id, by);
         }
+        let mut asked = 0;
         loop {
             let Some(connection) = self.connections.get_mut(&id) else { return };
+            if asked == TURN {
+                return self.starve(id);
+            }
             if let Some(message) = connection.next_query() {
+                asked += 1;
                 connection.waiting += 1;
                 connection.active = now;
                 let server = connection.server;
@@ -261,10 +312,10 @@ impl Connection {
         if !self.takes() {
             return None;
         }
-        let (prefix, rest) = self.input.split_first_chunk::<2>()?;
+        let (prefix, rest) = self.input.get(self.taken..)?.split_first_chunk::<2>()?;
         let len = usize::from(u16::from_be_bytes(*prefix));
         let message = rest.get(..len)?.to_vec();
-        self.input.drain(..2 + len);
+        self.taken += 2 + len;
         Some(message)
     }
 
@@ -280,6 +331,8 @@ impl Connection {
             }
             Ok((n, _)) => {
                 self.counters.bytes_out += n as u64;
+                self.input.drain(..self.taken);
+                self.taken = 0;
                 self.input.extend_from_slice(buffer.get(..n).unwrap_or_default());
                 Ok(true)
             }

@@ -195,6 +195,8 @@ impl Gateway {
             for ended in ended.drain(..) {
                 self.closed(now, ended);
             }
+            self.dns.feed(&mut self.gate, now);
+            self.drain(now);
             self.time_out(now);
             self.udp.flush(&mut self.gate, now);
             self.drain(now);
@@ -234,7 +236,7 @@ impl Gateway {
     }
 
     fn timeout(&self) -> Option<std::time::Duration> {
-        if self.relay.is_hungry() {
+        if self.relay.is_hungry() || self.dns.is_hungry() {
             return Some(std::time::Duration::ZERO);
         }
         let next = [self.gate.poll_timeout(), self.dns.poll_timeout()].into_iter().flatten().min()?;
@@ -392,7 +394,8 @@ impl Gateway {
                 }
             }
             Some(Accepted::Dns(flow)) => {
-                if !self.dns.handle_accepted(&self.poller, now, flow, socket, canonical(remote)) {
+                let connection = (flow, socket, canonical(remote));
+                if !self.dns.handle_accepted(&self.poller, &mut self.gate, now, connection) {
                     self.gate.handle_closed(now, flow, CloseReason::Error, Default::default());
                 }
             }
