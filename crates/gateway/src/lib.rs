@@ -1,7 +1,7 @@
 //! The shell around the gate: the gateway process, its namespace, its loop and its sockets.
 //!
 //! [`build_netns`] and [`configure_guest_link`] make the two ends of a sandbox's link; they run in short-lived,
-//! single-threaded processes that are root in namespaces of their own. [`serve`] is the gateway process: it holds the TUN and
+//! single-threaded processes that are root in namespaces of their own. [`serve()`] is the gateway process: it holds the TUN and
 //! the listeners, gives up everything else, and moves what the gate tells it to move. It decides nothing itself.
 
 mod clock;
