@@ -185,7 +185,7 @@ fn machine_plan(world: std::os::fd::BorrowedFd<'_>, ipv6: bool) -> Vec<Request<'
     let peer = VethPeer { name: "uplink", mac: WORLD_MAC, netns: world };
     let mut plan = vec![
         Request::SetUp { index: LOOPBACK },
-        Request::AddVeth { name: "lan", index: LAN, mac: MACHINE_MAC, mtu: ETHERNET_MTU, peer },
+        Request::AddVeth { name: "lan", index: LAN, mac: MACHINE_MAC, mtu: ETHERNET_MTU, gso_ipv4: 65_536, peer },
     ];
     if ipv6 {
         plan.push(Request::NoLinkLocal { index: LAN });

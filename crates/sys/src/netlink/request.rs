@@ -20,6 +20,8 @@ const IFLA_MTU: u16 = 4;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_AF_SPEC: u16 = 26;
 const IFLA_NET_NS_FD: u16 = 28;
+/// Linux 6.3 and later; older kernels ignore it, as they do every attribute that they do not know.
+const IFLA_GSO_IPV4_MAX_SIZE: u16 = 63;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
@@ -60,8 +62,9 @@ const MAIN_TABLE: u8 = 254;
 /// first link exists.
 #[derive(Debug, Clone)]
 pub enum Request<'a> {
-    /// Makes a pair of virtual Ethernet links, down: one here, its peer in another network namespace.
-    AddVeth { name: &'a str, index: u32, mac: [u8; 6], mtu: u32, peer: VethPeer<'a> },
+    /// Makes a pair of virtual Ethernet links, down: one here, its peer in another network namespace. `gso_ipv4`: the most
+    /// bytes of TCP over IPv4 that the kernel hands from one end to the other in one piece (`gso_ipv4_max_size`).
+    AddVeth { name: &'a str, index: u32, mac: [u8; 6], mtu: u32, gso_ipv4: u32, peer: VethPeer<'a> },
     /// Gives a link its MTU.
     SetMtu { index: u32, mtu: u32 },
     /// Keeps the kernel from giving the link an IPv6 link-local address when it comes up, and so from looking for
@@ -104,7 +107,13 @@ pub enum RouteKind {
 impl Request<'_> {
     pub(super) fn encode(&self) -> Message {
         match self {
-            Request::AddVeth { name, index, mac, mtu, peer } => add_veth(name, *index, *mac, *mtu, peer),
+            Request::AddVeth { name, index, mac, mtu, gso_ipv4, peer } => {
+                let end = |name, mac: &[u8; 6]| {
+                    let attributes = Attributes::new().text(IFLA_IFNAME, name).bytes(IFLA_ADDRESS, mac);
+                    attributes.u32(IFLA_MTU, *mtu).u32(IFLA_GSO_IPV4_MAX_SIZE, *gso_ipv4)
+                };
+                add_veth(*index, end(name, mac), end(peer.name, &peer.mac), peer.netns)
+            }
             Request::SetMtu { index, mtu } => set_link(*index, 0, &Attributes::new().u32(IFLA_MTU, *mtu)),
             Request::NoLinkLocal { index } => {
                 let mode = Attributes::new().u8(IFLA_INET6_ADDR_GEN_MODE, ADDR_GEN_MODE_NONE);
@@ -159,19 +168,11 @@ impl fmt::Display for Request<'_> {
     }
 }
 
-fn add_veth(name: &str, index: u32, mac: [u8; 6], mtu: u32, peer: &VethPeer<'_>) -> Message {
-    let peer_attributes = Attributes::new()
-        .text(IFLA_IFNAME, peer.name)
-        .bytes(IFLA_ADDRESS, &peer.mac)
-        .u32(IFLA_MTU, mtu)
-        .bytes(IFLA_NET_NS_FD, &peer.netns.as_raw_fd().to_ne_bytes());
-    let data = Attributes::new().bytes(VETH_INFO_PEER, &peer_attributes.after(&link_body(0, 0)));
+fn add_veth(index: u32, here: Attributes, peer: Attributes, peer_netns: BorrowedFd<'_>) -> Message {
+    let peer = peer.bytes(IFLA_NET_NS_FD, &peer_netns.as_raw_fd().to_ne_bytes());
+    let data = Attributes::new().bytes(VETH_INFO_PEER, &peer.after(&link_body(0, 0)));
     let info = Attributes::new().text(IFLA_INFO_KIND, "veth").nested(IFLA_INFO_DATA, &data);
-    let attributes = Attributes::new()
-        .text(IFLA_IFNAME, name)
-        .bytes(IFLA_ADDRESS, &mac)
-        .u32(IFLA_MTU, mtu)
-        .nested(IFLA_LINKINFO, &info);
+    let attributes = here.nested(IFLA_LINKINFO, &info);
     Message { kind: RTM_NEWLINK, flags: REQUEST | CREATE | EXCLUSIVE, payload: attributes.after(&link_body(index, 0)) }
 }
 
@@ -259,4 +260,31 @@ impl Request<'_> {
     pub const MAIN_TABLE: u8 = MAIN_TABLE;
     /// The table with the machine's own addresses.
     pub const LOCAL_TABLE: u8 = 255;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::super::wire::{attributes, u32_at};
+    use super::*;
+
+    #[test]
+    fn gives_both_ends_of_a_pair_the_same_link() {
+        let netns = std::io::stdin();
+        let peer = VethPeer { name: "eth0", mac: [2, 0, 0, 0, 0, 1], netns: netns.as_fd() };
+        let request = Request::AddVeth { name: "sbx0", index: 7, mac: [2; 6], mtu: 1500, gso_ipv4: 262_144, peer };
+        let message = request.encode();
+        let find = |bytes: &[u8], kind| attributes(bytes).find(|(k, _)| *k == kind).map(|(_, v)| v.to_vec()).unwrap();
+        let here = &message.payload[16..];
+        let info = find(here, IFLA_LINKINFO);
+        let data = find(&info, IFLA_INFO_DATA);
+        let there = find(&data, VETH_INFO_PEER)[16..].to_vec();
+        for end in [here, &there] {
+            assert_eq!(u32_at(&find(end, IFLA_MTU), 0), Some(1500));
+            assert_eq!(u32_at(&find(end, IFLA_GSO_IPV4_MAX_SIZE), 0), Some(262_144));
+        }
+        assert_eq!(find(&there, IFLA_IFNAME), b"eth0\0");
+        assert_eq!(find(&there, IFLA_NET_NS_FD).len(), 4);
+    }
 }
