@@ -17,7 +17,7 @@ use crate::wire::virtio::Offload;
 
 /// The port that the gateway answers itself, whatever the address.
 pub(crate) const DNS_PORT: u16 = 53;
-/// Names of one address that an event lists; a flood of names pinned to one address must not make long events.
+/// Names of one address that an event lists, the youngest: a flood of names pinned to one address must not make long events.
 const NAMES_IN_EVENT: usize = 16;
 
 /// What every protocol needs: the configuration, the policy with its pins, and the way out.
@@ -68,9 +68,9 @@ impl Context {
 
     /// Asks the policy about a flow of the guest to `peer`.
     pub(crate) fn decide(&mut self, now: Time, protocol: Protocol, peer: IpAddr, port: Option<u16>) -> Decision {
-        let names = self.pins.names_of(now, peer);
+        let names = self.pins.deciding(now, &self.policy, protocol, peer, port);
         let verdict = self.policy.check(&Facts { direction: Direction::Egress, protocol, peer, port, names });
-        let names = names.iter().take(NAMES_IN_EVENT).map(|pinned| pinned.name.clone()).collect();
+        let names = self.pins.names_of(now, peer).take(NAMES_IN_EVENT).map(|pinned| pinned.name.clone()).collect();
         match verdict {
             Verdict::Allow(permit) => {
                 let reason = permit.reason().clone();

@@ -1,12 +1,13 @@
-//! What a verdict costs. Held: 200 ns with 10 rules, 1 µs with 10,000 rules and names, 300 ms to compile 100,000 domain rules.
+//! What a verdict costs. Held: 200 ns with 10 rules, 1 µs with 10,000 rules and names, 300 ms to compile 100,000 domain rules;
+//! 1 µs with 10,000 names on one address, and 2 µs to pin a name, at the bound too.
 
 #![expect(clippy::unwrap_used, reason = "a bench whose input is wrong should stop")]
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use cofferdam_model::{Classifier, Direction, DomainName, HostNetwork, PolicyConfig, Protocol};
+use cofferdam_model::{Classifier, Direction, DomainName, HostNetwork, PolicyConfig, Protocol, Time};
 use cofferdam_policy::grammar::parse_rules;
-use cofferdam_policy::{Facts, PinnedName, Policy};
+use cofferdam_policy::{Facts, PinnedName, Pins, Policy};
 use divan::{Bencher, black_box};
 
 fn main() {
@@ -34,6 +35,63 @@ fn check_10_000_rules_by_address(bencher: Bencher<'_, '_>) {
 fn check_10_000_rules_by_name(bencher: Bencher<'_, '_>) {
     let names = [pin("www.site2042.example.org"), pin("x.site77.example.net")];
     bench_check(bencher, &compile(&many_rules()), &names);
+}
+
+/// 10,000 names on one address, a rule for each, another port each time.
+#[divan::bench(sample_size = 2000)]
+fn check_10_000_names_on_one_address(bencher: Bencher<'_, '_>) {
+    let policy = compile(&domain_rules(10_000));
+    let peer = IpAddr::V4(Ipv4Addr::new(11, 0, 0, 1));
+    let mut pins = Pins::new();
+    for name in names(10_000) {
+        pins.insert(Time::ZERO, &name, false, peer, Pins::FLOOR).unwrap();
+    }
+    let mut port = 0_u16;
+    bencher.bench_local(|| {
+        port = port.wrapping_add(1);
+        let names = pins.deciding(Time::ZERO, black_box(&policy), Protocol::Tcp, peer, Some(port));
+        let facts = Facts { direction: Direction::Egress, protocol: Protocol::Tcp, peer, port: Some(port), names };
+        policy.check(&facts)
+    });
+}
+
+/// A name after the other, each pinned to the same address and then looked up there.
+#[divan::bench(sample_count = 10)]
+fn check_each_of_10_000_names_once_pinned(bencher: Bencher<'_, '_>) {
+    let policy = compile(&domain_rules(10_000));
+    let peer = IpAddr::V4(Ipv4Addr::new(11, 0, 0, 1));
+    let names = names(10_000);
+    bencher.counter(divan::counter::ItemsCount::new(10_000_u32)).bench_local(|| {
+        let mut pins = Pins::new();
+        for name in &names {
+            pins.insert(Time::ZERO, name, false, peer, Pins::FLOOR).unwrap();
+            let names = pins.deciding(Time::ZERO, &policy, Protocol::Tcp, peer, Some(443));
+            let facts = Facts { direction: Direction::Egress, protocol: Protocol::Tcp, peer, port: Some(443), names };
+            black_box(policy.check(&facts));
+        }
+        pins
+    });
+}
+
+/// A second of looking up new names all the time, at the bound: each pin goes when a new one comes.
+#[divan::bench(sample_count = 10, args = ["one address", "an address each"])]
+fn insert_16_384_pins_into_a_full_table(bencher: Bencher<'_, '_>, addresses: &str) {
+    let count = u32::try_from(Pins::MAX_PINS).unwrap();
+    let address = |number: u32| match addresses {
+        "one address" => IpAddr::V4(Ipv4Addr::new(11, 0, 0, 1)),
+        _ => IpAddr::V4(Ipv4Addr::from_bits(0x0b00_0000 + number)),
+    };
+    let names = names(2 * count);
+    let mut pins = Pins::new();
+    let mut now = Time::ZERO;
+    let mut turn = 0;
+    bencher.counter(divan::counter::ItemsCount::new(count)).bench_local(|| {
+        now = now + 2 * Pins::FLOOR;
+        turn = count - turn;
+        for (number, name) in (0..).zip(&names).skip(usize::try_from(turn).unwrap()).take(Pins::MAX_PINS) {
+            pins.insert(now, name, false, address(number), 10 * Pins::FLOOR).unwrap();
+        }
+    });
 }
 
 #[divan::bench(sample_size = 2000)]
@@ -103,6 +161,10 @@ fn many_rules() -> String {
 
 fn domain_rules(count: u32) -> String {
     (0..count).map(|n| format!("allow@*.site{n}.example:tcp:443")).collect::<Vec<_>>().join(",")
+}
+
+fn names(count: u32) -> Vec<DomainName> {
+    (0..count).map(|n| format!("www.site{n}.example").parse().unwrap()).collect()
 }
 
 fn pin(name: &str) -> PinnedName {

@@ -16,6 +16,7 @@ mod policy;
 mod rule_problem;
 mod table;
 mod warnings;
+mod weigh;
 
 pub use facts::{Denial, Facts, NameVerdict, Permit, PinnedName, Reason, RuleRef, Verdict};
 pub use pins::{Pins, PinsFull};

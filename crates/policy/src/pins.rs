@@ -1,28 +1,39 @@
 //! Names bound to addresses by this sandbox's own DNS answers.
 //!
-//! The gate inserts a pin for every address of an answer before the answer reaches the guest, and asks for the names of an
-//! address when a flow to it is decided. A pin lives for its TTL, at least [`Pins::FLOOR`]; a flow that outlives its pin goes
-//! on, a new one needs a live pin.
+//! The gate inserts a pin for every address of an answer before the answer reaches the guest, and asks which names decide when
+//! a flow to an address is decided. A pin lives for its TTL, at least [`Pins::FLOOR`]; a flow that outlives its pin goes on, a
+//! new one needs a live pin.
 //!
-//! Bounds: [`Pins::MAX_PINS`] in all, [`Pins::MAX_PER_NAME`] addresses for one name and [`Pins::MAX_PER_ADDRESS`] names on one
-//! address. At a bound the pin that has been idle longest makes room. Idle means neither refreshed nor looked up for
-//! [`Pins::FLOOR`]; while no pin is idle, [`Pins::insert`] refuses and the answer has to become SERVFAIL.
+//! Bounds: [`Pins::MAX_PINS`] in all and [`Pins::MAX_PER_NAME`] addresses for one name. At a bound the pin that has been idle
+//! longest makes room. Idle means neither refreshed nor looked up for [`Pins::FLOOR`]; while no pin is idle, [`Pins::insert`]
+//! refuses and the answer has to become SERVFAIL.
+//!
+//! A content network puts thousands of names on one address, so nothing here walks over the names of an address for each flow
+//! to it. Each address keeps *memos*: for a class of services, the few names that decide as all of them do (see `weigh.rs`). A
+//! name that was pinned since is added to a memo when it is asked for next; a memo is thrown away when one of its names goes.
+//! Of names that weigh the same a memo holds the youngest, which as a rule goes last.
 //!
 //! The longest idle pin is found with a queue in the order of insertion: a pin at its front that was touched after it was
 //! queued goes to the back again (second chance), at most [`SECOND_CHANCES`] per insertion, so that a flood of names costs a
 //! bounded amount of work.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use cofferdam_model::{DomainName, Time};
+use cofferdam_model::{DomainName, Protocol, Time};
 
-use crate::PinnedName;
+use crate::policy::Identity;
+use crate::table::ports::{Service, ServiceClass};
+use crate::{PinnedName, Policy};
 
 /// Queue entries looked at per insertion when the table is full; more than this many pins touched since they were queued
 /// means that nearly all of them are in use.
 const SECOND_CHANCES: usize = 64;
+
+/// Memos of one address. Domain rules rarely name more than a few sets of ports; with more of them than this, flows to an
+/// address with many names may cost a walk over its names again.
+const MEMOS: usize = 16;
 
 /// There is no room for another pin and none is idle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -32,34 +43,51 @@ pub struct PinsFull;
 /// Name to address bindings of one sandbox.
 #[derive(Debug, Default)]
 pub struct Pins {
+    pins: BTreeMap<Serial, Pin>,
     addresses: BTreeMap<IpAddr, Bound>,
-    names: BTreeMap<DomainName, Vec<IpAddr>>,
+    names: BTreeMap<DomainName, BTreeMap<Place, Serial>>,
+    expiries: BTreeSet<(Time, Serial)>,
     queue: VecDeque<Queued>,
-    count: usize,
-    next_serial: u64,
+    next: Serial,
+    /// The policy that the memos are about.
+    memos_of: Option<Identity>,
 }
 
-/// The names on one address; `names` and `lives` run in parallel so that `names` can be lent as a slice.
+/// Pins are numbered in the order in which they were made.
+type Serial = u64;
+
+/// Where a name is pinned, and whether as an alias.
+type Place = (IpAddr, bool);
+
+#[derive(Debug)]
+struct Pin {
+    name: PinnedName,
+    address: IpAddr,
+    expires: Time,
+    /// When it was made or refreshed; look-ups are noted by address.
+    touched: Time,
+}
+
+/// What is known about an address: it has at least one pin.
 #[derive(Debug, Default)]
 struct Bound {
+    pins: BTreeSet<Serial>,
+    looked_up: Time,
+    memos: BTreeMap<ServiceClass, Memo>,
+}
+
+/// The names at an address that decide about one class of services as all that are older than `next` do.
+#[derive(Debug, Default)]
+struct Memo {
+    next: Serial,
     names: Vec<PinnedName>,
-    lives: Vec<Life>,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Life {
-    expires: Time,
-    touched: Time,
-    serial: u64,
-}
-
-/// A pin's place in the queue. When `serial` is not that of the pin (any more), the pin is gone and the entry is left over.
+/// A pin's place in the queue. When there is no such pin (any more), the entry is left over.
 #[derive(Debug)]
 struct Queued {
-    serial: u64,
+    serial: Serial,
     since: Time,
-    address: IpAddr,
-    name: PinnedName,
 }
 
 impl Pins {
@@ -67,8 +95,6 @@ impl Pins {
     pub const MAX_PINS: usize = 16_384;
     /// Addresses pinned to one name (spec `names.md` §4).
     pub const MAX_PER_NAME: usize = 1_024;
-    /// Names pinned to one address, aliases included. A verdict looks at each of them, so this bounds what one packet costs.
-    pub const MAX_PER_ADDRESS: usize = 256;
     /// Shortest life of a pin, and how long an unused one is kept at least (spec `names.md` §4, `pin_floor`).
     pub const FLOOR: Duration = Duration::from_secs(60);
 
@@ -82,7 +108,7 @@ impl Pins {
     ///
     /// # Errors
     ///
-    /// [`PinsFull`] when a bound is reached and no pin is idle; nothing is changed then.
+    /// [`PinsFull`] when a bound is reached and no pin is idle; nothing is changed then but that expired pins are dropped.
     pub fn insert(
         &mut self,
         now: Time,
@@ -91,174 +117,180 @@ impl Pins {
         address: IpAddr,
         ttl: Duration,
     ) -> Result<(), PinsFull> {
+        self.expire(now);
         let address = address.to_canonical();
         let expires = now + ttl.max(Pins::FLOOR);
-        let pinned = PinnedName { name: name.clone(), alias };
-        if let Some(life) = self.addresses.get_mut(&address).and_then(|bound| bound.life_mut(&pinned)) {
-            life.expires = life.expires.max(expires);
-            life.touched = now;
+        let places = self.names.get(name);
+        if let Some(serial) = places.and_then(|places| places.get(&(address, alias))).copied() {
+            self.refresh(now, serial, expires);
             return Ok(());
         }
-        self.make_room(now, name, address)?;
-        let bound = self.addresses.entry(address).or_default();
-        bound.names.push(pinned.clone());
-        let serial = self.next_serial;
-        self.next_serial += 1;
-        bound.lives.push(Life { expires, touched: now, serial });
-        self.names.entry(name.clone()).or_default().push(address);
-        self.queue.push_back(Queued { serial, since: now, address, name: pinned });
-        self.count += 1;
+        if places.is_some_and(|places| places.len() >= Pins::MAX_PER_NAME) {
+            let idlest = self.idlest_of_name(now, name).ok_or(PinsFull)?;
+            self.remove(idlest);
+        }
+        if self.pins.len() >= Pins::MAX_PINS {
+            let idlest = self.idlest(now).ok_or(PinsFull)?;
+            self.remove(idlest);
+        }
+        let serial = self.next;
+        self.next += 1;
+        self.addresses.entry(address).or_default().pins.insert(serial);
+        self.names.entry(name.clone()).or_default().insert((address, alias), serial);
+        self.expiries.insert((expires, serial));
+        self.queue.push_back(Queued { serial, since: now });
+        let name = PinnedName { name: name.clone(), alias };
+        self.pins.insert(serial, Pin { name, address, expires, touched: now });
         if self.queue.len() > 2 * Pins::MAX_PINS {
-            self.drop_left_over_entries();
+            let pins = &self.pins;
+            self.queue.retain(|queued| pins.contains_key(&queued.serial));
         }
         Ok(())
     }
 
-    /// The names bound to `address` at `now`. Counts as a use of these pins.
-    pub fn names_of(&mut self, now: Time, address: IpAddr) -> &[PinnedName] {
-        let address = address.to_canonical();
-        let expired: Vec<PinnedName> = match self.addresses.get(&address) {
-            Some(bound) => bound.expired(now).cloned().collect(),
-            None => Vec::new(),
-        };
-        for name in expired {
-            self.remove(address, &name);
+    /// The few names pinned to `peer` at `now` that decide about a flow to it as all of them do: the facts for
+    /// [`Policy::check`]. Counts as a use of all the address's pins.
+    pub fn deciding(
+        &mut self,
+        now: Time,
+        policy: &Policy,
+        protocol: Protocol,
+        peer: IpAddr,
+        port: Option<u16>,
+    ) -> &[PinnedName] {
+        self.expire(now);
+        self.keep_memos_of(policy);
+        let Some(bound) = self.addresses.get_mut(&peer.to_canonical()) else { return &[] };
+        bound.looked_up = now;
+        let service = Service { protocol, port };
+        let Some(class) = policy.class(service) else { return &[] };
+        let Bound { pins: serials, memos, .. } = bound;
+        let memo = memo(memos, class);
+        if memo.next < self.next {
+            let mut scales = policy.scales(service);
+            memo.names.iter().for_each(|name| scales.add(name));
+            let mut unseen = serials.range(memo.next..).filter_map(|serial| self.pins.get(serial)).peekable();
+            if unseen.peek().is_some() {
+                unseen.for_each(|pin| scales.add(&pin.name));
+                memo.names = scales.handful();
+            }
+            memo.next = self.next;
         }
-        let Some(bound) = self.addresses.get_mut(&address) else { return &[] };
-        for life in &mut bound.lives {
-            life.touched = now;
-        }
-        &bound.names
+        &memo.names
     }
 
-    /// Drops every pin whose time is over. Optional: an expired pin never shows in [`Pins::names_of`]; this gives its memory
-    /// back.
+    /// The names pinned to `address` at `now`, the youngest first.
+    pub fn names_of(&self, now: Time, address: IpAddr) -> impl Iterator<Item = &PinnedName> {
+        let bound = self.addresses.get(&address.to_canonical());
+        let serials = bound.into_iter().flat_map(|bound| bound.pins.iter().rev());
+        let pins = serials.filter_map(|serial| self.pins.get(serial));
+        pins.filter(move |pin| now < pin.expires).map(|pin| &pin.name)
+    }
+
+    /// Whether `name` is pinned to `address` at `now`, having been asked for itself: as an alias it does not count.
+    #[must_use]
+    pub fn is_pinned(&self, now: Time, name: &DomainName, address: IpAddr) -> bool {
+        let serial = self.names.get(name).and_then(|places| places.get(&(address.to_canonical(), false)));
+        serial.and_then(|serial| self.pins.get(serial)).is_some_and(|pin| now < pin.expires)
+    }
+
+    /// Drops every pin whose time is over. Optional: insertions and [`Pins::deciding`] do it too.
     pub fn expire(&mut self, now: Time) {
-        let expired: Vec<(IpAddr, PinnedName)> = self
-            .addresses
-            .iter()
-            .flat_map(|(address, bound)| bound.expired(now).map(|name| (*address, name.clone())))
-            .collect();
-        for (address, name) in expired {
-            self.remove(address, &name);
+        while let Some((expires, serial)) = self.expiries.first()
+            && *expires <= now
+        {
+            self.remove(*serial);
         }
-        self.drop_left_over_entries();
     }
 
     /// How many pins there are, expired ones that were not dropped yet included.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.count
+        self.pins.len()
     }
 
     /// Whether there is no pin.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.count == 0
+        self.pins.is_empty()
     }
 
-    fn make_room(&mut self, now: Time, name: &DomainName, address: IpAddr) -> Result<(), PinsFull> {
-        if self.names.get(name).is_some_and(|addresses| addresses.len() >= Pins::MAX_PER_NAME) {
-            let (address, pinned) = self.idlest_of_name(now, name).ok_or(PinsFull)?;
-            self.remove(address, &pinned);
+    fn refresh(&mut self, now: Time, serial: Serial, expires: Time) {
+        let Some(pin) = self.pins.get_mut(&serial) else { return };
+        pin.touched = now;
+        if pin.expires < expires {
+            self.expiries.remove(&(pin.expires, serial));
+            self.expiries.insert((expires, serial));
+            pin.expires = expires;
         }
-        if self.addresses.get(&address).is_some_and(|bound| bound.names.len() >= Pins::MAX_PER_ADDRESS) {
-            let pinned = self.addresses.get(&address).and_then(|bound| bound.idlest(now)).ok_or(PinsFull)?;
-            self.remove(address, &pinned);
-        }
-        if self.count >= Pins::MAX_PINS {
-            let (address, pinned) = self.idlest(now).ok_or(PinsFull)?;
-            self.remove(address, &pinned);
-        }
-        Ok(())
     }
 
-    fn idlest_of_name(&self, now: Time, name: &DomainName) -> Option<(IpAddr, PinnedName)> {
-        let of_address = |address: &IpAddr| {
-            let bound = self.addresses.get(address)?;
-            let matching = bound.names.iter().zip(&bound.lives).filter(|(pinned, _)| pinned.name == *name);
-            matching.min_by_key(|(_, life)| life.touched).map(|(pinned, life)| (*address, pinned.clone(), *life))
-        };
-        let (address, pinned, life) =
-            self.names.get(name)?.iter().filter_map(of_address).min_by_key(|(_, _, life)| life.touched)?;
-        life.may_go(now).then_some((address, pinned))
+    /// Another policy may weigh the names otherwise.
+    fn keep_memos_of(&mut self, policy: &Policy) {
+        if self.memos_of.as_ref() != Some(policy.identity()) {
+            self.addresses.values_mut().for_each(|bound| bound.memos.clear());
+            self.memos_of = Some(policy.identity().clone());
+        }
+    }
+
+    fn touched(&self, pin: &Pin) -> Time {
+        self.addresses.get(&pin.address).map_or(pin.touched, |bound| bound.looked_up.max(pin.touched))
+    }
+
+    fn idlest_of_name(&self, now: Time, name: &DomainName) -> Option<Serial> {
+        let pins = self.names.get(name)?.values().filter_map(|serial| Some((*serial, self.pins.get(serial)?)));
+        let (touched, serial) = pins.map(|(serial, pin)| (self.touched(pin), serial)).min()?;
+        is_idle(now, touched).then_some(serial)
     }
 
     /// The front of the queue after second chances; see the module documentation.
-    fn idlest(&mut self, now: Time) -> Option<(IpAddr, PinnedName)> {
+    fn idlest(&mut self, now: Time) -> Option<Serial> {
         let mut chances = SECOND_CHANCES;
         while chances > 0 {
             let mut queued = self.queue.pop_front()?;
-            let Some(life) = life_of(&self.addresses, &queued) else { continue };
-            if life.may_go(now) {
-                return Some((queued.address, queued.name));
+            let Some(touched) = self.pins.get(&queued.serial).map(|pin| self.touched(pin)) else { continue };
+            if is_idle(now, touched) {
+                return Some(queued.serial);
             }
-            if life.touched == queued.since {
+            if touched == queued.since {
                 // Nobody used it since it was queued, and it is not idle yet: what was queued later is not idle either.
                 self.queue.push_front(queued);
                 return None;
             }
-            queued.since = life.touched;
+            queued.since = touched;
             self.queue.push_back(queued);
             chances -= 1;
         }
         None
     }
 
-    fn drop_left_over_entries(&mut self) {
-        let addresses = &self.addresses;
-        self.queue.retain(|queued| life_of(addresses, queued).is_some());
-    }
-
-    fn remove(&mut self, address: IpAddr, pinned: &PinnedName) {
-        let Some(bound) = self.addresses.get_mut(&address) else { return };
-        let Some(at) = bound.names.iter().position(|name| name == pinned) else { return };
-        bound.names.swap_remove(at);
-        bound.lives.swap_remove(at);
-        if bound.names.is_empty() {
-            self.addresses.remove(&address);
-        }
-        if let Some(addresses) = self.names.get_mut(&pinned.name) {
-            if let Some(at) = addresses.iter().position(|a| *a == address) {
-                addresses.swap_remove(at);
-            }
-            if addresses.is_empty() {
-                self.names.remove(&pinned.name);
+    fn remove(&mut self, serial: Serial) {
+        let Some(pin) = self.pins.remove(&serial) else { return };
+        self.expiries.remove(&(pin.expires, serial));
+        if let Some(bound) = self.addresses.get_mut(&pin.address) {
+            bound.pins.remove(&serial);
+            bound.memos.retain(|_, memo| !memo.names.contains(&pin.name));
+            if bound.pins.is_empty() {
+                self.addresses.remove(&pin.address);
             }
         }
-        self.count -= 1;
+        if let Some(places) = self.names.get_mut(&pin.name.name) {
+            places.remove(&(pin.address, pin.name.alias));
+            if places.is_empty() {
+                self.names.remove(&pin.name.name);
+            }
+        }
     }
 }
 
-/// The pin that a queue entry stands for; `None` when it is gone.
-fn life_of<'a>(addresses: &'a BTreeMap<IpAddr, Bound>, queued: &Queued) -> Option<&'a Life> {
-    let life = addresses.get(&queued.address)?.life(&queued.name)?;
-    (life.serial == queued.serial).then_some(life)
+fn is_idle(now: Time, touched: Time) -> bool {
+    now.since(touched) >= Pins::FLOOR
 }
 
-impl Bound {
-    fn life(&self, pinned: &PinnedName) -> Option<&Life> {
-        let at = self.names.iter().position(|name| name == pinned)?;
-        self.lives.get(at)
+/// The memo for `class`, made where missing; at the bound another one is forgotten.
+fn memo(memos: &mut BTreeMap<ServiceClass, Memo>, class: ServiceClass) -> &mut Memo {
+    if memos.len() >= MEMOS && !memos.contains_key(&class) {
+        memos.pop_first();
     }
-
-    fn life_mut(&mut self, pinned: &PinnedName) -> Option<&mut Life> {
-        let at = self.names.iter().position(|name| name == pinned)?;
-        self.lives.get_mut(at)
-    }
-
-    fn expired(&self, now: Time) -> impl Iterator<Item = &PinnedName> {
-        self.names.iter().zip(&self.lives).filter(move |(_, life)| life.expires <= now).map(|(name, _)| name)
-    }
-
-    fn idlest(&self, now: Time) -> Option<PinnedName> {
-        let (name, life) = self.names.iter().zip(&self.lives).min_by_key(|(_, life)| life.touched)?;
-        life.may_go(now).then(|| name.clone())
-    }
-}
-
-impl Life {
-    fn may_go(self, now: Time) -> bool {
-        self.expires <= now || now.since(self.touched) >= Pins::FLOOR
-    }
+    memos.entry(class).or_default()
 }

@@ -15,13 +15,16 @@
 //! The last row keeps the other names on a shared address working: with several names on one address nothing in the packet
 //! tells them apart. An alias belongs to one of the names that led to it, and only with a single name it is known to which.
 
+use std::sync::Arc;
+
 use cofferdam_model::{Action, Classifier, Destination, Direction, DomainName, Group, PolicyConfig, Rule, RuleText};
 
 use crate::builder::PolicyBuilder;
 use crate::table::Rank;
 use crate::table::names::{NameTree, Reach};
-use crate::table::ports::{Ranks, Service, Table};
+use crate::table::ports::{Service, ServiceClass, Table};
 use crate::table::prefixes::Prefixes;
+use crate::weigh::Scales;
 use crate::{Denial, Facts, NameVerdict, Permit, PinnedName, Reason, RuleRef, Verdict, Warning, grammar, warnings};
 
 /// A compiled policy.
@@ -33,6 +36,18 @@ pub struct Policy {
     classifier: Classifier,
     egress: Side,
     ingress: Side,
+    identity: Identity,
+}
+
+/// Tells one policy from every other as long as somebody keeps it, so that what was worked out with one is not taken for the
+/// answer of another.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Identity(Arc<()>);
+
+impl PartialEq for Identity {
+    fn eq(&self, other: &Identity) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
 }
 
 impl Policy {
@@ -46,6 +61,7 @@ impl Policy {
             classifier,
             egress: Side::new(&config.rules, Direction::Egress),
             ingress: Side::new(&config.rules, Direction::Ingress),
+            identity: Identity::default(),
         }
     }
 
@@ -151,6 +167,20 @@ impl Policy {
         !self.egress.names.is_empty() || !self.ingress.names.is_empty()
     }
 
+    pub(crate) fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// The class of an egress flow: domain rules treat all flows of one class alike. `None` when no domain rule looks at them.
+    pub(crate) fn class(&self, service: Service) -> Option<ServiceClass> {
+        (!self.egress.names.is_empty()).then(|| self.egress.names.class(service))
+    }
+
+    /// Scales for names of the peer of an egress flow.
+    pub(crate) fn scales(&self, service: Service) -> Scales<'_> {
+        Scales::new(&self.egress.names, service)
+    }
+
     fn decide(&self, rank: Rank, direction: Direction, default: Action) -> (RuleRef, Action) {
         let Some(position) = rank.position() else { return (RuleRef::Default(direction), default) };
         let rule = usize::try_from(position).ok().and_then(|at| self.rules.get(at));
@@ -215,39 +245,14 @@ impl Side {
         }
     }
 
-    /// The first domain rule that matches a flow to an address with these names, and the name that it matched.
-    fn by_name<'a>(&self, names: &'a [PinnedName], service: Service) -> (Rank, Option<&'a DomainName>) {
+    fn by_name<'a>(&'a self, names: &'a [PinnedName], service: Service) -> (Rank, Option<&'a DomainName>) {
         if self.names.is_empty() {
             return (Rank::NONE, None);
         }
-        let mut allowed = (Rank::NONE, None);
-        // The rank by which every name is denied is the highest among the names' first denials.
-        let mut denied = (None, None);
-        let mut alias_denied = (Rank::NONE, None);
-        let mut asked_for = 0_usize;
+        let mut scales = Scales::new(&self.names, service);
         for pinned in names {
-            let Ranks { allow, deny } = self.names.lookup(&pinned.name, service);
-            if pinned.alias {
-                if deny < alias_denied.0 {
-                    alias_denied = (deny, Some(&pinned.name));
-                }
-                continue;
-            }
-            asked_for += 1;
-            if allow < allowed.0 {
-                allowed = (allow, Some(&pinned.name));
-            }
-            if denied.0.is_none_or(|rank| rank < deny) {
-                denied = (Some(deny), Some(&pinned.name));
-            }
+            scales.add(pinned);
         }
-        let mut first = allowed;
-        if let Some(rank) = denied.0.filter(|rank| *rank < first.0) {
-            first = (rank, denied.1);
-        }
-        if asked_for <= 1 && alias_denied.0 < first.0 {
-            first = alias_denied;
-        }
-        first
+        scales.first()
     }
 }

@@ -5,8 +5,8 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use cofferdam_model::{DomainName, Time};
-use cofferdam_policy::{Pins, PinsFull};
+use cofferdam_model::{Classifier, DomainName, PolicyConfig, Protocol, Time};
+use cofferdam_policy::{Pins, PinsFull, Policy};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -15,12 +15,13 @@ fn a_pin_lives_for_its_ttl_and_at_least_a_minute() {
     let mut pins = Pins::new();
     pins.insert(at(0), &name("short.example"), false, address(1), SECOND).unwrap();
     pins.insert(at(0), &name("long.example"), true, address(1), 300 * SECOND).unwrap();
-    assert_eq!(names(&mut pins, at(59), 1), ["short.example", "long.example (alias)"]);
-    assert_eq!(names(&mut pins, at(60), 1), ["long.example (alias)"]);
-    assert_eq!(names(&mut pins, at(299), 1), ["long.example (alias)"]);
-    assert_eq!(names(&mut pins, at(300), 1), [] as [&str; 0]);
+    assert_eq!(names(&pins, at(59), 1), ["long.example (alias)", "short.example"]);
+    assert_eq!(names(&pins, at(60), 1), ["long.example (alias)"]);
+    assert_eq!(names(&pins, at(299), 1), ["long.example (alias)"]);
+    assert_eq!(names(&pins, at(300), 1), [] as [&str; 0]);
+    pins.expire(at(300));
     assert!(pins.is_empty());
-    assert_eq!(names(&mut pins, at(300), 2), [] as [&str; 0]);
+    assert_eq!(names(&pins, at(300), 2), [] as [&str; 0]);
 }
 
 #[test]
@@ -31,19 +32,19 @@ fn answers_accumulate_and_a_repeated_one_prolongs() {
     }
     pins.insert(at(60), &name("a.example"), false, address(2), SECOND).unwrap();
     assert_eq!(pins.len(), 2);
-    assert_eq!(names(&mut pins, at(119), 1), ["a.example"]);
-    assert_eq!(names(&mut pins, at(119), 2), ["a.example"]);
+    assert_eq!(names(&pins, at(119), 1), ["a.example"]);
+    assert_eq!(names(&pins, at(119), 2), ["a.example"]);
     // A shorter answer later does not shorten what an earlier one promised.
     pins.insert(at(0), &name("b.example"), false, address(3), 500 * SECOND).unwrap();
     pins.insert(at(1), &name("b.example"), false, address(3), SECOND).unwrap();
-    assert_eq!(names(&mut pins, at(499), 3), ["b.example"]);
+    assert_eq!(names(&pins, at(499), 3), ["b.example"]);
 }
 
 #[test]
 fn a_mapped_address_is_the_ipv4_address() {
     let mut pins = Pins::new();
     pins.insert(at(0), &name("a.example"), false, "::ffff:10.0.0.1".parse().unwrap(), SECOND).unwrap();
-    assert_eq!(names(&mut pins, at(1), 1), ["a.example"]);
+    assert_eq!(names(&pins, at(1), 1), ["a.example"]);
 }
 
 #[test]
@@ -51,9 +52,9 @@ fn a_name_and_an_alias_of_the_same_text_are_two_pins() {
     let mut pins = Pins::new();
     pins.insert(at(0), &name("a.example"), false, address(1), SECOND).unwrap();
     pins.insert(at(0), &name("a.example"), true, address(1), 100 * SECOND).unwrap();
-    assert_eq!(names(&mut pins, at(1), 1), ["a.example", "a.example (alias)"]);
+    assert_eq!(names(&pins, at(1), 1), ["a.example (alias)", "a.example"]);
     pins.expire(at(99));
-    assert_eq!(names(&mut pins, at(99), 1), ["a.example (alias)"]);
+    assert_eq!(names(&pins, at(99), 1), ["a.example (alias)"]);
 }
 
 #[test]
@@ -63,12 +64,12 @@ fn a_full_table_refuses_while_every_pin_is_fresh_and_then_lets_the_idlest_go() {
     assert_eq!(pins.insert(at(59), &another, false, address(0), SECOND), Err(PinsFull));
     assert_eq!(pins.len(), Pins::MAX_PINS);
     // The first pin is in use, so the second goes.
-    assert_eq!(names(&mut pins, at(59), 1), ["n1.example"]);
+    assert_eq!(look_up(&mut pins, at(59), 1), 0, "no rule is about names");
     pins.insert(at(61), &another, false, address(0), SECOND).unwrap();
     assert_eq!(pins.len(), Pins::MAX_PINS);
-    assert_eq!(names(&mut pins, at(61), 1), ["n1.example"]);
-    assert_eq!(names(&mut pins, at(61), 2), [] as [&str; 0]);
-    assert_eq!(names(&mut pins, at(61), 0), ["another.example"]);
+    assert_eq!(names(&pins, at(61), 1), ["n1.example"]);
+    assert_eq!(names(&pins, at(61), 2), [] as [&str; 0]);
+    assert_eq!(names(&pins, at(61), 0), ["another.example"]);
 }
 
 #[test]
@@ -77,11 +78,11 @@ fn an_expired_pin_makes_room() {
     pins.expire(at(1000));
     assert!(pins.is_empty());
     pins.insert(at(1000), &name("another.example"), false, address(0), SECOND).unwrap();
-    assert_eq!(names(&mut pins, at(1000), 0), ["another.example"]);
+    assert_eq!(names(&pins, at(1000), 0), ["another.example"]);
 }
 
 #[test]
-fn one_name_and_one_address_have_bounds_of_their_own() {
+fn one_name_has_a_bound_of_its_own() {
     let mut pins = Pins::new();
     for number in 0..u32::try_from(Pins::MAX_PER_NAME).unwrap() {
         pins.insert(at(0), &name("many.example"), false, address(number), 900 * SECOND).unwrap();
@@ -90,15 +91,42 @@ fn one_name_and_one_address_have_bounds_of_their_own() {
     assert_eq!(pins.insert(at(1), &name("many.example"), false, one_more, SECOND), Err(PinsFull));
     pins.insert(at(1), &name("other.example"), false, one_more, SECOND).unwrap();
     pins.insert(at(60), &name("many.example"), false, one_more, SECOND).unwrap();
-    assert_eq!(names(&mut pins, at(60), 1_000_000), ["other.example", "many.example"]);
+    assert_eq!(names(&pins, at(60), 1_000_000), ["many.example", "other.example"]);
+}
 
+#[test]
+fn one_address_may_have_every_name() {
     let mut pins = Pins::new();
-    for number in 0..Pins::MAX_PER_ADDRESS {
+    let many = u32::try_from(Pins::MAX_PINS).unwrap();
+    for number in 0..many {
         pins.insert(at(0), &name(&format!("n{number}.example")), false, address(1), 900 * SECOND).unwrap();
     }
+    assert_eq!(names(&pins, at(1), 1).len(), Pins::MAX_PINS);
     assert_eq!(pins.insert(at(1), &name("more.example"), false, address(1), SECOND), Err(PinsFull));
     pins.insert(at(60), &name("more.example"), false, address(1), SECOND).unwrap();
-    assert_eq!(pins.names_of(at(60), address(1)).len(), Pins::MAX_PER_ADDRESS);
+    assert!(!pins.is_pinned(at(60), &name("n0.example"), address(1)));
+    assert!(pins.is_pinned(at(60), &name("n1.example"), address(1)));
+}
+
+#[test]
+fn a_name_is_pinned_while_it_lives_and_only_for_itself() {
+    let mut pins = Pins::new();
+    pins.insert(at(0), &name("a.example"), false, address(1), SECOND).unwrap();
+    pins.insert(at(0), &name("b.example"), true, address(1), SECOND).unwrap();
+    let v6: IpAddr = "2001:db8::1".parse().unwrap();
+    pins.insert(at(0), &name("a.example"), false, v6, 70 * SECOND).unwrap();
+    for (name_text, address, second, pinned) in [
+        ("a.example", address(1), 59, true),
+        ("a.example", "::ffff:10.0.0.1".parse().unwrap(), 59, true),
+        ("a.example", address(1), 60, false),
+        ("a.example", address(2), 0, false),
+        ("b.example", address(1), 0, false),
+        ("a.example", v6, 69, true),
+        ("a.example", v6, 70, false),
+        ("other.example", v6, 0, false),
+    ] {
+        assert_eq!(pins.is_pinned(at(second), &name(name_text), address), pinned, "{name_text} {address} {second}");
+    }
 }
 
 #[test]
@@ -122,9 +150,15 @@ fn full() -> Pins {
     pins
 }
 
-fn names(pins: &mut Pins, now: Time, number: u32) -> Vec<String> {
+fn names(pins: &Pins, now: Time, number: u32) -> Vec<String> {
     let alias = |alias: bool| if alias { " (alias)" } else { "" };
-    pins.names_of(now, address(number)).iter().map(|pin| format!("{}{}", pin.name, alias(pin.alias))).collect()
+    pins.names_of(now, address(number)).map(|pin| format!("{}{}", pin.name, alias(pin.alias))).collect()
+}
+
+/// Decides about a flow, with a policy without rules.
+fn look_up(pins: &mut Pins, now: Time, number: u32) -> usize {
+    let policy = Policy::compile(&PolicyConfig::default(), Classifier::default());
+    pins.deciding(now, &policy, Protocol::Tcp, address(number), Some(443)).len()
 }
 
 fn at(second: u32) -> Time {

@@ -3,13 +3,14 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a test stops where it fails")]
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
 
 use cofferdam_model::{
     Action, Classifier, Destination, Direction, DomainName, Group, HostNetwork, PolicyConfig, PortRange, Protocol,
-    ProtocolSet, Rule,
+    ProtocolSet, Rule, Time,
 };
 use cofferdam_policy::grammar::{format_rule, parse_rules};
-use cofferdam_policy::{Facts, PinnedName, Policy, RuleRef};
+use cofferdam_policy::{Facts, PinnedName, Pins, Policy, RuleRef};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -60,6 +61,52 @@ proptest! {
     }
 
     #[test]
+    fn pins_decide_as_all_names_of_the_address_do(
+        configs in [config(), config()],
+        steps in vec((0..40_u64, step()), 1..120),
+    ) {
+        let policies = configs.each_ref().map(|config| Policy::compile(config, classifier()));
+        let mut pins = Pins::new();
+        let mut model: Vec<(PinnedName, IpAddr, Time)> = Vec::new();
+        let mut now = Time::ZERO;
+        for (seconds, step) in steps {
+            now = now + Duration::from_secs(seconds * u64::from(step.passes_time()));
+            model.retain(|(_, _, expires)| now < *expires);
+            match step {
+                Step::Pin { name, address, ttl } => {
+                    let ttl = Duration::from_secs(ttl.into());
+                    pins.insert(now, &name.name, name.alias, address, ttl).unwrap();
+                    let expires = now + ttl.max(Pins::FLOOR);
+                    let known = model.iter_mut().find(|(n, a, _)| *n == name && *a == address);
+                    match known {
+                        Some((_, _, known)) => *known = expires.max(*known),
+                        None => model.push((name, address, expires)),
+                    }
+                }
+                Step::Flow { flow, address, policy } => {
+                    let at: Vec<&(PinnedName, IpAddr, Time)> = model.iter().filter(|(_, a, _)| *a == address).collect();
+                    let names: Vec<PinnedName> = at.iter().map(|(name, ..)| name.clone()).collect();
+                    let flow = Flow { direction: Direction::Egress, peer: address, names, ..flow };
+                    let all = flow.facts();
+                    let few = pins.deciding(now, &policies[policy], all.protocol, all.peer, all.port);
+                    prop_assert!(few.len() <= 5 && few.iter().all(|name| flow.names.contains(name)));
+                    let verdict = policies[policy].check(&Facts { names: few, ..all });
+                    let (rule, action) = first_match(&configs[policy], &all);
+                    prop_assert_eq!(verdict.reason().rule, rule, "{:?} instead of {:?}", few, &all);
+                    prop_assert_eq!(verdict.is_allow(), action == Action::Allow);
+                    let mut listed: Vec<&PinnedName> = pins.names_of(now, address).collect();
+                    listed.reverse();
+                    prop_assert_eq!(listed, flow.names.iter().collect::<Vec<_>>());
+                    for name in &flow.names {
+                        let itself = flow.names.contains(&PinnedName { alias: false, ..name.clone() });
+                        prop_assert_eq!(pins.is_pinned(now, &name.name, address), itself);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
     fn a_name_is_judged_as_the_first_match_does(config in config(), name in name(), flow in flow()) {
         let policy = Policy::compile(&config, classifier());
         let transport = flow.facts();
@@ -91,6 +138,33 @@ proptest! {
             }
         }
     }
+}
+
+/// What happens to pins.
+#[derive(Debug, Clone)]
+enum Step {
+    Pin { name: PinnedName, address: IpAddr, ttl: u8 },
+    Flow { flow: Flow, address: IpAddr, policy: usize },
+}
+
+impl Step {
+    /// Most of the time answers and flows follow each other at once.
+    fn passes_time(&self) -> bool {
+        matches!(self, Step::Pin { ttl, .. } if ttl % 4 == 0)
+    }
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let address = || select(["8.8.8.8", "2606:4700::1"].map(|text| text.parse::<IpAddr>().unwrap()).to_vec());
+    prop_oneof![
+        (pinned_name(), address(), any::<u8>()).prop_map(|(name, address, ttl)| Step::Pin { name, address, ttl }),
+        (flow(), address(), prop_oneof![9 => Just(0_usize), 1 => Just(1)])
+            .prop_map(|(flow, address, policy)| Step::Flow { flow, address, policy }),
+    ]
+}
+
+fn pinned_name() -> impl Strategy<Value = PinnedName> {
+    (name(), any::<bool>()).prop_map(|(name, alias)| PinnedName { name, alias })
 }
 
 /// The rule that decides, found the slow way: every rule in order, as `docs/policy.md` words it.
@@ -180,8 +254,7 @@ impl Flow {
 
 fn flow() -> impl Strategy<Value = Flow> {
     let direction = select(vec![Direction::Egress, Direction::Ingress]);
-    let pin = (name(), any::<bool>()).prop_map(|(name, alias)| PinnedName { name, alias });
-    (direction, protocol(), address(), port(), vec(pin, 0..4))
+    (direction, protocol(), address(), port(), vec(pinned_name(), 0..4))
         .prop_map(|(direction, protocol, peer, port, names)| Flow { direction, protocol, peer, port, names })
 }
 

@@ -4,12 +4,13 @@ use std::sync::Arc;
 use cofferdam_model::{DomainName, Rule};
 
 use crate::table::Rank;
-use crate::table::ports::{Ranks, Service, Table};
+use crate::table::ports::{Borders, Ranks, Service, ServiceClass, Table};
 
 /// The rules whose destination is a name or a suffix: a trie over labels from right to left.
 #[derive(Debug, Default)]
 pub(crate) struct NameTree {
     nodes: Box<[NameNode]>,
+    borders: Borders,
 }
 
 /// Which names a rule at a node is for.
@@ -62,11 +63,17 @@ impl NameTree {
                 };
             }
         }
-        NameTree { nodes: nodes.into_boxed_slice() }
+        let borders = Borders::new(rules.iter().map(|(_, rule, ..)| *rule));
+        NameTree { nodes: nodes.into_boxed_slice(), borders }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
         self.nodes.is_empty()
+    }
+
+    /// The class of a service: no rule here treats two of one class differently.
+    pub(crate) fn class(&self, service: Service) -> ServiceClass {
+        self.borders.class(service)
     }
 
     /// The first rules that match `name` for a flow.

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use cofferdam_model::{Action, PortRange, Protocol, Rule};
 
@@ -10,6 +10,42 @@ pub(crate) struct Service {
     pub(crate) protocol: Protocol,
     /// `None` for ICMP, which carries no port: rules with ports do not match it.
     pub(crate) port: Option<u16>,
+}
+
+/// Services between which no rule of a set makes a difference.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct ServiceClass {
+    protocol: Protocol,
+    /// How many borders lie at or below the port; `None` without a port.
+    span: Option<usize>,
+}
+
+/// The ports at which some range of a set of rules begins, or has ended; sorted.
+#[derive(Debug, Default)]
+pub(crate) struct Borders {
+    tcp: Box<[u16]>,
+    udp: Box<[u16]>,
+}
+
+impl Borders {
+    pub(crate) fn new<'a>(rules: impl Iterator<Item = &'a Rule> + Clone) -> Borders {
+        let of = |protocol| {
+            let ranges = rules.clone().filter(|rule| rule.protocols.matches(protocol)).flat_map(|rule| &rule.ports);
+            let borders = ranges.flat_map(|range| [Some(range.start), range.end.checked_add(1)]).flatten();
+            borders.collect::<BTreeSet<u16>>().into_iter().collect()
+        };
+        Borders { tcp: of(Protocol::Tcp), udp: of(Protocol::Udp) }
+    }
+
+    pub(crate) fn class(&self, service: Service) -> ServiceClass {
+        let borders = match service.protocol {
+            Protocol::Tcp => &self.tcp,
+            Protocol::Udp => &self.udp,
+            Protocol::IcmpV4 | Protocol::IcmpV6 => return ServiceClass { protocol: service.protocol, span: None },
+        };
+        let span = service.port.map(|port| borders.partition_point(|border| *border <= port));
+        ServiceClass { protocol: service.protocol, span }
+    }
 }
 
 /// The rules for one destination: for every protocol and port, the first that allows and the first that denies.
