@@ -13,6 +13,7 @@ mod facts;
 mod nearest;
 mod pins;
 mod policy;
+mod problems;
 mod rule_problem;
 mod table;
 mod warnings;

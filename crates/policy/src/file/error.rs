@@ -3,6 +3,7 @@ use std::fmt;
 use miette::{Diagnostic, LabeledSpan, SourceCode};
 
 use crate::grammar::RuleError;
+use crate::problems;
 
 /// One thing that is wrong with a configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,7 +47,7 @@ impl std::error::Error for ConfigError {}
 
 impl Diagnostic for ConfigError {
     fn help<'a>(&'a self) -> Option<Box<dyn fmt::Display + 'a>> {
-        self.help.as_ref().map(|help| Box::new(help) as Box<dyn fmt::Display>)
+        problems::boxed_help(self.help.as_ref())
     }
 
     fn source_code(&self) -> Option<&dyn SourceCode> {
@@ -63,18 +64,8 @@ impl Diagnostic for ConfigError {
 pub struct ConfigErrors(pub Vec<ConfigError>);
 
 impl fmt::Display for ConfigErrors {
-    /// One line per error, each with its help.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (at, error) in self.0.iter().enumerate() {
-            if at > 0 {
-                f.write_str("\n")?;
-            }
-            write!(f, "{error}")?;
-            if let Some(help) = &error.help {
-                write!(f, "; {help}")?;
-            }
-        }
-        Ok(())
+        problems::format_lines(f, &self.0)
     }
 }
 
@@ -82,6 +73,6 @@ impl std::error::Error for ConfigErrors {}
 
 impl Diagnostic for ConfigErrors {
     fn related<'a>(&'a self) -> Option<Box<dyn Iterator<Item = &'a dyn Diagnostic> + 'a>> {
-        Some(Box::new(self.0.iter().map(|error| error as &dyn Diagnostic)))
+        problems::boxed_related(&self.0)
     }
 }

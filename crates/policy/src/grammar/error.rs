@@ -5,6 +5,7 @@ use std::sync::Arc;
 use cofferdam_model::NameError;
 use miette::{Diagnostic, LabeledSpan, SourceCode};
 
+use crate::problems;
 use crate::rule_problem::RuleProblem;
 
 /// What is wrong with one token.
@@ -131,7 +132,7 @@ impl std::error::Error for RuleError {}
 
 impl Diagnostic for RuleError {
     fn help<'a>(&'a self) -> Option<Box<dyn fmt::Display + 'a>> {
-        self.help.as_ref().map(|help| Box::new(help) as Box<dyn fmt::Display>)
+        problems::boxed_help(self.help.as_ref())
     }
 
     fn source_code(&self) -> Option<&dyn SourceCode> {
@@ -149,18 +150,8 @@ impl Diagnostic for RuleError {
 pub struct RuleErrors(pub Vec<RuleError>);
 
 impl fmt::Display for RuleErrors {
-    /// One line per error, each with its help.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (at, error) in self.0.iter().enumerate() {
-            if at > 0 {
-                f.write_str("\n")?;
-            }
-            write!(f, "{error}")?;
-            if let Some(help) = &error.help {
-                write!(f, "; {help}")?;
-            }
-        }
-        Ok(())
+        problems::format_lines(f, &self.0)
     }
 }
 
@@ -168,6 +159,6 @@ impl std::error::Error for RuleErrors {}
 
 impl Diagnostic for RuleErrors {
     fn related<'a>(&'a self) -> Option<Box<dyn Iterator<Item = &'a dyn Diagnostic> + 'a>> {
-        Some(Box::new(self.0.iter().map(|error| error as &dyn Diagnostic)))
+        problems::boxed_related(&self.0)
     }
 }
