@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cofferdam_model::{
-    CloseReason, Direction, DomainName, DropReason, EventBody, FlowCounters, FlowId, LimitKind, Protocol, Time,
+    CloseReason, Direction, DomainName, DropReason, EventBody, FlowCounters, FlowId, Group, LimitKind, Protocol,
+    RuleText, Time,
 };
 use cofferdam_policy::{Facts, Permit, Pins, Policy, Reason, Verdict};
 
@@ -186,31 +187,22 @@ impl Context {
             self.limit(now, LimitKind::Events, Reports::denial_bound());
             return;
         };
-        let event = EventBody::FlowDenied {
-            decision: decision.to_string(),
-            direction: Direction::Egress,
-            protocol,
-            guest: ends.guest,
-            remote: ends.remote,
-            group: about.reason.group,
-            names: about.names(),
-            rule: self.policy.rule_text(about.reason.rule),
-        };
-        self.event(event);
+        let decision = decision.to_string();
+        let (direction, Ends { guest, remote }) = (Direction::Egress, ends);
+        let (group, names, rule) = self.told(about);
+        self.event(EventBody::FlowDenied { decision, direction, protocol, guest, remote, group, names, rule });
     }
 
     pub(crate) fn report_opened(&mut self, flow: FlowId, protocol: Protocol, ends: Ends, about: &About) {
-        let event = EventBody::FlowOpened {
-            flow,
-            direction: Direction::Egress,
-            protocol,
-            guest: ends.guest,
-            remote: ends.remote,
-            group: about.reason.group,
-            names: about.names(),
-            rule: self.policy.rule_text(about.reason.rule),
-        };
-        self.event(event);
+        let (direction, Ends { guest, remote }) = (Direction::Egress, ends);
+        let (group, names, rule) = self.told(about);
+        self.event(EventBody::FlowOpened { flow, direction, protocol, guest, remote, group, names, rule });
+    }
+
+    /// What events tell about a decision: the group of the remote's address, its names and the rule.
+    fn told(&self, about: &About) -> (Group, Vec<String>, RuleText) {
+        let names = about.names.iter().map(DomainName::to_string).collect();
+        (about.reason.group, names, self.policy.rule_text(about.reason.rule))
     }
 
     pub(crate) fn report_closed(&mut self, flow: FlowId, by: CloseReason, counters: FlowCounters, lived: Duration) {
@@ -227,12 +219,6 @@ impl Context {
     ) {
         let (guest, remote) = (ends.guest, ends.remote);
         self.event(EventBody::FlowFailed { flow, protocol, guest, remote, error: error.to_string() });
-    }
-}
-
-impl About {
-    fn names(&self) -> Vec<String> {
-        self.names.iter().map(DomainName::to_string).collect()
     }
 }
 
