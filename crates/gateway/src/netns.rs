@@ -222,6 +222,25 @@ fn allow_ping() {
 }
 
 #[cfg(test)]
+impl NetnsSpec {
+    /// A link for tests.
+    fn example(ipv6: bool) -> NetnsSpec {
+        let v6 = crate::Link6 { guest: "fd00::2".parse().unwrap(), gateway: "fd00::1".parse().unwrap(), prefix: 64 };
+        NetnsSpec {
+            link: LinkAddresses {
+                guest4: [172, 16, 0, 2].into(),
+                gateway4: [172, 16, 0, 1].into(),
+                prefix4: 30,
+                v6: ipv6.then_some(v6),
+            },
+            mtu: 1500,
+            guest_mac: [2, 0, 0, 0, 0, 2],
+            gateway_mac: [2, 0, 0, 0, 0, 1],
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -185,22 +185,9 @@ fn ipv6_source(is: Comparison, address: Ipv6Addr) -> Test {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Link6, LinkAddresses};
 
     fn chains(ipv6: bool) -> Vec<Chain> {
-        let v6 = Link6 { guest: "fd00::2".parse().unwrap(), gateway: "fd00::1".parse().unwrap(), prefix: 64 };
-        let spec = NetnsSpec {
-            link: LinkAddresses {
-                guest4: [172, 16, 0, 2].into(),
-                gateway4: [172, 16, 0, 1].into(),
-                prefix4: 30,
-                v6: ipv6.then_some(v6),
-            },
-            mtu: 1500,
-            guest_mac: [2, 0, 0, 0, 0, 2],
-            gateway_mac: [2, 0, 0, 0, 0, 1],
-        };
-        ruleset(&spec).tables.into_iter().flat_map(|table| table.chains).collect()
+        ruleset(&NetnsSpec::example(ipv6)).tables.into_iter().flat_map(|table| table.chains).collect()
     }
 
     #[test]

@@ -295,26 +295,10 @@ mod tests {
     use std::os::fd::AsFd;
 
     use super::*;
-    use crate::{Link6, LinkAddresses};
-
-    fn spec(ipv6: bool) -> NetnsSpec {
-        let v6 = Link6 { guest: "fd00::2".parse().unwrap(), gateway: "fd00::1".parse().unwrap(), prefix: 64 };
-        NetnsSpec {
-            link: LinkAddresses {
-                guest4: [172, 16, 0, 2].into(),
-                gateway4: [172, 16, 0, 1].into(),
-                prefix4: 30,
-                v6: ipv6.then_some(v6),
-            },
-            mtu: 1500,
-            guest_mac: [2, 0, 0, 0, 0, 2],
-            gateway_mac: [2, 0, 0, 0, 0, 1],
-        }
-    }
 
     /// The plan in words, one line per change.
     fn words(ipv6: bool) -> Vec<String> {
-        let spec = spec(ipv6);
+        let spec = NetnsSpec::example(ipv6);
         let stdin = std::io::stdin();
         let lines = gateway(&spec, stdin.as_fd()).into_iter().flat_map(|step| match step {
             Step::Sysctl(sysctl) => vec![format!("set {} to {}", sysctl.path, sysctl.value)],
@@ -374,7 +358,7 @@ mod tests {
 
     #[test]
     fn gives_the_guest_addresses_and_one_way_out() {
-        let spec = spec(true);
+        let spec = NetnsSpec::example(true);
         let (_, requests) = guest(&spec, 2);
         let lines: Vec<_> = requests.iter().map(ToString::to_string).collect();
         assert_eq!(
