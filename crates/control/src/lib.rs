@@ -19,7 +19,6 @@ mod resolvers;
 mod sandbox;
 pub mod slot;
 pub mod summary;
-mod timestamp;
 
 pub use cofferdam_backend_ns::{Capability, LaunchError, Mount, ProjectError, ResourceLimits, Terminal, check_project};
 pub use events::{EventLog, create_report};

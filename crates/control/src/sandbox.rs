@@ -9,7 +9,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use cofferdam_backend_ns::{
     Capability, GatewayEnd, GatewayFate, LaunchError, Mount, NetworkSpec, Outcome, Place, ResourceLimits, SandboxSpec,
@@ -17,7 +17,7 @@ use cofferdam_backend_ns::{
 };
 use cofferdam_gateway::{GatewayConfig, LinkAddresses, NetnsSpec};
 use cofferdam_model::{
-    Action, Classifier, Event, EventBody, EventSource, HostNetwork, LimitKind, NetworkConfig, PolicyConfig,
+    Action, Classifier, Event, EventBody, EventSource, HostNetwork, LimitKind, NetworkConfig, PolicyConfig, rfc3339,
 };
 use cofferdam_policy::Policy;
 use cofferdam_policy::grammar::format_rule;
@@ -27,7 +27,6 @@ use crate::events::{EventLog, MAX_LINES};
 use crate::host::Host;
 use crate::slot::{self, SlotError};
 use crate::summary::{Advice, Summary};
-use crate::timestamp::rfc3339;
 
 /// The user id of a program that asked for none: the first one of a distribution's people, so that nothing inside
 /// takes it for a system account.
@@ -347,9 +346,11 @@ fn tell_lost(log: &mut EventLog, started: Instant) -> u64 {
 
 /// An event of the supervisor, whose clock started when the program did.
 fn own_event(started: Instant, body: EventBody) -> Event {
+    // A clock before 1970 is shown as 1970: events keep their order by `mono_ns`.
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Event {
         v: 1,
-        time: rfc3339(std::time::SystemTime::now()),
+        time: rfc3339(since_1970),
         mono_ns: u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX),
         source: EventSource::Supervisor,
         body,

@@ -8,6 +8,7 @@ mod config;
 mod event;
 mod groups;
 mod name;
+mod rfc3339;
 mod rule;
 mod time;
 
@@ -18,5 +19,6 @@ pub use event::{
     Withheld,
 };
 pub use name::{DomainName, NameError};
+pub use rfc3339::rfc3339;
 pub use rule::{Action, Destination, Direction, PolicyConfig, PortRange, Protocol, ProtocolSet, Rule};
 pub use time::Time;
