@@ -35,6 +35,15 @@ pub struct Link6 {
     pub gateway: Ipv6Addr,
 }
 
+/// Whether a packet may be cut up on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fragmentation {
+    /// IPv4 without the DF bit, and what the guest sent in fragments itself.
+    Allowed,
+    /// IPv4 with the DF bit, and IPv6: what is too big for the path is dropped, and the guest told.
+    Forbidden,
+}
+
 /// Something that the shell has to do.
 #[derive(Debug)]
 pub enum Output {
@@ -47,7 +56,7 @@ pub enum Output {
     /// Open a UDP socket and connect it to `remote`. A failure is told with `handle_udp_failed`.
     OpenUdp { flow: FlowId, remote: SocketAddr, permit: Permit },
     /// Send `payload`; with `segment` it is a batch of datagrams of that many bytes each, the last one may be shorter.
-    SendUdp { flow: FlowId, payload: Vec<u8>, segment: Option<u16> },
+    SendUdp { flow: FlowId, payload: Vec<u8>, segment: Option<u16>, fragmentation: Fragmentation },
     /// Close the flow's UDP socket. No answer.
     CloseUdp { flow: FlowId },
     /// Open an unprivileged ICMP socket and connect it to `remote`. A failure is told with `handle_echo_failed`.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use cofferdam_model::{CloseReason, DomainName, DropReason, FlowCounters, FlowId, Time};
 use cofferdam_policy::{PinsFull, Policy};
 
-use crate::api::{Accepted, DialError, DnsClient, EchoError, GateConfig, Link4, Output, UdpError};
+use crate::api::{Accepted, DialError, DnsClient, EchoError, Fragmentation, GateConfig, Link4, Output, UdpError};
 use crate::context::{Context, DNS_PORT};
 use crate::echo::Echoes;
 use crate::fragments::Fragments;
@@ -63,14 +63,19 @@ impl Gate {
             Err(DropReason::Fragment) => return self.handle_fragment(now, offload, packet),
             Err(reason) => return cx.drop(now, reason),
         };
+        self.handle_whole(now, offload, &packet);
+    }
+
+    fn handle_whole(&mut self, now: Time, offload: Offload, packet: &IpPacket<'_>) {
+        let cx = &mut self.cx;
         if let Err(reason) = check_addresses(&cx.config, packet.src, packet.dst) {
             return cx.drop(now, reason);
         }
         match (packet.dst, packet.protocol) {
-            (_, PROTO_TCP) => self.connections.handle_segment(cx, now, offload, &packet),
-            (_, PROTO_UDP) => self.mappings.handle_packet(cx, now, offload, &packet),
+            (_, PROTO_TCP) => self.connections.handle_segment(cx, now, offload, packet),
+            (_, PROTO_UDP) => self.mappings.handle_packet(cx, now, offload, packet),
             (IpAddr::V4(_), PROTO_ICMP) | (IpAddr::V6(_), PROTO_ICMPV6) => {
-                self.echoes.handle_packet(cx, now, offload, &packet);
+                self.echoes.handle_packet(cx, now, offload, packet);
             }
             (_, _) => {
                 cx.drop(now, DropReason::UnsupportedProtocol);
@@ -90,8 +95,14 @@ impl Gate {
         if let Err(reason) = check_addresses(&cx.config, piece.src, piece.dst) {
             return cx.drop(now, reason);
         }
-        if let Some(whole) = self.fragments.join(cx, now, offload, &piece) {
-            self.handle_packet(now, Offload::NONE, &whole);
+        let Some(whole) = self.fragments.join(cx, now, offload, &piece) else { return };
+        match IpPacket::parse(&whole) {
+            // It was cut up once, and may be again.
+            Ok(packet) => {
+                let packet = IpPacket { fragmentation: Fragmentation::Allowed, ..packet };
+                self.handle_whole(now, Offload::NONE, &packet);
+            }
+            Err(reason) => cx.drop(now, reason),
         }
     }
 

@@ -19,7 +19,7 @@ mod tcp;
 mod udp;
 pub mod wire;
 
-pub use api::{Accepted, DialError, DnsClient, EchoError, GateConfig, Link4, Link6, Output, UdpError};
+pub use api::{Accepted, DialError, DnsClient, EchoError, Fragmentation, GateConfig, Link4, Link6, Output, UdpError};
 pub use gate::Gate;
 pub use wire::virtio::{Offload, PartialChecksum};
 

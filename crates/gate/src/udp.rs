@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use cofferdam_model::{CloseReason, DenyWith, DropReason, FlowCounters, FlowId, LimitKind, Protocol, Time};
 
-use crate::api::{DnsClient, Output, UdpError};
+use crate::api::{DnsClient, Fragmentation, Output, UdpError};
 use crate::context::{About, Context, DNS_PORT, Decision, Ends};
 use crate::hash::Seeded;
 use crate::key::Key;
@@ -94,7 +94,7 @@ impl Mappings {
         mapping.quote = Quote::of(packet);
         mapping.counters.bytes_out = mapping.counters.bytes_out.saturating_add(length(datagram.payload));
         let list = mapping.list();
-        send(cx, flow, datagram.payload, segment);
+        send(cx, flow, datagram.payload, segment, packet.fragmentation);
         self.table.touch(now, slot, list);
     }
 
@@ -240,10 +240,10 @@ pub(crate) fn refuse(
     }
 }
 
-fn send(cx: &mut Context, flow: FlowId, payload: &[u8], segment: Option<u16>) {
+fn send(cx: &mut Context, flow: FlowId, payload: &[u8], segment: Option<u16>, fragmentation: Fragmentation) {
     for piece in pieces(payload, segment, MAX_SEGMENTS) {
         let segment = segment.filter(|size| usize::from(*size) < piece.len());
-        cx.output(Output::SendUdp { flow, payload: piece.to_vec(), segment });
+        cx.output(Output::SendUdp { flow, payload: piece.to_vec(), segment, fragmentation });
     }
 }
 

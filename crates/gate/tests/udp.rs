@@ -13,7 +13,7 @@ mod common;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use cofferdam_gate::{DnsClient, Output, UdpError};
+use cofferdam_gate::{DnsClient, Fragmentation, Output, UdpError};
 use cofferdam_model::{CloseReason, DenyWith, DropReason, EventBody, FlowCounters, FlowId, Group, LimitKind, Protocol};
 use common::packet::{self, Seen, reassemble};
 use common::{BOTH, Family, World, actions, at, emitted, events, ms, names};
@@ -84,11 +84,38 @@ fn the_first_datagram_opens_a_mapping_and_the_next_ones_use_it() {
         assert!(matches!(opened, EventBody::FlowOpened { group: Group::Public, protocol: Protocol::Udp, .. }));
         for payload in [&b""[..], b"x", &pattern(1472), &pattern(65_000)] {
             let outputs = world.send(&packet::udp(guest(family), remote(family), payload));
-            let [Output::SendUdp { flow: same, payload: sent, segment: None }] = &outputs[..] else {
+            let [Output::SendUdp { flow: same, payload: sent, segment: None, .. }] = &outputs[..] else {
                 panic!("{outputs:?}")
             };
             assert_eq!((same, &sent[..]), (flow, payload));
         }
+    }
+}
+
+#[test]
+fn what_the_guest_does_not_want_cut_is_sent_so() {
+    let fragmentation = |outputs: &[Output]| match outputs.last() {
+        Some(Output::SendUdp { fragmentation, .. }) => *fragmentation,
+        other => panic!("{other:?}"),
+    };
+    for family in BOTH {
+        let mut world = World::new();
+        let whole = packet::udp(guest(family), remote(family), &pattern(1200));
+        // IPv6 has no bit: its routers never cut.
+        assert_eq!(fragmentation(&world.send(&whole)), Fragmentation::Forbidden);
+        let (offload, batch) = packet::udp_batch(guest(family), remote(family), &pattern(2400), 1200);
+        assert_eq!(fragmentation(&world.send_with(offload, &batch)), Fragmentation::Forbidden);
+        if family == Family::V4 {
+            let mut whole = whole.clone();
+            whole[6] &= !0x40;
+            packet::fix_header_sum(&mut whole);
+            assert_eq!(fragmentation(&world.send(&whole)), Fragmentation::Allowed);
+        }
+        for piece in packet::pieces(&whole, 7, 600) {
+            let outputs = world.send(&piece);
+            assert!(outputs.is_empty() || fragmentation(&outputs) == Fragmentation::Allowed);
+        }
+        assert_eq!(fragmentation(&world.send(&whole)), Fragmentation::Forbidden, "each datagram is asked for itself");
     }
 }
 
@@ -218,7 +245,7 @@ fn a_batch_of_the_guest_is_sent_as_one() {
         let payload = pattern(1200 * 40 + 7);
         let (offload, batch) = packet::udp_batch(guest(family), remote(family), &payload, 1200);
         let outputs = world.send_with(offload, &batch);
-        let [Output::SendUdp { flow: same, payload: sent, segment: Some(1200) }] = &outputs[..] else {
+        let [Output::SendUdp { flow: same, payload: sent, segment: Some(1200), .. }] = &outputs[..] else {
             panic!("{outputs:?}")
         };
         assert_eq!((*same, sent), (flow, &payload));

@@ -13,6 +13,7 @@ mod errno;
 mod events;
 mod hash;
 mod netns;
+mod path;
 mod patience;
 mod poller;
 mod relay;

@@ -321,7 +321,9 @@ impl Gateway {
                     self.gate.handle_udp_failed(now, flow, error);
                 }
             }
-            Output::SendUdp { flow, payload, segment } => self.udp.send(&mut self.gate, now, flow, &payload, segment),
+            Output::SendUdp { flow, payload, segment, fragmentation } => {
+                self.udp.send(&mut self.gate, now, (flow, fragmentation), &payload, segment);
+            }
             Output::CloseUdp { flow } => self.udp.close(&mut self.gate, now, flow),
             Output::OpenEcho { flow, remote, permit } => {
                 if let Err(error) = self.echo.open(&self.poller, flow, remote, permit) {

@@ -9,7 +9,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
-use cofferdam_gate::{Gate, UdpError};
+use cofferdam_gate::{Fragmentation, Gate, UdpError};
 use cofferdam_model::{FlowId, Time};
 use cofferdam_policy::Permit;
 use cofferdam_sys::socket::{self, RecvBatch};
@@ -18,6 +18,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::errno;
 use crate::hash::FlowHash;
+use crate::path::Path;
 use crate::poller::{Poller, Ready, Token, Watch};
 
 /// Datagrams in one row; Linux allowed 64 until 6.9 (`UDP_MAX_SEGMENTS`).
@@ -36,8 +37,7 @@ const TURNS: usize = 4;
 const ERRORS: usize = 16;
 
 pub(crate) struct Udp {
-    /// Each with whether it is IPv6.
-    sockets: HashMap<FlowId, (OwnedFd, bool), FlowHash>,
+    sockets: HashMap<FlowId, (OwnedFd, Path), FlowHash>,
     row: Row,
     batch: RecvBatch,
     joined: Vec<u8>,
@@ -45,10 +45,13 @@ pub(crate) struct Udp {
     segmentation: bool,
 }
 
-/// Datagrams of one flow on their way out: all of `size` bytes, the last one possibly shorter.
+/// What the datagrams of a row have in common: the flow, and whether they may be cut up.
+type Lane = (FlowId, Fragmentation);
+
+/// Datagrams of one lane on their way out: all of `size` bytes, the last one possibly shorter.
 #[derive(Default)]
 struct Row {
-    flow: Option<FlowId>,
+    lane: Option<Lane>,
     size: usize,
     count: usize,
     closed: bool,
@@ -76,7 +79,7 @@ impl Udp {
     ) -> Result<(), UdpError> {
         let socket = connected(poller, flow, remote)
             .map_err(|errno| errno::udp_error(errno, 0).unwrap_or(UdpError::Resources))?;
-        self.sockets.insert(flow, (socket, remote.is_ipv6()));
+        self.sockets.insert(flow, (socket, Path::new(remote.is_ipv6())));
         Ok(())
     }
 
@@ -86,37 +89,40 @@ impl Udp {
     }
 
     /// Puts a datagram, or a row of them, on its way; it may wait until [`Udp::flush`].
-    pub(crate) fn send(&mut self, gate: &mut Gate, now: Time, flow: FlowId, payload: &[u8], segment: Option<u16>) {
+    pub(crate) fn send(&mut self, gate: &mut Gate, now: Time, lane: Lane, payload: &[u8], segment: Option<u16>) {
         let size = segment.map_or(payload.len(), usize::from);
         if !self.segmentation || size == 0 || size > SEGMENT {
             self.flush(gate, now);
-            self.send_apart(gate, now, flow, payload, size);
+            self.send_apart(gate, now, lane, payload, size);
             return;
         }
         for datagram in payload.chunks(size) {
-            if !self.row.takes(flow, datagram.len()) {
+            if !self.row.takes(lane, datagram.len()) {
                 self.flush(gate, now);
             }
-            self.row.add(flow, datagram);
+            self.row.add(lane, datagram);
         }
     }
 
     /// Sends the row that is waiting.
     pub(crate) fn flush(&mut self, gate: &mut Gate, now: Time) {
-        let Some(flow) = self.row.flow.take() else { return };
+        let Some(lane) = self.row.lane.take() else { return };
         let row = std::mem::take(&mut self.row);
         if row.count == 1 {
-            self.send_apart(gate, now, flow, &row.payload, row.size);
-        } else if let Some((socket, _)) = self.sockets.get(&flow) {
+            self.send_apart(gate, now, lane, &row.payload, row.size);
+        } else if let (flow, fragmentation) = lane
+            && let Some((socket, path)) = self.sockets.get_mut(&flow)
+        {
+            path.prepare(&*socket, row.size, fragmentation);
             let segment = u16::try_from(row.size).ok();
             match socket::send_segments(socket, &row.payload, segment).map_err(errno_of) {
                 Ok(()) | Err(Errno::AGAIN) => {}
                 Err(Errno::INVAL | Errno::IO | Errno::OPNOTSUPP) => {
                     self.segmentation = false;
-                    self.send_apart(gate, now, flow, &row.payload, row.size);
+                    self.send_apart(gate, now, lane, &row.payload, row.size);
                 }
                 // Too big as segments, or an earlier datagram's error: each one for itself finds out.
-                Err(_) => self.send_apart(gate, now, flow, &row.payload, row.size),
+                Err(_) => self.send_apart(gate, now, lane, &row.payload, row.size),
             }
         }
         self.row.payload = row.payload;
@@ -124,17 +130,19 @@ impl Udp {
     }
 
     /// Sends datagrams of `size` bytes one by one.
-    fn send_apart(&mut self, gate: &mut Gate, now: Time, flow: FlowId, payload: &[u8], size: usize) {
-        let Some((socket, ipv6)) = self.sockets.get(&flow) else { return };
+    fn send_apart(&mut self, gate: &mut Gate, now: Time, lane: Lane, payload: &[u8], size: usize) {
+        let (flow, fragmentation) = lane;
+        let Some((socket, path)) = self.sockets.get_mut(&flow) else { return };
+        path.prepare(&*socket, size, fragmentation);
         let mut send = |datagram: &[u8]| {
             // The first error may belong to an earlier datagram (udp(7)): it is told, and this one has its own attempt.
+            let mut told = None;
             for _ in 0..2 {
-                let Err(error) = socket::send_segments(socket, datagram, None) else { return };
-                let Some(error) = errno::udp_error(errno_of(error), socket::path_mtu(socket, *ipv6).unwrap_or(0))
-                else {
-                    return;
-                };
-                gate.handle_udp_error(now, flow, error);
+                let Err(error) = socket::send_segments(&*socket, datagram, None) else { return };
+                let Some(error) = errno::udp_error(errno_of(error), path.mtu(&*socket)) else { return };
+                if told.replace(error) != Some(error) {
+                    gate.handle_udp_error(now, flow, error);
+                }
             }
         };
         if size == 0 {
@@ -150,7 +158,10 @@ impl Udp {
         if ready.error {
             for _ in 0..ERRORS {
                 let Some(error) = socket::take_queued_error(socket) else { break };
-                if let Some(error) = errno::queued_udp_error(error) {
+                // What this machine itself refused, the sender was told when it sent.
+                if !error.is_local
+                    && let Some(error) = errno::queued_udp_error(error)
+                {
                     gate.handle_udp_error(now, flow, error);
                 }
             }
@@ -178,11 +189,11 @@ impl Udp {
 
 impl Row {
     /// Whether a datagram may stand behind those that wait.
-    fn takes(&self, flow: FlowId, len: usize) -> bool {
-        match self.flow {
+    fn takes(&self, lane: Lane, len: usize) -> bool {
+        match self.lane {
             None => true,
             Some(own) => {
-                own == flow
+                own == lane
                     && !self.closed
                     && len <= self.size
                     && self.count < ROW
@@ -191,9 +202,9 @@ impl Row {
         }
     }
 
-    fn add(&mut self, flow: FlowId, datagram: &[u8]) {
-        if self.flow.is_none() {
-            self.flow = Some(flow);
+    fn add(&mut self, lane: Lane, datagram: &[u8]) {
+        if self.lane.is_none() {
+            self.lane = Some(lane);
             self.size = datagram.len();
         }
         self.count += 1;

@@ -165,6 +165,8 @@ pub struct QueuedError {
     pub errno: i32,
     /// The next hop's MTU in bytes when `errno` is `EMSGSIZE`, otherwise without meaning.
     pub info: u32,
+    /// It came up in a call of this machine, which said so itself (`SO_EE_ORIGIN_LOCAL`), and not in an ICMP message.
+    pub is_local: bool,
 }
 
 /// Takes one entry off the socket's error queue, if there is one.
@@ -187,21 +189,51 @@ pub fn take_queued_error(socket: impl AsFd) -> Option<QueuedError> {
     }
     // cmsghdr: length, level and type; then sock_extended_err: u32 errno, u8 origin, type, code, pad, u32 info, u32 data.
     let [_, _, errno_and_origin, info_and_data, ..] = control;
-    let [e0, e1, e2, e3, ..] = errno_and_origin.to_ne_bytes();
+    let [e0, e1, e2, e3, origin, ..] = errno_and_origin.to_ne_bytes();
     let [i0, i1, i2, i3, ..] = info_and_data.to_ne_bytes();
-    Some(QueuedError { errno: i32::from_ne_bytes([e0, e1, e2, e3]), info: u32::from_ne_bytes([i0, i1, i2, i3]) })
+    Some(QueuedError {
+        errno: i32::from_ne_bytes([e0, e1, e2, e3]),
+        info: u32::from_ne_bytes([i0, i1, i2, i3]),
+        is_local: origin == libc::SO_EE_ORIGIN_LOCAL,
+    })
+}
+
+/// What a socket does with packets that are too big for the path as far as the kernel knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TooBig {
+    /// They are cut up; in IPv4 without the DF bit (`IP_PMTUDISC_DONT`).
+    Cut,
+    /// Sending them is `EMSGSIZE`; in IPv4 every packet has the DF bit (`IP_PMTUDISC_DO`).
+    Refuse,
+}
+
+/// Sets what happens to packets that are too big for the path (`IP_MTU_DISCOVER`, `IPV6_MTU_DISCOVER`).
+///
+/// # Errors
+/// Those of setsockopt(2).
+pub fn set_too_big(socket: impl AsFd, ipv6: bool, then: TooBig) -> io::Result<()> {
+    let (level, name, value) = match (ipv6, then) {
+        (false, TooBig::Cut) => (libc::SOL_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT),
+        (false, TooBig::Refuse) => (libc::SOL_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DO),
+        (true, TooBig::Cut) => (libc::SOL_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT),
+        (true, TooBig::Refuse) => (libc::SOL_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DO),
+    };
+    set_int(socket.as_fd(), level, name, value)
 }
 
 /// The MTU of the path of a connected socket in bytes, as far as the kernel knows it.
 #[must_use]
 pub fn path_mtu(socket: impl AsFd, ipv6: bool) -> Option<u32> {
     let (level, name) = if ipv6 { (libc::SOL_IPV6, libc::IPV6_MTU) } else { (libc::SOL_IP, libc::IP_MTU) };
+    int(socket.as_fd(), level, name).and_then(|value| u32::try_from(value).ok())
+}
+
+fn int(socket: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int) -> Option<libc::c_int> {
     let mut value: libc::c_int = 0;
     let mut len = INT;
     // SAFETY: value and length are live and of the size that is given; the kernel writes at most that.
-    let rc =
-        unsafe { libc::getsockopt(socket.as_fd().as_raw_fd(), level, name, (&raw mut value).cast(), &raw mut len) };
-    (rc == 0).then(|| u32::try_from(value).ok()).flatten()
+    let rc = unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, (&raw mut value).cast(), &raw mut len) };
+    (rc == 0).then_some(value)
 }
 
 fn set_int(socket: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
@@ -253,6 +285,20 @@ mod tests {
             assert_eq!(batch.iter().map(|(p, _)| p.len()).collect::<Vec<_>>(), [100, 100, 50]);
             assert_eq!(batch.recv(&d).unwrap(), 1);
             assert_eq!(batch.iter().next().unwrap(), (&row[..], Some(100)));
+        }
+    }
+
+    #[test]
+    fn refuses_or_cuts_what_is_too_big() {
+        for (address, ipv6, name) in
+            [("127.0.0.1:0", false, libc::IP_MTU_DISCOVER), ("[::1]:0", true, libc::IPV6_MTU_DISCOVER)]
+        {
+            let (a, _b) = pair(address);
+            let level = if ipv6 { libc::SOL_IPV6 } else { libc::SOL_IP };
+            for (then, value) in [(TooBig::Refuse, libc::IP_PMTUDISC_DO), (TooBig::Cut, libc::IP_PMTUDISC_DONT)] {
+                set_too_big(&a, ipv6, then).unwrap();
+                assert_eq!(int(a.as_fd(), level, name), Some(value));
+            }
         }
     }
 

@@ -121,3 +121,31 @@ fn denied_iperf3_is_refused() {
         sandbox.run(&["iperf3", family.flag(), "-c", family.web()]).exits(1).complains("Connection refused");
     }
 }
+
+#[test]
+fn a_datagram_that_is_too_big_for_the_path_is_told_so_or_cut_as_its_sender_wants() {
+    // The sandbox's link carries 4000 bytes, the host's 1500. The options' numbers are those of <linux/in.h> and in6.h.
+    for (family, number, level, discover, mtu) in
+        [(Family::V4, "2", "0", "10", "14"), (Family::V6, "10", "41", "23", "24")]
+    {
+        let program = format!(
+            "import socket, errno
+DONT, WANT, DO = 0, 1, 2
+def echo(size, mode):
+    s = socket.socket({number}, socket.SOCK_DGRAM); s.settimeout(3); s.connect(('{}', 7))
+    s.setsockopt({level}, {discover}, mode); s.send(bytes(size))
+    try: return str(len(s.recv(65535)))
+    except OSError as e: return errno.errorcode.get(e.errno, str(e)) + ' ' + str(s.getsockopt({level}, {mtu}))
+print('small', echo(1000, DO), 'fits', echo(1440, DO))
+if {number} == 2: print('cut by the host', echo(3000, DONT))
+print('refused', echo(3000, DO))
+print('cut by the sender', echo(3000, WANT))",
+            family.web()
+        );
+        let ran = World::shared().sandbox().flags("--mtu 4000").run(&["python3", "-c", &program]);
+        ran.exits(0).says("small 1000 fits 1440").says("refused EMSGSIZE 1500").says("cut by the sender 3000");
+        if family == Family::V4 {
+            ran.says("cut by the host 3000");
+        }
+    }
+}

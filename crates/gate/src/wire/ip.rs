@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use cofferdam_model::DropReason;
 
+use crate::api::Fragmentation;
 use crate::wire::checksum::Checksum;
 use crate::wire::virtio::Offload;
 use crate::wire::{ipv4, ipv6};
@@ -21,6 +22,7 @@ pub(crate) struct IpPacket<'a> {
     pub(crate) dst: IpAddr,
     /// The protocol (IPv4) or next header (IPv6) field.
     pub(crate) protocol: u8,
+    pub(crate) fragmentation: Fragmentation,
     /// Header and payload, without what may follow them.
     pub(crate) bytes: &'a [u8],
     pub(crate) payload: &'a [u8],

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use cofferdam_model::DropReason;
 
+use crate::api::Fragmentation;
 use crate::wire::checksum::Checksum;
 use crate::wire::ip::{IpPacket, Piece};
 
@@ -78,14 +79,17 @@ fn check(packet: &[u8]) -> Result<(IpPacket<'_>, u16), DropReason> {
     if header_len > HEADER_LEN {
         return Err(DropReason::Options);
     }
+    let fragment = u16::from_be_bytes([frag0, frag1]);
+    let forbidden = fragment & DONT_FRAGMENT != 0;
     let packet = IpPacket {
         src: IpAddr::V4(Ipv4Addr::new(s0, s1, s2, s3)),
         dst: IpAddr::V4(Ipv4Addr::new(d0, d1, d2, d3)),
         protocol,
+        fragmentation: if forbidden { Fragmentation::Forbidden } else { Fragmentation::Allowed },
         bytes,
         payload,
     };
-    Ok((packet, u16::from_be_bytes([frag0, frag1])))
+    Ok((packet, fragment))
 }
 
 /// Where a packet stands in its datagram.

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use cofferdam_model::DropReason;
 
+use crate::api::Fragmentation;
 use crate::wire::ip::{IpPacket, Piece};
 
 /// The fixed header.
@@ -77,6 +78,7 @@ fn check(packet: &[u8]) -> Result<IpPacket<'_>, DropReason> {
         src: IpAddr::V6(Ipv6Addr::from(*src)),
         dst: IpAddr::V6(Ipv6Addr::from(*dst)),
         protocol: next,
+        fragmentation: Fragmentation::Forbidden,
         bytes: packet.get(..HEADER_LEN + length).ok_or(DropReason::Truncated)?,
         payload,
     })

@@ -63,7 +63,7 @@ impl Observer {
                 assert_eq!(remote.ip().is_loopback(), alias);
                 self.udp.insert(*flow, *remote);
             }
-            Output::SendUdp { flow, payload, segment } => {
+            Output::SendUdp { flow, payload, segment, .. } => {
                 assert!(self.udp.contains_key(flow), "sends on a closed flow");
                 assert!(segment.is_none_or(|size| size > 0 && usize::from(size) < payload.len()));
             }
