@@ -195,10 +195,65 @@ mod tests {
         assert_eq!(own_path("4:memory:/a\n0::/user.slice/b\n"), Some("/user.slice/b".into()));
     }
 
+    fn all() -> ResourceLimits {
+        ResourceLimits { memory: Some(1 << 30), cpus: Some(1.5), pids: Some(10), timeout: None }
+    }
+
+    /// A folder that looks like a cgroup. It cannot show what the kernel makes of what is written, and its files do not go with it.
+    fn cgroup(path: &Path, handed_down: &str, processes: &[u32]) {
+        fs::create_dir_all(path).unwrap();
+        fs::write(path.join("cgroup.subtree_control"), handed_down).unwrap();
+        let processes: String = processes.iter().map(|pid| format!("{pid}\n")).collect();
+        fs::write(path.join("cgroup.procs"), processes).unwrap();
+    }
+
+    #[test]
+    fn makes_a_cgroup_beside_its_own_and_moves_processes_there() {
+        let root = tempfile::tempdir().unwrap();
+        let own = root.path().join("own");
+        cgroup(root.path(), "cpu io memory pids\n", &[]);
+        cgroup(&own, "", &[1, 2]);
+        // Of a maker that is gone: process ids end at 2^22.
+        let left_over = root.path().join("cofferdam-4194305-0");
+        let foreign = root.path().join("cofferdam-x");
+        for path in [&left_over, &foreign] {
+            fs::create_dir(path).unwrap();
+        }
+        let made = Cgroup::make_in(root.path(), &own, &settings(&all())).unwrap();
+        assert_eq!(made.path, root.path().join(format!("cofferdam-{}-0", std::process::id())));
+        let files = ["memory.max", "memory.swap.max", "cpu.max", "pids.max"];
+        let written = files.map(|file| fs::read_to_string(made.path.join(file)).unwrap());
+        assert_eq!(written, ["1073741824", "0", "150000 100000", "12"]);
+        made.add(77).unwrap();
+        assert_eq!(fs::read_to_string(made.path.join("cgroup.procs")).unwrap(), "77");
+        assert!(!left_over.exists() && foreign.exists());
+        let another = Cgroup::make_in(root.path(), &own, &[]).unwrap();
+        assert!(another.path.ends_with(format!("cofferdam-{}-1", std::process::id())));
+        let path = another.path.clone();
+        drop(another);
+        assert!(!path.exists());
+        // What is handed down already is not asked for again: that takes the right to.
+        assert_eq!(fs::read_to_string(root.path().join("cgroup.subtree_control")).unwrap(), "cpu io memory pids\n");
+    }
+
+    #[test]
+    fn a_cgroup_that_hands_its_controllers_down_is_left_first() {
+        let root = tempfile::tempdir().unwrap();
+        let me = std::process::id();
+        cgroup(root.path(), "cpu\n", &[me]);
+        Cgroup::make_in(root.path(), root.path(), &settings(&all())).unwrap();
+        assert_eq!(fs::read_to_string(root.path().join("supervisor/cgroup.procs")).unwrap(), me.to_string());
+        assert_eq!(fs::read_to_string(root.path().join("cgroup.subtree_control")).unwrap(), "+memory +pids");
+        let crowded = tempfile::tempdir().unwrap();
+        cgroup(crowded.path(), "cpu\n", &[me, 1]);
+        let refused = Cgroup::make_in(crowded.path(), crowded.path(), &settings(&all())).unwrap_err();
+        assert_eq!(refused.to_string(), "it holds other processes");
+        assert_eq!(fs::read_to_string(crowded.path().join("cgroup.subtree_control")).unwrap(), "cpu\n");
+    }
+
     #[test]
     fn writes_limits_as_the_kernel_reads_them() {
-        let limits = ResourceLimits { memory: Some(1 << 30), cpus: Some(1.5), pids: Some(10), timeout: None };
-        let values: Vec<_> = settings(&limits).into_iter().map(|setting| (setting.file, setting.value)).collect();
+        let values: Vec<_> = settings(&all()).into_iter().map(|setting| (setting.file, setting.value)).collect();
         let wanted = [("memory.max", "1073741824"), ("cpu.max", "150000 100000"), ("pids.max", "12")];
         assert_eq!(values, wanted.map(|(file, value)| (file, value.to_owned())));
         assert_eq!(settings(&ResourceLimits::default()), []);

@@ -161,6 +161,25 @@ fn the_doctor_and_a_run_agree_about_limits() {
 }
 
 #[test]
+fn a_limit_holds_or_it_is_said_that_it_does_not() {
+    // A hundred megabytes that are used, and a second of work: what the limits below leave no room for.
+    let eats = "head -c 100M /dev/zero | tail -n 1 >/dev/null && echo ate";
+    let works = "SECONDS=0; while [ $SECONDS -lt 2 ]; do :; done; times";
+    let memory = sandbox(&["--no-net", "--memory", "32M"], &["bash", "-c", eats]);
+    let cpus = sandbox(&["--no-net", "--cpus", "0.2"], &["bash", "-c", works]);
+    if memory.stderr.contains("the memory limit is not enforced") {
+        assert!(cpus.stderr.contains("the processor limit is not enforced"), "{}", cpus.stderr);
+        eprintln!("no cgroup is delegated here: nothing was shown but that it is said");
+        return;
+    }
+    assert_eq!(memory.stdout, "", "{}", memory.stderr);
+    assert!(!cpus.stderr.contains("not enforced"), "{}", cpus.stderr);
+    // `times` says minutes and seconds of user time first.
+    let user = cpus.stdout.split_once('m').and_then(|(_, rest)| rest.split_once('s')).unwrap().0;
+    assert!(user.parse::<f32>().unwrap() < 1.0, "{}", cpus.stdout);
+}
+
+#[test]
 fn the_wall_holds() {
     let proof = run(&["doctor", "--prove", "--json"]);
     let found: serde_json::Value = serde_json::from_str(&proof.stdout).unwrap_or_else(|_| panic!("{}", proof.stderr));
