@@ -18,8 +18,11 @@ use crate::wire::virtio::Offload;
 
 /// The port that the gateway answers itself, whatever the address.
 pub(crate) const DNS_PORT: u16 = 53;
-/// Names of one address that an event lists, the youngest: a flood of names pinned to one address must not make long events.
+/// Names of one address that an event lists: a flood of names pinned to one address must not make long events.
 const NAMES_IN_EVENT: usize = 16;
+/// Names of one address that are looked at for these. More than the aliases of one answer, which are all younger than the name
+/// that was asked for.
+const NAMES_FOR_EVENT: usize = 64;
 
 /// What every protocol needs: the configuration, the policy with its pins, and the way out.
 #[derive(Debug)]
@@ -71,7 +74,7 @@ impl Context {
     pub(crate) fn decide(&mut self, now: Time, protocol: Protocol, peer: IpAddr, port: Option<u16>) -> Decision {
         let names = self.pins.deciding(now, &self.policy, protocol, peer, port);
         let verdict = self.policy.check(&Facts { direction: Direction::Egress, protocol, peer, port, names });
-        let names = self.pins.names_of(now, peer).take(NAMES_IN_EVENT).map(|pinned| pinned.name.clone()).collect();
+        let names = names_for_event(&self.pins, now, peer);
         match verdict {
             Verdict::Allow(permit) => {
                 let reason = permit.reason().clone();
@@ -220,6 +223,14 @@ impl Context {
         let (guest, remote) = (ends.guest, ends.remote);
         self.event(EventBody::FlowFailed { flow, protocol, guest, remote, error: error.to_string() });
     }
+}
+
+/// The youngest names of an address, since these are what the guest probably has in mind. Those that were asked for come
+/// before aliases, which no allow rule looks at.
+fn names_for_event(pins: &Pins, now: Time, address: IpAddr) -> Box<[DomainName]> {
+    let mut names: Vec<_> = pins.names_of(now, address).take(NAMES_FOR_EVENT).collect();
+    names.sort_by_key(|pinned| pinned.alias);
+    names.into_iter().take(NAMES_IN_EVENT).map(|pinned| pinned.name.clone()).collect()
 }
 
 /// Both ends of a flow as the guest sees them. ICMP has port 0.

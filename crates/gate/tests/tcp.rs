@@ -475,3 +475,28 @@ fn a_name_that_dns_has_told_opens_its_address() {
         assert_eq!(common::names(&world.send(&later)), ["denied", "emit"], "the pin has expired");
     }
 }
+
+#[test]
+fn events_name_what_was_pinned_last_and_aliases_behind() {
+    for family in BOTH {
+        let denied = |world: &mut World| {
+            let outputs = world.send(&packet::syn(guest(family), web(family)));
+            let [EventBody::FlowDenied { names, .. }] = events(&outputs)[..] else { panic!("{outputs:?}") };
+            names.clone()
+        };
+        let mut world = World::with(cofferdam_model::PolicyConfig::default(), |_| {});
+        let pin = |world: &mut World, name: &str, alias: bool| {
+            let name = name.parse().unwrap();
+            world.gate.handle_pin(world.now, &name, alias, family.public(), Duration::from_secs(60)).unwrap();
+        };
+        pin(&mut world, "first.example", false);
+        pin(&mut world, "second.example", false);
+        pin(&mut world, "alias.example", true);
+        assert_eq!(denied(&mut world), ["second.example", "first.example", "alias.example"]);
+        for number in 0..30 {
+            pin(&mut world, &format!("alias{number}.example"), true);
+        }
+        let names = denied(&mut world);
+        assert_eq!((names.len(), &names[..2]), (16, &["second.example".to_owned(), "first.example".to_owned()][..]));
+    }
+}
