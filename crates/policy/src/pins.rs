@@ -196,10 +196,11 @@ impl Pins {
 
     /// Drops every pin whose time is over. Optional: insertions and [`Pins::deciding`] do it too.
     pub fn expire(&mut self, now: Time) {
-        while let Some((expires, serial)) = self.expiries.first()
-            && *expires <= now
+        while let Some((expires, serial)) = self.expiries.first().copied()
+            && expires <= now
         {
-            self.remove(*serial);
+            self.expiries.pop_first();
+            self.remove(serial);
         }
     }
 
