@@ -11,9 +11,9 @@
 )]
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use cofferdam_gateway::{GatewayFds, Link6, LinkAddresses, NetnsSpec, build_netns, configure_guest_link};
@@ -45,6 +45,7 @@ const CASES: &[Case] = &[
     ("answers from the gateway's own address", true, answers_from_the_gateways_own_address),
     ("drops forged sources", true, drops_forged_sources),
     ("drops IPv4 options", true, drops_ipv4_options),
+    ("drops neighbour discovery for others", true, drops_neighbour_discovery_for_others),
     ("makes no connection without a decided SYN", true, makes_no_connection_without_a_decided_syn),
     ("keeps special destinations from the TUN", true, keeps_special_destinations_from_the_tun),
     ("says when the time to live has ended", true, says_when_the_time_to_live_has_ended),
@@ -190,13 +191,20 @@ fn drops_forged_sources(world: &mut World) {
     let gateway4 = world.spec.link.gateway4;
     for source in ["10.9.9.9", "127.0.0.1", "224.0.0.1", "198.51.100.7", &gateway4.to_string()] {
         let packet = udp_packet((source.parse().unwrap(), 1000), (remote.ip(), 53), b"forged");
+        let counted = world.counted("IPv4 source is not the guest's");
         world.send_raw(&packet);
         assert_eq!(world.tun_is_quiet(), Ok(()), "from {source}");
+        assert_eq!(world.counted("IPv4 source is not the guest's"), counted + 1, "from {source}");
     }
     for source in ["2001:db8::9", "fe80::1", "::1", "::", "::ffff:10.0.0.1", "fd42:6d73:62:1::1"] {
+        // The kernel drops loopback sources that come over a wire before the filter (`ip6_rcv_core`).
+        let seen = if source == "::1" { 0 } else { 10 };
         let packet = udp_packet((source.parse().unwrap(), 1000), (remote6.ip(), 53), b"forged");
-        world.send_raw(&packet);
+        let counted = world.counted("IPv6 source is not the guest's");
+        (0..10).for_each(|_| world.send_raw(&packet));
         assert_eq!(world.tun_is_quiet(), Ok(()), "from {source}");
+        // A young interface has a word or two of its own to say to its neighbours, which is counted as well.
+        assert!(world.counted("IPv6 source is not the guest's") >= counted + seen, "from {source}");
     }
     // The very same with the guest's address comes through, so that the silence above means something.
     for remote in [remote, remote6] {
@@ -213,6 +221,38 @@ fn drops_ipv4_options(world: &mut World) {
     packet[0] = 0x46;
     world.send_raw(&packet);
     assert_eq!(world.tun_is_quiet(), Ok(()));
+    assert_eq!(world.counted("IPv4 options"), 1);
+}
+
+fn drops_neighbour_discovery_for_others(world: &mut World) {
+    const SOLICITATION: u8 = 135;
+    const ADVERTISEMENT: u8 = 136;
+    const DROPPED: &str = "neighbour discovery for others";
+    let v6 = world.spec.link.v6.clone().unwrap();
+    let stranger = "fd42:6d73:62:1::99".parse().unwrap();
+    let answers = world.raw_socket(v6.gateway.into(), rustix::net::ipproto::ICMPV6);
+    let forged = [
+        (ADVERTISEMENT, v6.gateway),
+        (ADVERTISEMENT, stranger),
+        (SOLICITATION, v6.guest),
+        (SOLICITATION, stranger),
+    ];
+    for (sent, (kind, target)) in (1..).zip(forged) {
+        world.send_raw(&neighbour_packet(kind, &v6, target));
+        assert_eq!(world.counted(DROPPED), sent, "{kind} for {target}");
+        assert_eq!(world.tun_is_quiet(), Ok(()), "{kind} for {target}");
+        assert!(!readable(&answers, Duration::ZERO), "{kind} for {target} was answered");
+    }
+    let mut cut_off = neighbour_packet(ADVERTISEMENT, &v6, v6.guest);
+    cut_off.truncate(40 + 20);
+    cut_off[5] = 20;
+    world.send_raw(&cut_off);
+    assert_eq!(world.counted(DROPPED), 5, "one that is too short for a target");
+    // What a guest has to say is heard, so that the counter above means something.
+    world.send_raw(&neighbour_packet(ADVERTISEMENT, &v6, v6.guest));
+    world.send_raw(&neighbour_packet(SOLICITATION, &v6, v6.gateway));
+    assert_eq!(receive_icmp(&answers, true), (ADVERTISEMENT, v6.gateway.into()));
+    assert_eq!(world.counted(DROPPED), 5);
 }
 
 fn makes_no_connection_without_a_decided_syn(world: &mut World) {
@@ -402,6 +442,18 @@ impl World {
         result
     }
 
+    /// How many packets the filter's rules with this comment have counted, over all chains.
+    fn counted(&self, comment: &str) -> u64 {
+        let list = Command::new("nft").env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").args(["list", "ruleset"]).output();
+        let list = list.expect("nft is installed");
+        assert!(list.status.success(), "{list:?}");
+        let text = String::from_utf8(list.stdout).unwrap();
+        let rules: Vec<_> = text.lines().filter(|line| line.contains(&format!("comment \"{comment}\""))).collect();
+        assert!(!rules.is_empty(), "no rule {comment:?} in {text}");
+        let count = |rule: &str| rule.split_once("counter packets ").unwrap().1.split(' ').next().unwrap().parse::<u64>();
+        rules.into_iter().map(|rule| count(rule).unwrap()).sum()
+    }
+
     fn guest(&self, like: SocketAddr) -> IpAddr {
         match like {
             SocketAddr::V4(_) => self.spec.link.guest4.into(),
@@ -586,6 +638,16 @@ fn udp_packet(from: (IpAddr, u16), to: (IpAddr, u16), payload: &[u8]) -> Vec<u8>
     let mut udp = [from.1.to_be_bytes(), to.1.to_be_bytes(), len.to_be_bytes(), [0, 0]].concat();
     udp.extend(payload);
     ip_packet(UDP, from.0, to.0, udp, 6)
+}
+
+/// A neighbour message (RFC 4861 §4.3, §4.4) from the guest to the gateway, about `target`.
+fn neighbour_packet(kind: u8, link: &Link6, target: Ipv6Addr) -> Vec<u8> {
+    // Flags of an advertisement: solicited, override. A solicitation has none.
+    let flags = if kind == 136 { 0x60 } else { 0 };
+    let body = [&[kind, 0, 0, 0, flags, 0, 0, 0][..], &target.octets()].concat();
+    let mut packet = ip_packet(58, link.guest.into(), link.gateway.into(), body, 2);
+    set_ttl(&mut packet, 255);
+    packet
 }
 
 fn tcp_packet(from: (IpAddr, u16), to: (IpAddr, u16), flags: u8) -> Vec<u8> {

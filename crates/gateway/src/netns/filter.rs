@@ -15,6 +15,7 @@ use cofferdam_sys::transparent::IpVersion::{V4, V6};
 
 use super::NetnsSpec;
 use super::plan::{GATEWAY_INDEX, LISTENER_PORT, MARK_LOCAL, MARK_TUN, TUN_INDEX};
+use crate::Link6;
 
 const TABLE: &str = "cofferdam";
 
@@ -29,13 +30,15 @@ const ICMP_V6: u8 = 58;
 const TIME_EXCEEDED: u8 = 11;
 const TIME_EXCEEDED_V6: u8 = 3;
 /// RFC 4861 §4.3 and §4.4.
-const NEIGHBOUR_MESSAGES: [u8; 2] = [135, 136];
+const SOLICITATION: u8 = 135;
+const ADVERTISEMENT: u8 = 136;
+const NEIGHBOUR_MESSAGES: [u8; 2] = [SOLICITATION, ADVERTISEMENT];
 
 /// The filter for `spec`.
 pub(super) fn ruleset(spec: &NetnsSpec) -> Ruleset {
     let chains = vec![
         Chain { hook: Hook::Prerouting, priority: PREROUTING_PRIORITY, rules: prerouting(spec) },
-        Chain { hook: Hook::Input, priority: 0, rules: input() },
+        Chain { hook: Hook::Input, priority: 0, rules: input(spec) },
         Chain { hook: Hook::Forward, priority: 0, rules: forward() },
         Chain { hook: Hook::Output, priority: 0, rules: output() },
     ];
@@ -69,10 +72,7 @@ fn prerouting(spec: &NetnsSpec) -> Vec<Rule> {
                 "IPv6 source is not the guest's",
                 vec![guest.clone(), Version(V6), ipv6_source(NotEqual, v6.guest)],
             ));
-            rules.extend(NEIGHBOUR_MESSAGES.map(|message| {
-                let tests = [vec![guest.clone()], neighbour_message(message)].concat();
-                rule("neighbour discovery", tests, &[Accept])
-            }));
+            rules.extend(neighbours_of_guest(v6));
         }
         None => rules.push(drop_rule("IPv6 is off", vec![guest.clone(), Version(V6)])),
     }
@@ -102,12 +102,9 @@ fn prerouting(spec: &NetnsSpec) -> Vec<Rule> {
     rules
 }
 
-fn input() -> Vec<Rule> {
+fn input(spec: &NetnsSpec) -> Vec<Rule> {
     let mut rules = vec![rule("for a transparent socket", vec![Mark(MARK_LOCAL), Transport(TCP)], &[Accept])];
-    rules.extend(NEIGHBOUR_MESSAGES.map(|message| {
-        let tests = [vec![InputLink(GATEWAY_INDEX)], neighbour_message(message)].concat();
-        rule("neighbour discovery", tests, &[Accept])
-    }));
+    rules.extend(spec.link.v6.iter().flat_map(neighbours_of_guest));
     rules.push(drop_rule("anything else", vec![]));
     rules
 }
@@ -154,6 +151,26 @@ fn arp_input(spec: &NetnsSpec) -> Vec<Rule> {
             &[Accept],
         ),
         drop_rule("anything else", vec![]),
+    ]
+}
+
+/// A guest asks for the gateway's address or tells of its own, or is not heard: the kernel would log an advertisement of the
+/// gateway's address, as often as its rate limit allows, in the log of the whole machine.
+fn neighbours_of_guest(v6: &Link6) -> Vec<Rule> {
+    let about = |message, target: Ipv6Addr| {
+        // RFC 4861 §4.3 and §4.4: the target is after type, code, checksum and a word of flags.
+        let target = bytes(Base::Transport, 8, Equal, &target.octets());
+        [vec![InputLink(GATEWAY_INDEX)], neighbour_message(message), vec![target]].concat()
+    };
+    let other = |message| {
+        let tests = [vec![InputLink(GATEWAY_INDEX)], neighbour_message(message)].concat();
+        drop_rule("neighbour discovery for others", tests)
+    };
+    vec![
+        rule("the guest asks for the gateway", about(SOLICITATION, v6.gateway), &[Accept]),
+        rule("the guest tells of itself", about(ADVERTISEMENT, v6.guest), &[Accept]),
+        other(SOLICITATION),
+        other(ADVERTISEMENT),
     ]
 }
 
