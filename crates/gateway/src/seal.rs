@@ -77,7 +77,6 @@ fn calls() -> Vec<Call> {
         libc::SYS_sendto,
         libc::SYS_splice,
         libc::SYS_pipe2,
-        libc::SYS_fcntl,
         // Rows of datagrams and the error queue.
         libc::SYS_recvmsg,
         libc::SYS_recvmmsg,
@@ -103,13 +102,24 @@ fn calls() -> Vec<Call> {
         libc::SYS_exit,
         libc::SYS_exit_group,
     ];
-    let families = [libc::AF_INET, libc::AF_INET6]
-        .map(|family| Call::new(libc::SYS_socket).when(0, Test::Equal(u32::try_from(family).unwrap_or(u32::MAX))));
-    any.into_iter().map(Call::new).chain(families).collect()
+    let only =
+        |call, argument, value| Call::new(call).when(argument, Test::Equal(u32::try_from(value).unwrap_or(u32::MAX)));
+    let families = [libc::AF_INET, libc::AF_INET6].map(|family| only(libc::SYS_socket, 0, family));
+    let commands = [
+        // The size of a new pipe of the relay.
+        libc::F_SETPIPE_SZ,
+        // The spare descriptor, given up and taken again.
+        libc::F_DUPFD_CLOEXEC,
+        // The standard library looks whether what it closes is open, in builds with debug assertions.
+        libc::F_GETFD,
+    ]
+    .map(|command| only(libc::SYS_fcntl, 1, command));
+    any.into_iter().map(Call::new).chain(families).chain(commands).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use rustix::fs::OFlags;
     use rustix::io::Errno;
     use rustix::net::{AddressFamily, SocketType};
 
@@ -133,5 +143,29 @@ mod tests {
         assert_eq!(packet, Err(Errno::PERM));
         assert_eq!(file, Err(Errno::PERM));
         assert_eq!(signal, Err(Errno::PERM));
+    }
+
+    #[test]
+    fn a_sealed_thread_keeps_three_commands_of_fcntl() {
+        let (read, write) = rustix::pipe::pipe().unwrap();
+        let run = move || {
+            let _sealed = seal().unwrap();
+            let kept = [
+                rustix::pipe::fcntl_setpipe_size(&write, 8192).map(drop),
+                rustix::io::fcntl_dupfd_cloexec(&write, 3).map(drop),
+                rustix::io::fcntl_getfd(&write).map(drop),
+            ];
+            let taken = [
+                rustix::pipe::fcntl_getpipe_size(&read).map(drop),
+                rustix::fs::fcntl_getfl(&read).map(drop),
+                rustix::fs::fcntl_setfl(&read, OFlags::NONBLOCK),
+                rustix::fs::fcntl_get_seals(&read).map(drop),
+                rustix::fs::fcntl_lock(&read, rustix::fs::FlockOperation::NonBlockingLockShared),
+            ];
+            (kept, taken)
+        };
+        let (kept, taken) = std::thread::spawn(run).join().unwrap();
+        assert_eq!(kept, [Ok(()); 3]);
+        assert_eq!(taken, [Err(Errno::PERM); 5]);
     }
 }

@@ -231,12 +231,8 @@ fn drops_neighbour_discovery_for_others(world: &mut World) {
     let v6 = world.spec.link.v6.clone().unwrap();
     let stranger = "fd42:6d73:62:1::99".parse().unwrap();
     let answers = world.raw_socket(v6.gateway.into(), rustix::net::ipproto::ICMPV6);
-    let forged = [
-        (ADVERTISEMENT, v6.gateway),
-        (ADVERTISEMENT, stranger),
-        (SOLICITATION, v6.guest),
-        (SOLICITATION, stranger),
-    ];
+    let forged =
+        [(ADVERTISEMENT, v6.gateway), (ADVERTISEMENT, stranger), (SOLICITATION, v6.guest), (SOLICITATION, stranger)];
     for (sent, (kind, target)) in (1..).zip(forged) {
         world.send_raw(&neighbour_packet(kind, &v6, target));
         assert_eq!(world.counted(DROPPED), sent, "{kind} for {target}");
@@ -450,7 +446,8 @@ impl World {
         let text = String::from_utf8(list.stdout).unwrap();
         let rules: Vec<_> = text.lines().filter(|line| line.contains(&format!("comment \"{comment}\""))).collect();
         assert!(!rules.is_empty(), "no rule {comment:?} in {text}");
-        let count = |rule: &str| rule.split_once("counter packets ").unwrap().1.split(' ').next().unwrap().parse::<u64>();
+        let count =
+            |rule: &str| rule.split_once("counter packets ").unwrap().1.split(' ').next().unwrap().parse::<u64>();
         rules.into_iter().map(|rule| count(rule).unwrap()).sum()
     }
 
