@@ -84,6 +84,30 @@ impl Context {
         }
     }
 
+    /// Puts `policy` in the place of the one in force: the same rules with another classifier. `true`: this address has
+    /// changed its group by that.
+    pub(crate) fn reclassify(&mut self, now: Time, policy: Arc<Policy>) -> impl Fn(IpAddr) -> bool + use<> {
+        let before = std::mem::replace(&mut self.policy, Arc::clone(&policy));
+        let moved = move |address| before.classifier().classify(address) != policy.classifier().classify(address);
+        self.pins.demote(now, &moved);
+        moved
+    }
+
+    /// Asks the policy about a flow that it has allowed before; when it does not any more, reports that.
+    pub(crate) fn still_allows(&mut self, now: Time, protocol: Protocol, ends: Ends) -> bool {
+        let port = match protocol {
+            Protocol::Tcp | Protocol::Udp => Some(ends.remote.port()),
+            Protocol::IcmpV4 | Protocol::IcmpV6 => None,
+        };
+        match self.decide(now, protocol, ends.remote.ip(), port) {
+            Decision::Allow(..) => true,
+            Decision::Deny(about) => {
+                self.report_denied(now, protocol, ends, &about);
+                false
+            }
+        }
+    }
+
     /// The host's loopback of `address`'s family when `address` is one of the gateway's own: the host alias.
     pub(crate) fn host_alias(&self, address: IpAddr) -> Option<IpAddr> {
         if !self.is_gateway(address) {

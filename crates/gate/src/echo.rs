@@ -14,6 +14,7 @@
 //! | Open  | error of the socket         | Open | ICMP about the guest's last request                       |
 //! | Open  | no socket to be had         | –    | ICMP; where the host forbids it, once a notice naming the sysctl |
 //! | Open  | idle for [`IDLE_TIMEOUT`]   | –    | close                                                     |
+//! | Open  | its address is denied now   | –    | close                                                     |
 //!
 //! Limits: [`MAX_FLOWS`] flows, at which the longest idle one makes room, and one request per [`INTERVAL`] to other
 //! addresses than the gateway's after a burst of [`BURST`]; what is faster is dropped and counted.
@@ -182,6 +183,17 @@ impl Echoes {
             && touched + IDLE_TIMEOUT <= now
         {
             self.close(cx, now, slot, CloseReason::Idle);
+        }
+    }
+
+    /// Addresses have moved to other groups: ends what is not allowed any more. The next request is told why.
+    pub(crate) fn handle_reclassified(&mut self, cx: &mut Context, now: Time, moved: &dyn Fn(IpAddr) -> bool) {
+        for slot in self.table.slots(0) {
+            let Some((_, echo)) = self.table.get_mut(slot) else { continue };
+            let (guest, remote) = (echo.guest, echo.remote);
+            if moved(remote) && !cx.still_allows(now, protocol(remote), ends(guest, remote)) {
+                self.close(cx, now, slot, CloseReason::Policy);
+            }
         }
     }
 

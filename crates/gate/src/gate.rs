@@ -175,6 +175,18 @@ impl Gate {
         self.cx.pins.insert(now, name, alias, address, ttl)
     }
 
+    /// The machine's addresses have changed: `policy` has the rules of the one in force and another classifier.
+    ///
+    /// Flows to addresses that are in another group from here on are decided anew, and those that are denied are closed and
+    /// reported; the others do not notice. Names bound to such an address are no reason to allow it until they are asked
+    /// for again, since the look-up was judged by the former group.
+    pub fn handle_reclassified(&mut self, now: Time, policy: Arc<Policy>) {
+        let moved = self.cx.reclassify(now, policy);
+        self.connections.handle_reclassified(&mut self.cx, now, &moved);
+        self.mappings.handle_reclassified(&mut self.cx, now, &moved);
+        self.echoes.handle_reclassified(&mut self.cx, now, &moved);
+    }
+
     /// A deadline has passed.
     pub fn handle_timeout(&mut self, now: Time) {
         self.fragments.handle_timeout(&mut self.cx, now);

@@ -87,6 +87,13 @@ impl<K: Hash + Eq + Copy, V, const LISTS: usize> Table<K, V, LISTS> {
         self.slab.get(at)?.as_ref().map(|entry| (Slot(at), entry.touched))
     }
 
+    /// Every entry of `list`, the longest idle one first.
+    pub(crate) fn slots(&self, list: usize) -> Vec<Slot> {
+        let entry = |at: usize| self.slab.get(at)?.as_ref();
+        let front = self.lists.get(list).and_then(|list| list.front);
+        std::iter::successors(front, |at| entry(*at)?.next).map(Slot).collect()
+    }
+
     /// Adds an entry at the back of `list`. A former entry with this key is the caller's to remove first.
     pub(crate) fn insert(&mut self, now: Time, list: usize, key: K, flow: FlowId, value: V) -> Slot {
         let entry = Entry { key, flow, touched: now, list, previous: None, next: None, value };

@@ -18,6 +18,9 @@
 //! | Injected | [`ACCEPT_TIMEOUT`]             | –        | abandon the dial, report it as failed             |
 //! | Live     | SYN again                      | Live     | emit it: the kernel answers (RFC 9293 §3.10.7.4)  |
 //! | Live     | closed                         | –        |                                                   |
+//! | Dialing  | its address is denied now      | –        | abandon the dial, RST, ICMP or nothing            |
+//! | Injected | its address is denied now      | –        | abandon the dial                                  |
+//! | Live     | its address is denied now      | Live     | the shell is to close it                          |
 //!
 //! Limits: `max_connections` in all; at it a new SYN gets RST. [`MAX_PENDING`] in Dialing and Injected; at it the oldest
 //! Injected entry makes room (a guest that does not finish its handshakes), and while there is none a new SYN gets RST.
@@ -279,6 +282,41 @@ impl Connections {
             && since + ACCEPT_TIMEOUT <= now
         {
             self.abandon(cx, slot);
+        }
+    }
+
+    /// Addresses have moved to other groups: ends what is not allowed any more.
+    pub(crate) fn handle_reclassified(&mut self, cx: &mut Context, now: Time, moved: &dyn Fn(IpAddr) -> bool) {
+        for list in [DIALING, INJECTED, LIVE] {
+            for slot in self.table.slots(list) {
+                let Some((flow, connection)) = self.table.get_mut(slot) else { continue };
+                let ends = connection.ends;
+                if !moved(ends.remote.ip()) || cx.is_resolver(ends.remote) || cx.still_allows(now, Protocol::Tcp, ends)
+                {
+                    continue;
+                }
+                match &connection.state {
+                    // Its entry goes when the shell says what it has carried.
+                    State::Live { .. } => cx.output(Output::CloseFlow { flow }),
+                    State::Dialing { .. } | State::Injected => self.withdraw(cx, slot),
+                }
+            }
+        }
+    }
+
+    /// Ends a connection that is denied before it has been made.
+    fn withdraw(&mut self, cx: &mut Context, slot: Slot) {
+        let Some(removed) = self.table.remove(slot) else { return };
+        let connection = removed.value;
+        if matches!(connection.serves, Serves::Relay(_)) {
+            cx.output(Output::AbandonDial { flow: removed.flow });
+        }
+        // The kernel answers one whose SYN was put back: nobody waits for what it accepts, so that is reset.
+        let State::Dialing { syn } = connection.state else { return };
+        match cx.config.deny_with {
+            DenyWith::Reset => emit_reset(cx, connection.ends, &syn.header),
+            DenyWith::Icmp => cx.emit_error(connection.ends.guest.ip(), IcmpError::Prohibited, &syn.packet),
+            DenyWith::Drop => {}
         }
     }
 

@@ -17,6 +17,7 @@
 //! | any     | no socket to be had              | –       | ICMP about the guest's last datagram |
 //! | OneWay  | idle for [`ONE_WAY_TIMEOUT`]     | –       | close                                |
 //! | BothWays| idle for [`BOTH_WAYS_TIMEOUT`]   | –       | close                                |
+//! | any     | its address is denied now        | –       | close                                |
 //!
 //! Limits: `max_udp_connections` mappings; at it the longest idle one makes room. Fragments were joined before.
 
@@ -197,6 +198,19 @@ impl Mappings {
                 && touched + timeout <= now
             {
                 self.close(cx, now, slot, CloseReason::Idle);
+            }
+        }
+    }
+
+    /// Addresses have moved to other groups: ends what is not allowed any more. The next datagram is told why.
+    pub(crate) fn handle_reclassified(&mut self, cx: &mut Context, now: Time, moved: &dyn Fn(IpAddr) -> bool) {
+        for (list, _) in TIMEOUTS {
+            for slot in self.table.slots(list) {
+                let Some((_, mapping)) = self.table.get_mut(slot) else { continue };
+                let ends = mapping.ends;
+                if moved(ends.remote.ip()) && !cx.still_allows(now, Protocol::Udp, ends) {
+                    self.close(cx, now, slot, CloseReason::Policy);
+                }
             }
         }
     }

@@ -204,6 +204,19 @@ impl Pins {
         }
     }
 
+    /// Has the names of every address for which `is_other` says so count as aliases do, until they are asked for again: no
+    /// allow rule looks at them any more, deny rules still do.
+    pub fn demote(&mut self, now: Time, is_other: impl Fn(IpAddr) -> bool) {
+        let is_demoted = |pin: &Pin| !pin.name.alias && is_other(pin.address);
+        let demoted: Vec<Serial> =
+            self.pins.iter().filter(|(_, pin)| is_demoted(pin)).map(|(serial, _)| *serial).collect();
+        for serial in demoted {
+            let Some(pin) = self.remove(serial) else { continue };
+            // In the place that has just become free.
+            let _has_room = self.insert(now, &pin.name.name, true, pin.address, pin.expires.since(now));
+        }
+    }
+
     /// How many pins there are, expired ones that were not dropped yet included.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -265,8 +278,8 @@ impl Pins {
         None
     }
 
-    fn remove(&mut self, serial: Serial) {
-        let Some(pin) = self.pins.remove(&serial) else { return };
+    fn remove(&mut self, serial: Serial) -> Option<Pin> {
+        let pin = self.pins.remove(&serial)?;
         self.expiries.remove(&(pin.expires, serial));
         if let Some(bound) = self.addresses.get_mut(&pin.address) {
             bound.pins.remove(&serial);
@@ -281,6 +294,7 @@ impl Pins {
                 self.names.remove(&pin.name.name);
             }
         }
+        Some(pin)
     }
 }
 

@@ -30,12 +30,12 @@ use crate::{Denial, Facts, NameVerdict, Permit, PinnedName, Reason, RuleRef, Ver
 /// A compiled policy.
 #[derive(Debug)]
 pub struct Policy {
-    rules: Box<[Rule]>,
+    rules: Arc<[Rule]>,
     default_egress: Action,
     default_ingress: Action,
     classifier: Classifier,
-    egress: Side,
-    ingress: Side,
+    egress: Arc<Side>,
+    ingress: Arc<Side>,
     identity: Identity,
 }
 
@@ -55,12 +55,26 @@ impl Policy {
     #[must_use]
     pub fn compile(config: &PolicyConfig, classifier: Classifier) -> Policy {
         Policy {
-            rules: config.rules.clone().into_boxed_slice(),
+            rules: config.rules.as_slice().into(),
             default_egress: config.default_egress,
             default_ingress: config.default_ingress,
             classifier,
-            egress: Side::new(&config.rules, Direction::Egress),
-            ingress: Side::new(&config.rules, Direction::Ingress),
+            egress: Arc::new(Side::new(&config.rules, Direction::Egress)),
+            ingress: Arc::new(Side::new(&config.rules, Direction::Ingress)),
+            identity: Identity::default(),
+        }
+    }
+
+    /// The same rules and defaults, asked about addresses as `classifier` sees them. The rules are shared, not compiled anew.
+    #[must_use]
+    pub fn with_classifier(&self, classifier: Classifier) -> Policy {
+        Policy {
+            rules: Arc::clone(&self.rules),
+            default_egress: self.default_egress,
+            default_ingress: self.default_ingress,
+            classifier,
+            egress: Arc::clone(&self.egress),
+            ingress: Arc::clone(&self.ingress),
             identity: Identity::default(),
         }
     }

@@ -68,6 +68,25 @@ fn an_allowed_network_opens_neither_host_nor_metadata() {
 }
 
 #[test]
+fn another_classifier_moves_addresses_under_the_same_rules() {
+    let policy = by_hand("deny@host, deny@private, allow@public, allow@other.example");
+    let peers = ["8.8.8.8", "2620:fe::9", "151.101.1.69", "2a04:4e42::645"];
+    let host = HostNetwork {
+        addresses: vec!["8.8.8.8".parse().unwrap(), "2620:fe::9".parse().unwrap()],
+        on_link: vec!["151.101.1.0/24".parse().unwrap(), "2a04:4e42::/64".parse().unwrap()],
+        nat64: vec![],
+    };
+    let moved = policy.with_classifier(Classifier::new(host));
+    for peer in peers {
+        assert!(allows(&policy, peer), "{peer}");
+        assert!(!allows(&moved, peer), "{peer}");
+        assert!(allows(&moved.with_classifier(classifier()), peer), "{peer}");
+    }
+    assert_eq!(moved.rules(), policy.rules());
+    assert_eq!(moved.uses_names(), policy.uses_names());
+}
+
+#[test]
 fn a_denied_network_closes_host_and_metadata_as_well() {
     let policy = by_hand("deny@172.16.0.0/12,deny@169.254.0.0/16,allow@any");
     for closed in [GATEWAY, "172.20.0.1", "169.254.169.254", "::ffff:172.16.0.1"] {
