@@ -53,6 +53,16 @@ impl Rebinding {
         let explicit = PolicyConfig { default_egress: Action::Deny, default_ingress: Action::Deny, rules };
         Rebinding::Guard { explicit: Arc::new(Policy::compile(&explicit, classifier)) }
     }
+
+    /// The same, under another classifier.
+    pub(crate) fn with_classifier(&self, classifier: &Classifier) -> Rebinding {
+        match self {
+            Rebinding::Allow => Rebinding::Allow,
+            Rebinding::Guard { explicit } => {
+                Rebinding::Guard { explicit: Arc::new(explicit.with_classifier(classifier.clone())) }
+            }
+        }
+    }
 }
 
 fn counts_for_rebinding(rule: &Rule) -> bool {

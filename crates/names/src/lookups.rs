@@ -330,6 +330,20 @@ impl Lookups {
         None
     }
 
+    /// The next lookup at a resolver of the guest's choice that is `moved`. Call until `None`.
+    pub(crate) fn withdrawn(
+        &mut self,
+        effects: &mut Effects<'_>,
+        moved: impl Fn(SocketAddr) -> bool,
+    ) -> Option<Finished> {
+        let chosen = |lookup: &Lookup| match lookup.key.route {
+            Route::Configured => false,
+            Route::Chosen(server) => moved(server),
+        };
+        let id = *self.lookups.iter().find(|(_, lookup)| chosen(lookup))?.0;
+        self.finish(effects, id, None)
+    }
+
     pub(crate) fn poll_timeout(&self) -> Option<Time> {
         self.timers.first().map(|(due, _)| *due)
     }

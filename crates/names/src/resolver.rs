@@ -159,6 +159,21 @@ impl Resolver {
         });
     }
 
+    /// The machine's addresses have changed: `policy` has the rules of the one in force and another classifier. Answers
+    /// that are under way are judged by it. A resolver of the guest's choice whose address is in another group by that is
+    /// asked no more; whether it may be is decided when the guest asks again.
+    pub fn handle_reclassified(&mut self, now: Time, policy: Arc<Policy>) {
+        self.outputs.begin_group();
+        self.config.rebinding = self.config.rebinding.with_classifier(policy.classifier());
+        let before = std::mem::replace(&mut self.policy, policy);
+        let after = Arc::clone(&self.policy);
+        let moved =
+            |server: SocketAddr| before.classifier().classify(server.ip()) != after.classifier().classify(server.ip());
+        while let Some(finished) = self.step(now, |lookups, effects| lookups.withdrawn(effects, moved)) {
+            self.give_up(now, Some(finished));
+        }
+    }
+
     /// Time has passed; needed when [`Resolver::poll_timeout`] is reached.
     pub fn handle_timeout(&mut self, now: Time) {
         self.outputs.begin_group();

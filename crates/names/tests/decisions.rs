@@ -414,3 +414,46 @@ fn an_any_rule_matches_the_query_itself() {
     world.ask_at(GATEWAY, Transport::Tcp, &query(9, "example.org", A));
     assert_eq!(world.sent.len(), 1, "the rule allows UDP");
 }
+
+/// The world's policy when the machine has `address` besides the gateway's addresses.
+fn reclassified(policy: &cofferdam_model::PolicyConfig, address: &str) -> std::sync::Arc<cofferdam_policy::Policy> {
+    let gateway = [GATEWAY, GATEWAY6].map(|text| text.parse::<std::net::SocketAddr>().unwrap().ip());
+    let addresses = gateway.into_iter().chain([ip(address)]).collect();
+    let host = cofferdam_model::HostNetwork { addresses, ..Default::default() };
+    cofferdam_policy::Policy::compile(policy, cofferdam_model::Classifier::new(host)).into()
+}
+
+#[test]
+fn answers_are_judged_by_the_addresses_that_the_machine_has_when_they_come() {
+    for (qtype, ours) in [(A, "93.184.216.34"), (AAAA, "2606:2800:220:1::34")] {
+        let policy = only(vec![dns_rule(), allow_name("example.org")]);
+        let mut world = World::new(policy.clone());
+        let client = world.ask(&query(9, "example.org", qtype));
+        world.resolver.handle_reclassified(world.now, reclassified(&policy, ours));
+        let sent = world.last();
+        world.answer(&sent, &answer_to(&sent, 0, &[address("example.org", 300, ours)]));
+        assert_eq!(world.reply(client).unwrap().rcode(), NXDOMAIN);
+        assert!(world.pins().is_empty());
+        let [EventBody::DnsQuery { withheld: Some(withheld), .. }] = &world.events()[..] else { panic!() };
+        assert_eq!((withheld.address, withheld.group), (ip(ours), Group::Host));
+    }
+}
+
+#[test]
+fn a_chosen_resolver_that_becomes_the_machines_is_asked_no_more() {
+    for other in [OTHER, "[2001:4860:4860::8888]:53"] {
+        let policy = all_but(vec![]);
+        let mut world = World::new(policy.clone());
+        let configured = world.ask(&query(8, "example.org", A));
+        let chosen = world.ask_at(other, Transport::Udp, &query(9, "example.org", A));
+        let asked = world.last();
+        let ours = other.parse::<std::net::SocketAddr>().unwrap().ip().to_string();
+        world.resolver.handle_reclassified(world.now, reclassified(&policy, &ours));
+        world.drain();
+        assert_eq!(world.reply(chosen).unwrap().rcode(), SERVFAIL);
+        assert_eq!(world.abandoned, [asked.upstream]);
+        assert!(world.reply(configured).is_none(), "the other goes on");
+        world.pass(ms(900));
+        assert_eq!(world.sent.iter().filter(|sent| sent.server == asked.server).count(), 1);
+    }
+}
