@@ -27,6 +27,8 @@ pub(crate) struct Gateway {
     pub(crate) events: OwnedFd,
     /// Its standard error; non-blocking.
     pub(crate) errors: OwnedFd,
+    /// Where it hears of the machine's network, until somebody takes that up.
+    pub(crate) machine: Option<OwnedFd>,
 }
 
 /// Why there is no gateway.
@@ -60,21 +62,22 @@ impl Gateway {
         let pipe = || rustix::pipe::pipe_with(PipeFlags::CLOEXEC).step(|| "make a pipe".to_owned());
         // Messages keep their borders, so that a slow reader loses whole lines and never half of one.
         let (events, events_in) = fdpass::pair().step(|| "make a socket pair".to_owned())?;
+        let (machine, machine_in) = fdpass::pair().step(|| "make a socket pair".to_owned())?;
         let (ready, ready_in) = pipe()?;
         let (errors, errors_in) = pipe()?;
         let child = match ns::fork().step(|| "fork the gateway".to_owned())? {
             Fork::Parent(child) => child,
             Fork::Child => process::run_and_exit(|| {
                 let Ok(lifeline) = lifeline.try_clone() else { return 1 };
-                let channels = Channels { events: events_in, ready: ready_in, lifeline };
+                let channels = Channels { events: events_in, machine: machine_in, ready: ready_in, lifeline };
                 run(config.clone(), GatewayFds { tun, listeners: fds }, channels, &errors_in, identity)
             }),
         };
-        drop((tun, fds, events_in, ready_in, errors_in));
+        drop((tun, fds, events_in, machine_in, ready_in, errors_in));
         for pipe in [&events, &errors] {
             rustix::fs::fcntl_setfl(pipe, OFlags::NONBLOCK).step(|| "set up a pipe".to_owned())?;
         }
-        let gateway = Self { child, events, errors };
+        let gateway = Self { child, events, errors, machine: Some(machine) };
         gateway.wait_until_ready(&ready, deadline)?;
         Ok(gateway)
     }
@@ -141,7 +144,8 @@ fn enter(fds: &GatewayFds, channels: &Channels, errors: &OwnedFd, identity: Iden
     rustix::stdio::dup2_stdin(&null).step(|| "redirect its standard input".to_owned())?;
     rustix::stdio::dup2_stdout(&null).step(|| "redirect its standard output".to_owned())?;
     drop(null);
-    let mut kept = vec![fds.tun.as_fd(), channels.events.as_fd(), channels.ready.as_fd(), channels.lifeline.as_fd()];
+    let mut kept: Vec<_> =
+        [&fds.tun, &channels.events, &channels.machine, &channels.ready, &channels.lifeline].map(AsFd::as_fd).into();
     kept.extend(fds.listeners.iter().map(AsFd::as_fd));
     process::close_all_except(&kept).step(|| "close descriptors".to_owned())?;
     // Away from the terminal, whose interrupts are for the supervisor.

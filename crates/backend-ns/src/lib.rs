@@ -21,7 +21,7 @@ mod wire;
 pub use cofferdam_sys::confine::Capability;
 pub use error::{LaunchError, ProjectError, Role};
 pub use project::check_project;
-pub use run::{Running, launch};
+pub use run::{Observer, Running, launch};
 pub use spec::{
     GatewayEnd, GatewayFate, Mount, NetworkSpec, Outcome, Place, ResourceLimits, SandboxSpec, Status, Terminal,
 };

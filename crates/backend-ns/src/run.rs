@@ -5,11 +5,12 @@
 //! | starting | `Unshared` of the builder | its id maps are written, mount trees taken with the privilege at hand |
 //! | starting | `Born` | the init is known, and can be ended |
 //! | starting | `Built` | the gateway is forked, and has said that it is confined |
-//! | starting | `Placed` of the init, and a gateway if one is wanted | `Go` |
+//! | starting | `Placed` of the init, and a gateway if one is wanted | the gateway is told the machine's addresses; `Go` |
 //! | starting | `Started` | running |
 //! | starting | `Failed`, end of a process, 30 s | everything is ended; the error says which step |
 //! | running | INT, TERM, … | passed on; a second INT within 5 s ends the sandbox |
 //! | running | time is up | TERM to the program's group, 2 s later the end |
+//! | running | addresses or routes of the machine change | the gateway is told; when it cannot be, it is ended |
 //! | running | end of the gateway | reported; the sandbox has no network from here on |
 //! | running | `Exited`, `Signaled`, end of the init | stopping |
 //! | stopping | – | the lifeline is closed; the last events are read; everything is waited for |
@@ -17,6 +18,7 @@
 //! Before the program is told to start, a signal ends the supervisor as it ends any process, and everything else follows.
 //! From then on signals are blocked in the supervisor's thread and wait to be passed on; they are unblocked at the end.
 
+mod machine;
 mod start;
 mod watch;
 
@@ -30,8 +32,10 @@ use rustix::process::{Signal, WaitId, WaitIdOptions};
 use crate::gateway::Gateway;
 use crate::limits::Cgroup;
 use crate::{GatewayEnd, ResourceLimits};
+use machine::Machine;
 
 pub use start::launch;
+pub use watch::Observer;
 
 /// A sandbox whose program is running. Dropping it ends the sandbox.
 ///
@@ -68,12 +72,14 @@ struct Processes {
     builder: Option<Child>,
     init: Option<Child>,
     gateway: Option<Gateway>,
+    /// What the gateway is told of the machine.
+    machine: Option<Machine>,
     cgroup: Option<Cgroup>,
 }
 
 impl Processes {
     fn new(lifeline: OwnedFd, cgroup: Option<Cgroup>) -> Self {
-        Self { lifeline: Some(lifeline), builder: None, init: None, gateway: None, cgroup }
+        Self { lifeline: Some(lifeline), builder: None, init: None, gateway: None, machine: None, cgroup }
     }
 
     /// Ends what is left and waits for it.

@@ -6,6 +6,8 @@ use std::io::{self, IsTerminal, Write};
 use std::ops::Range;
 
 use cofferdam_control::summary::escaped;
+use rustix::event::{PollFd, PollFlags};
+use rustix::time::Timespec;
 
 /// A kind of text, as a terminal shows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +71,30 @@ pub(crate) fn say(text: &str) {
     let mut line = String::new();
     let _ = writeln!(line, "cofferdam: {}", escaped(text));
     to_stderr(&line);
+}
+
+/// Says something that is not data while a program runs, whose output may be in the middle of a line on a terminal.
+///
+/// Whoever watches over the program must not wait for a reader of ours: what finds no room is not said.
+pub(crate) fn say_now(text: &str, screen: Screen) {
+    let line = format!("cofferdam: {}", escaped(text));
+    let mut room = [PollFd::from_borrowed_fd(rustix::stdio::stderr(), PollFlags::OUT)];
+    let has_room = rustix::event::poll(&mut room, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+    if !has_room.is_ok_and(|ready| ready > 0) {
+        return;
+    }
+    match screen {
+        Screen::Ours => to_stderr(&format!("{line}\n")),
+        Screen::Programs => to_stderr(&format!("\r\n{line}\r\n")),
+    }
+}
+
+/// Whose a terminal is, if there is one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Screen {
+    Ours,
+    /// The program's, and raw: a line feed alone does not lead to the beginning of a line.
+    Programs,
 }
 
 /// Says what went wrong, in one paragraph, and gives the exit status back.

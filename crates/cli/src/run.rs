@@ -15,7 +15,7 @@ use cofferdam_model::{Action, DenyWith, NetworkConfig};
 use cofferdam_policy::file::{self, FlagItem};
 
 use crate::args::{ActionWord, DenyWord, EvidenceArgs, LimitArgs, NetworkArgs, PlaceArgs, RunArgs};
-use crate::output;
+use crate::output::{self, Screen};
 
 /// Runs a program and returns the exit status. `matches` knows the order of the flags.
 pub(crate) fn run(args: RunArgs, matches: &ArgMatches) -> u8 {
@@ -30,8 +30,17 @@ pub(crate) fn run(args: RunArgs, matches: &ArgMatches) -> u8 {
         // What the run leaves behind is opened before it starts: a run whose evidence has no place does not happen.
         let mut log = open_log(evidence.events.as_deref())?;
         let report = evidence.json_summary.as_deref().map(open_report).transpose()?;
+        let screen = match options.terminal {
+            Terminal::Inherit => Screen::Ours,
+            Terminal::Pty => Screen::Programs,
+        };
+        let mut tell = |text: &str| {
+            if !evidence.quiet {
+                output::say_now(text, screen);
+            }
+        };
         let finished = Sandbox::prepare(options)
-            .and_then(|sandbox| sandbox.run(&mut log))
+            .and_then(|sandbox| sandbox.run(&mut log, &mut tell))
             .map_err(|error| Refusal { text: output::chain(&error), status: error.exit_status() })?;
         Ok((finished, report))
     });

@@ -6,7 +6,7 @@
 //!
 //! let network = cofferdam_policy::file::default_network();
 //! let options = RunOptions { env: vec![("PATH".into(), "/usr/bin:/bin".into())], ..RunOptions::new(vec!["id".into()], network) };
-//! let finished = Sandbox::prepare(options)?.run(&mut EventLog::none())?;
+//! let finished = Sandbox::prepare(options)?.run(&mut EventLog::none(), &mut |text| eprintln!("{text}"))?;
 //! println!("exit status {}", finished.exit_status);
 //! # Ok(())
 //! # }

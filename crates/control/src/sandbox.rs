@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use cofferdam_backend_ns::{
-    Capability, GatewayEnd, GatewayFate, LaunchError, Mount, NetworkSpec, Outcome, Place, ResourceLimits, SandboxSpec,
-    Status, Terminal,
+    Capability, GatewayEnd, GatewayFate, LaunchError, Mount, NetworkSpec, Observer, Outcome, Place, ResourceLimits,
+    SandboxSpec, Status, Terminal,
 };
 use cofferdam_gateway::{GatewayConfig, LinkAddresses, NetnsSpec};
 use cofferdam_model::{
@@ -200,26 +200,20 @@ impl Sandbox {
 
     /// Runs the program to its end. Call it while the process has one thread: it forks.
     ///
+    /// `tell` gets, while the program runs, what cannot wait for its end: one paragraph at a time.
+    ///
     /// # Errors
     /// When the sandbox or the program could not be started.
-    pub fn run(self, log: &mut EventLog) -> Result<Finished, RunError> {
-        let Sandbox { spec, command, policy, mut summary, fail_on_deny } = self;
+    pub fn run(self, log: &mut EventLog, tell: &mut dyn FnMut(&str)) -> Result<Finished, RunError> {
+        let Sandbox { spec, command, policy, summary, fail_on_deny } = self;
         let guest = spec.network.as_ref().map(|network| guest_addresses(&network.gateway.link)).unwrap_or_default();
         let running = cofferdam_backend_ns::launch(spec)?;
         // The gateway's clock starts when it is ready, which is a moment ago: both count from the same event.
         let started = Instant::now();
         log.write(&own_event(started, EventBody::SandboxStarted { command, policy, guest }));
-        let mut missed = 0_u64;
-        let outcome = running.run_to_end(&mut |line| {
-            if log.has_room() {
-                missed = missed.saturating_add(tell_lost(log, started));
-            }
-            log.write_line(line);
-            match serde_json::from_slice::<Event>(line) {
-                Ok(event) => summary.record(&event),
-                Err(_) => summary.note("the gateway sent an event that this version does not understand"),
-            }
-        });
+        let mut record = Record { log, summary, tell, started, missed: 0 };
+        let outcome = running.run_to_end(&mut record);
+        let Record { log, summary, mut missed, .. } = record;
         let exit_status = exit_status(&outcome, fail_on_deny && summary.denied_anything());
         let duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         missed = missed.saturating_add(tell_lost(log, started));
@@ -235,6 +229,39 @@ impl Sandbox {
             notices.push(format!("the event log is incomplete: {error}"));
         }
         Ok(Finished { exit_status, summary, notices })
+    }
+}
+
+/// What is kept of a run while it goes on.
+struct Record<'a> {
+    log: &'a mut EventLog,
+    summary: Summary,
+    tell: &'a mut dyn FnMut(&str),
+    started: Instant,
+    /// Lines that the log has lost.
+    missed: u64,
+}
+
+impl Observer for Record<'_> {
+    fn event(&mut self, line: &[u8]) {
+        if self.log.has_room() {
+            self.missed = self.missed.saturating_add(tell_lost(self.log, self.started));
+        }
+        self.log.write_line(line);
+        match serde_json::from_slice::<Event>(line) {
+            Ok(event) => self.summary.record(&event),
+            Err(_) => self.summary.note("the gateway sent an event that this version does not understand"),
+        }
+    }
+
+    fn gateway_died(&mut self, end: GatewayEnd, why: &str) {
+        let because = if why.is_empty() { String::new() } else { format!(": {why}") };
+        let message = format!(
+            "the gateway has ended ({}){because}; the sandbox has no network from here on, and the program goes on without",
+            how(end)
+        );
+        (self.tell)(&message);
+        self.log.write(&own_event(self.started, EventBody::GatewayNotice { message }));
     }
 }
 
@@ -256,17 +283,21 @@ fn exit_status(outcome: &Outcome, denied: bool) -> u8 {
     }
 }
 
+fn how(end: GatewayEnd) -> String {
+    match end {
+        GatewayEnd::Exited(code) => format!("exit status {code}"),
+        GatewayEnd::Signaled(signal) => format!("signal {signal}"),
+    }
+}
+
 fn outcome_notices(outcome: &Outcome) -> Vec<String> {
     let mut notices = Vec::new();
     match outcome.gateway {
         GatewayFate::Fine => {}
         GatewayFate::Died(end) => {
-            let how = match end {
-                GatewayEnd::Exited(code) => format!("exit status {code}"),
-                GatewayEnd::Signaled(signal) => format!("signal {signal}"),
-            };
             notices.push(format!(
-                "the gateway ended before the program did ({how}); from then on the sandbox had no network"
+                "the gateway ended before the program did ({}); from then on the sandbox had no network",
+                how(end)
             ));
         }
     }

@@ -2,6 +2,7 @@
 
 #![allow(
     clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
     clippy::unwrap_used,
     clippy::wildcard_enum_match_arm,
     reason = "a test may fail by panicking"

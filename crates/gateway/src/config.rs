@@ -45,6 +45,9 @@ pub struct Channels {
     pub events: OwnedFd,
     /// One byte is written when the gateway is confined and serves.
     pub ready: OwnedFd,
+    /// A `SOCK_SEQPACKET` socket on which the supervisor says what network the machine has, each time that it changes; see
+    /// [`machine_message`](crate::machine_message).
+    pub machine: OwnedFd,
     /// End of file here means that the supervisor is gone.
     pub lifeline: OwnedFd,
 }

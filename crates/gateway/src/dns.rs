@@ -9,11 +9,13 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use cofferdam_gate::{DnsClient, Gate};
 use cofferdam_model::{CloseReason, FlowCounters, FlowId, Time};
 use cofferdam_names::{ClientId, Output, Resolver, Transport, UpstreamId};
+use cofferdam_policy::Policy;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
@@ -135,6 +137,11 @@ impl Dns {
             connection.readable |= ready.read;
             self.serve(gate, now, id);
         }
+    }
+
+    /// The machine's addresses have changed.
+    pub(crate) fn handle_reclassified(&mut self, now: Time, policy: Arc<Policy>) {
+        self.resolver.handle_reclassified(now, policy);
     }
 
     /// Whether connections are waiting for another turn.

@@ -12,6 +12,7 @@ mod echo;
 mod errno;
 mod events;
 mod hash;
+mod machine;
 mod netns;
 mod path;
 mod patience;
@@ -22,5 +23,6 @@ mod serve;
 mod udp;
 
 pub use config::{Channels, GatewayConfig, Link6, LinkAddresses};
+pub use machine::{TooMany, machine_message};
 pub use netns::{BuildError, GatewayFds, NetnsSpec, build_netns, configure_guest_link};
 pub use serve::{ServeError, serve};

@@ -13,6 +13,8 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 pub(crate) enum Token {
     Tun,
     Lifeline,
+    /// The channel on which the supervisor speaks of the machine's network.
+    Machine,
     Listener(usize),
     /// The host's socket of a TCP flow, while it connects and afterwards.
     Remote(FlowId),
@@ -41,6 +43,7 @@ impl Token {
             Token::Echo(FlowId(number)) => (6, number),
             Token::Upstream(number) => (7, number),
             Token::DnsClient(number) => (8, number),
+            Token::Machine => (9, 0),
         };
         kind << 56 | (number & NUMBER)
     }
@@ -57,6 +60,7 @@ impl Token {
             6 => Token::Echo(FlowId(number)),
             7 => Token::Upstream(number),
             8 => Token::DnsClient(number),
+            9 => Token::Machine,
             _ => return None,
         })
     }
@@ -155,6 +159,7 @@ mod tests {
             Token::Echo(FlowId(2)),
             Token::Upstream(3),
             Token::DnsClient(4),
+            Token::Machine,
         ] {
             assert_eq!(Token::decode(token.encode()), Some(token));
         }

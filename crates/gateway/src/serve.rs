@@ -5,12 +5,12 @@
 //! Sources have a budget per turn, so that none can starve the others.
 
 use std::io::{self, IoSlice};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use cofferdam_gate::{Accepted, Gate, GateConfig, Link4, Link6, Output};
-use cofferdam_model::{CloseReason, FlowId, Time};
+use cofferdam_model::{Classifier, CloseReason, FlowId, HostNetwork, Time};
 use cofferdam_names::{Families, Rebinding, Resolver, ResolverConfig};
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
@@ -21,6 +21,7 @@ use crate::dial::{Dials, Progress};
 use crate::dns::Dns;
 use crate::echo::Echo;
 use crate::events::EventWriter;
+use crate::machine::{self, News};
 use crate::netns::GatewayFds;
 use crate::patience::Patience;
 use crate::poller::{Poller, Ready, Token, Watch};
@@ -58,6 +59,8 @@ pub enum ServeError {
     Ready { source: io::Error },
     #[error("the gateway's event loop broke")]
     Wait { source: io::Error },
+    #[error("the supervisor said something about the machine's network that cannot be read")]
+    Machine,
 }
 
 /// The gateway process: confines itself, says that it is ready, and serves until the supervisor is gone.
@@ -67,8 +70,8 @@ pub enum ServeError {
 /// confined.
 pub fn serve(config: GatewayConfig, fds: GatewayFds, channels: Channels) -> Result<(), ServeError> {
     let descriptors = raise_descriptor_limit();
-    let gateway =
-        Gateway::new(config, fds, channels.events, descriptors).map_err(|source| ServeError::Poller { source })?;
+    let own = (channels.events, channels.machine);
+    let gateway = Gateway::new(config, fds, own, descriptors).map_err(|source| ServeError::Poller { source })?;
     gateway
         .poller
         .add(&channels.lifeline, Token::Lifeline, Watch::Read)
@@ -91,6 +94,9 @@ struct Gateway {
     echo: Echo,
     dns: Dns,
     events: EventWriter,
+    machine: OwnedFd,
+    /// The gateway's addresses, which are the machine's to a guest.
+    own: Vec<IpAddr>,
     frame: Vec<u8>,
     /// Given up for a moment to accept and refuse a connection when there is no descriptor left.
     spare: Option<OwnedFd>,
@@ -102,6 +108,7 @@ struct Gateway {
     /// The last turn did little.
     little: bool,
     stop: bool,
+    failure: Option<ServeError>,
 }
 
 /// Sets the soft limit of descriptors to the hard one and says what it is.
@@ -132,8 +139,12 @@ fn gate_config(config: &GatewayConfig, descriptors: Option<u64>) -> GateConfig {
     }
 }
 
-fn resolver_config(config: &GatewayConfig) -> ResolverConfig {
+fn own_addresses(config: &GatewayConfig) -> Vec<IpAddr> {
     let v6 = config.link.v6.as_ref().map(|v6| v6.gateway.into());
+    std::iter::once(config.link.gateway4.into()).chain(v6).collect()
+}
+
+fn resolver_config(config: &GatewayConfig) -> ResolverConfig {
     let rebinding = if config.network.dns.rebind_protection {
         Rebinding::guarded_by(&config.network.policy, config.policy.classifier().clone())
     } else {
@@ -141,8 +152,8 @@ fn resolver_config(config: &GatewayConfig) -> ResolverConfig {
     };
     ResolverConfig {
         upstreams: config.resolvers.clone(),
-        gateway: std::iter::once(config.link.gateway4.into()).chain(v6).collect(),
-        families: Families { ipv4: true, ipv6: v6.is_some() },
+        gateway: own_addresses(config),
+        families: Families { ipv4: true, ipv6: config.link.v6.is_some() },
         query_timeout: config.network.dns.query_timeout,
         rebinding,
         seed: config.seed,
@@ -150,8 +161,14 @@ fn resolver_config(config: &GatewayConfig) -> ResolverConfig {
 }
 
 impl Gateway {
-    fn new(config: GatewayConfig, fds: GatewayFds, events: OwnedFd, descriptors: Option<u64>) -> io::Result<Gateway> {
+    fn new(
+        config: GatewayConfig,
+        fds: GatewayFds,
+        (events, machine): (OwnedFd, OwnedFd),
+        descriptors: Option<u64>,
+    ) -> io::Result<Gateway> {
         let poller = Poller::new()?;
+        poller.add(&machine, Token::Machine, Watch::Read)?;
         poller.add(&fds.tun, Token::Tun, Watch::Read)?;
         for (index, listener) in fds.listeners.iter().enumerate() {
             poller.add(listener, Token::Listener(index), Watch::Read)?;
@@ -170,12 +187,15 @@ impl Gateway {
             echo: Echo::new(),
             dns: Dns::new(resolver),
             events: EventWriter::new(events),
+            machine,
+            own: own_addresses(&config),
             frame: vec![0; FRAME],
             expected: [0; 2],
             patience: Patience::default(),
             packets: 0,
             little: false,
             stop: false,
+            failure: None,
         })
     }
 
@@ -187,7 +207,14 @@ impl Gateway {
             let now = self.wait(&mut ready).map_err(|source| ServeError::Wait { source })?;
             self.packets = 0;
             self.little = ready.len() <= LITTLE_EVENTS;
+            // Packets of this turn are decided by the addresses that the machine has by then.
+            if let Some(at) = ready.iter().position(|(token, _)| *token == Token::Machine) {
+                ready.swap(0, at);
+            }
             for (token, ready) in ready.drain(..) {
+                if self.stop {
+                    break;
+                }
                 self.dispatch(now, token, ready);
             }
             self.little &= self.packets <= LITTLE_PACKETS && !self.relay.take_bulk();
@@ -209,7 +236,7 @@ impl Gateway {
         self.gate.handle_shutdown(now);
         self.drain(now);
         self.events.flush(now);
-        Ok(())
+        self.failure.map_or(Ok(()), Err)
     }
 
     /// Waits for events and says what time it is then. Looks again for a while before it sleeps, where that pays.
@@ -258,6 +285,7 @@ impl Gateway {
         match token {
             Token::Tun => self.read_tun(now),
             Token::Lifeline => self.stop = true,
+            Token::Machine => self.learn(now),
             Token::Listener(index) => self.accept(now, index, ACCEPTS),
             Token::Remote(flow) => match self.dials.handle_ready(&self.poller, flow) {
                 Some(progress) => self.dialed(now, flow, progress),
@@ -270,6 +298,33 @@ impl Gateway {
             Token::DnsClient(id) => self.dns.handle_connection(&mut self.gate, now, id, ready),
         }
         self.drain(now);
+    }
+
+    /// Takes over what the supervisor says of the machine's network.
+    fn learn(&mut self, now: Time) {
+        let news = match machine::receive(&self.machine) {
+            News::Nothing => return,
+            News::Network(news) => news,
+            News::Closed => {
+                self.stop = true;
+                return;
+            }
+            News::Unreadable => {
+                self.failure = Some(ServeError::Machine);
+                self.stop = true;
+                return;
+            }
+        };
+        let policy = self.gate.policy();
+        let known = policy.classifier().host();
+        let addresses = self.own.iter().copied().chain(news.addresses).collect();
+        let host = HostNetwork { addresses, on_link: news.on_link, nat64: known.nat64.clone() };
+        if *known == host {
+            return;
+        }
+        let policy = Arc::new(policy.with_classifier(Classifier::new(host)));
+        self.dns.handle_reclassified(now, Arc::clone(&policy));
+        self.gate.handle_reclassified(now, policy);
     }
 
     fn read_tun(&mut self, now: Time) {
@@ -449,5 +504,89 @@ mod tests {
         assert_eq!(connections_within(4096, Some(1024)), 462);
         assert_eq!(connections_within(4096, Some(10)), 1);
         assert_eq!(connections_within(0, None), 0);
+    }
+
+    /// A gateway in a thread of its own, which is sealed for good, with sockets in place of TUN and supervisor.
+    struct Served {
+        tun: OwnedFd,
+        events: OwnedFd,
+        machine: OwnedFd,
+        lifeline: OwnedFd,
+        thread: std::thread::JoinHandle<Result<(), ServeError>>,
+    }
+
+    fn serve_one() -> Served {
+        let pair = || cofferdam_sys::fdpass::pair().unwrap();
+        let ((tun, tun_in), (events, events_in), (machine, machine_in)) = (pair(), pair(), pair());
+        let ((ready, ready_in), (lifeline_in, lifeline)) =
+            (rustix::pipe::pipe().unwrap(), rustix::pipe::pipe().unwrap());
+        rustix::io::ioctl_fionbio(&tun_in, true).unwrap();
+        let network = cofferdam_policy::file::default_network();
+        let v6 = crate::Link6 { guest: "fd00::2".parse().unwrap(), gateway: "fd00::1".parse().unwrap(), prefix: 64 };
+        let (guest4, gateway4) = ([172, 16, 0, 2].into(), [172, 16, 0, 1].into());
+        let link = crate::LinkAddresses { guest4, gateway4, prefix4: 30, v6: Some(v6) };
+        let policy = Arc::new(cofferdam_policy::Policy::compile(&network.policy, Classifier::default()));
+        let config = GatewayConfig { network, policy, link, resolvers: Vec::new(), seed: [3; 32] };
+        let fds = GatewayFds { tun: tun_in, listeners: Vec::new() };
+        let channels = Channels { events: events_in, machine: machine_in, ready: ready_in, lifeline: lifeline_in };
+        let thread = std::thread::spawn(move || serve(config, fds, channels));
+        assert_eq!(rustix::io::read(&ready, &mut [0; 1]).unwrap(), 1);
+        Served { tun, events, machine, lifeline, thread }
+    }
+
+    /// A datagram without payload from the guest, as it comes out of a TUN. Its checksum is left to whoever reads it.
+    fn datagram(to: IpAddr) -> Vec<u8> {
+        let udp = [0x10, 0, 0, 9, 0, 8, 0, 0];
+        let ip = match to {
+            IpAddr::V4(to) => {
+                let mut ip = vec![0x45, 0, 0, 28, 0, 1, 0, 0, 64, 17, 0, 0, 172, 16, 0, 2];
+                ip.extend(to.octets());
+                let sum: u32 = ip.chunks(2).map(|word| u32::from(word[0]) << 8 | u32::from(word[1])).sum();
+                let sum = !u16::try_from((sum & 0xffff) + (sum >> 16)).unwrap();
+                ip[10..12].copy_from_slice(&sum.to_be_bytes());
+                ip
+            }
+            IpAddr::V6(to) => {
+                let guest: std::net::Ipv6Addr = "fd00::2".parse().unwrap();
+                [&[0x60, 0, 0, 0, 0, 8, 17, 64][..], &guest.octets(), &to.octets()].concat()
+            }
+        };
+        // The header of virtio: the checksum is partial, from the beginning of UDP, at 6.
+        let [start, _] = u16::try_from(ip.len()).unwrap().to_le_bytes();
+        [&[1, 0, 0, 0, 0, 0, start, 0, 6, 0][..], &ip, &udp].concat()
+    }
+
+    fn next(socket: &OwnedFd) -> String {
+        let mut buffer = vec![0; 65_536];
+        let (len, _) = rustix::net::recv(socket, &mut buffer[..], rustix::net::RecvFlags::empty()).unwrap();
+        String::from_utf8_lossy(&buffer[..len]).into_owned()
+    }
+
+    #[test]
+    fn what_the_supervisor_says_of_the_machine_counts_for_the_next_packet() {
+        let served = serve_one();
+        // Reserved for documentation, and so denied either way.
+        for (address, before, after) in [("192.0.2.9", "reserved", "host"), ("2001:db8::9", "reserved", "host")] {
+            let address: IpAddr = address.parse().unwrap();
+            for (addresses, group) in [(vec![], before), (vec![address], after), (vec![], before)] {
+                let snapshot = cofferdam_sys::netlink::HostSnapshot { addresses, ..Default::default() };
+                rustix::io::write(&served.machine, &crate::machine_message(&snapshot).unwrap()).unwrap();
+                rustix::io::write(&served.tun, &datagram(address)).unwrap();
+                let event = next(&served.events);
+                assert!(event.contains("flow.denied") && event.contains(&format!("\"group\":\"{group}\"")), "{event}");
+            }
+        }
+        drop(served.lifeline);
+        assert!(served.thread.join().unwrap().is_ok());
+    }
+
+    #[test]
+    fn a_gateway_that_cannot_read_what_it_is_told_of_the_machine_ends() {
+        let served = serve_one();
+        rustix::io::write(&served.machine, &[2, 0, 0, 0, 0]).unwrap();
+        assert!(matches!(served.thread.join().unwrap(), Err(ServeError::Machine)));
+        let served = serve_one();
+        drop(served.machine);
+        assert!(served.thread.join().unwrap().is_ok(), "the supervisor is gone");
     }
 }

@@ -17,8 +17,9 @@ use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use cofferdam_gateway::{GatewayFds, Link6, LinkAddresses, NetnsSpec, build_netns, configure_guest_link};
-use cofferdam_sys::netlink::host_snapshot;
+use cofferdam_sys::netlink::{Connection, Monitor, Request, RouteKind, host_snapshot};
 use cofferdam_sys::ns::{self, Fork, IdMap, NamespaceKind, Namespaces, ParentOf, Setgroups};
+use cofferdam_sys::transparent::IpVersion;
 use cofferdam_sys::{process, tun};
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
@@ -26,6 +27,8 @@ use rustix::net::{AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, So
 use rustix::process::{WaitId, WaitIdOptions};
 
 const PLAIN_USER: u32 = 1500;
+/// Of `sbx0`, the gateway's end of the link.
+const GATEWAY_INDEX: u32 = 100;
 /// How long something that is to happen may take, on a machine that is busy.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long nothing may happen for it to count as nothing. All that is looked for happens within a system call.
@@ -51,6 +54,7 @@ const CASES: &[Case] = &[
     ("says when the time to live has ended", true, says_when_the_time_to_live_has_ended),
     ("opens echo sockets to every group", true, opens_echo_sockets_to_every_group),
     ("configures the guest's end", true, configures_the_guests_end),
+    ("hears when addresses and routes change", true, hears_when_addresses_and_routes_change),
     ("has no IPv6 when it is off", false, has_no_ipv6_when_it_is_off),
     ("is quick", true, is_quick),
 ];
@@ -336,6 +340,28 @@ fn configures_the_guests_end(world: &mut World) {
     assert!(mac.contains("02:00:00:00:00:01"), "the gateway is a permanent neighbour: {mac}");
     let reno = world.in_sandbox(|| std::fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control").unwrap());
     assert_eq!(reno.trim(), "reno");
+}
+
+fn hears_when_addresses_and_routes_change(_world: &mut World) {
+    let monitor = Monitor::open().unwrap();
+    assert!(!monitor.has_changed().unwrap());
+    for (address, prefix) in [("192.0.2.9", 24), ("2001:db8::9", 64)] {
+        let address: IpAddr = address.parse().unwrap();
+        let index = GATEWAY_INDEX;
+        Connection::open().unwrap().execute(&[Request::AddAddress { index, address, prefix }]).unwrap();
+        assert!(readable(&monitor, PATIENCE), "{address}");
+        assert!(monitor.has_changed().unwrap(), "{address}");
+        assert!(host_snapshot().unwrap().addresses.contains(&address));
+        // Routes follow an IPv6 address a moment later.
+        while readable(&monitor, QUIET) {
+            assert!(monitor.has_changed().unwrap());
+        }
+        assert!(!monitor.has_changed().unwrap());
+    }
+    let kind = RouteKind::Device { index: GATEWAY_INDEX };
+    let route = Request::AddDefaultRoute { version: IpVersion::V4, table: 200, kind };
+    Connection::open().unwrap().execute(&[route]).unwrap();
+    assert!(monitor.has_changed().unwrap(), "a route");
 }
 
 fn has_no_ipv6_when_it_is_off(world: &mut World) {

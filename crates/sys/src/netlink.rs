@@ -5,6 +5,7 @@
 //! whole list of them with one system call: the kernel works on them in order and has answered by the time that call
 //! returns, so nothing here ever waits. Requests go on after one that failed; the first failure is the one reported.
 
+mod monitor;
 mod request;
 mod snapshot;
 pub(crate) mod socket;
@@ -14,6 +15,7 @@ use std::io;
 use std::net::IpAddr;
 use std::time::Duration;
 
+pub use monitor::Monitor;
 pub use request::{Request, RouteKind, VethPeer};
 pub use snapshot::{HostSnapshot, host_snapshot};
 pub use socket::NetlinkError;

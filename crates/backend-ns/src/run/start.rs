@@ -14,6 +14,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::pipe::PipeFlags;
 use rustix::process::Pid;
 
+use super::machine::Machine;
 use super::{Processes, Running, wait, watch};
 use crate::builder::Builder;
 use crate::gateway::{Gateway, GatewayError};
@@ -154,6 +155,7 @@ impl<'a> Start<'a> {
         if let Some(builder) = self.processes.builder.take() {
             wait(&builder);
         }
+        self.follow_machine()?;
         let signals = watch::receive_signals().step(|| "receive signals".to_owned());
         let signals = signals.map_err(|fault| failed(Role::Supervisor, fault))?;
         let go = wire::send(&self.init, &Message::Go, &[]);
@@ -259,6 +261,22 @@ impl<'a> Start<'a> {
             Err(GatewayError::Died(words)) if words.is_empty() => Err(died(Role::Gateway, None)),
             Err(GatewayError::Died(how)) => Err(LaunchError::Died { role: Role::Gateway, how }),
         }
+    }
+
+    /// Tells the gateway which addresses are the machine's by now, before the program can send anything.
+    fn follow_machine(&mut self) -> Result<(), LaunchError> {
+        let Some(channel) = self.processes.gateway.as_mut().and_then(|gateway| gateway.machine.take()) else {
+            return Ok(());
+        };
+        match Machine::follow(channel) {
+            Ok(machine) => self.processes.machine = Some(machine),
+            Err(error) => {
+                let source = io::Error::other(error);
+                let fault = Fault::new("tell the gateway of this machine's addresses", &source);
+                return Err(failed(Role::Supervisor, fault));
+            }
+        }
+        Ok(())
     }
 
     fn running(self, controller: Option<OwnedFd>, signals: SignalFd) -> Running {

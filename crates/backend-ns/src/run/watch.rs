@@ -11,6 +11,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::process::Signal;
 
+use super::machine::{Machine, MachineError};
 use super::{Running, kill, wait};
 use crate::gateway::Gateway;
 use crate::init::KEPT_IGNORED;
@@ -47,14 +48,22 @@ const CHUNK: usize = 64 * 1024;
 /// Input that a program does not read is kept up to this; then the user's terminal has to wait.
 const INPUT_LIMIT: usize = 64 * 1024;
 
+/// Who is told what happens while a program runs, at the time that it happens.
+pub trait Observer {
+    /// An event of the gateway: one line of JSON, without its line feed.
+    fn event(&mut self, line: &[u8]);
+
+    /// The gateway has ended and the program has not: it has no network from here on. `why` is what is known about it
+    /// besides how it ended, or empty.
+    fn gateway_died(&mut self, end: GatewayEnd, why: &str);
+}
+
 impl Running {
     /// Waits for the end of the program, passing on signals, the terminal and events.
-    ///
-    /// `on_event` gets each event of the gateway: one line of JSON, without its line feed.
-    pub fn run_to_end(mut self, on_event: &mut dyn FnMut(&[u8])) -> Outcome {
+    pub fn run_to_end(mut self, observer: &mut dyn Observer) -> Outcome {
         let mut watch = Watch::new(&mut self);
         let ended = loop {
-            match watch.turn(on_event) {
+            match watch.turn(observer) {
                 Ok(None) => {}
                 Ok(Some(end)) => break end,
                 Err(error) => {
@@ -63,7 +72,7 @@ impl Running {
                 }
             }
         };
-        watch.finish(ended, on_event)
+        watch.finish(ended, observer)
     }
 }
 
@@ -85,6 +94,8 @@ enum Source {
     Signals,
     Events,
     GatewayEnd,
+    Machine,
+    MachineRoom,
     Output,
     Input,
     InputRoom,
@@ -95,6 +106,8 @@ struct Watch<'a> {
     lines: Lines,
     events_open: bool,
     gateway: GatewayFate,
+    /// Why the gateway was ended, if we did that.
+    ended_because: Option<MachineError>,
     terminal: Option<Terminal>,
     interrupted: Option<Instant>,
     deadline: Option<Instant>,
@@ -122,6 +135,7 @@ impl<'a> Watch<'a> {
             lines: Lines::default(),
             events_open: true,
             gateway: GatewayFate::Fine,
+            ended_because: None,
             terminal,
             interrupted: None,
             deadline,
@@ -130,7 +144,7 @@ impl<'a> Watch<'a> {
     }
 
     /// Waits for something to happen and deals with it. `Some` when the program has ended.
-    fn turn(&mut self, on_event: &mut dyn FnMut(&[u8])) -> io::Result<Option<Status>> {
+    fn turn(&mut self, observer: &mut dyn Observer) -> io::Result<Option<Status>> {
         for source in self.wait()? {
             match source {
                 Source::Init => {
@@ -139,14 +153,17 @@ impl<'a> Watch<'a> {
                     }
                 }
                 Source::Signals => self.signal()?,
-                Source::Events => self.read_events(on_event),
-                Source::GatewayEnd => self.gateway_ended(on_event),
+                Source::Events => self.read_events(observer),
+                Source::GatewayEnd => self.gateway_ended(observer),
+                Source::Machine => self.tell_gateway(Machine::handle_news),
+                Source::MachineRoom => self.tell_gateway(Machine::handle_room),
                 Source::Output => self.terminal.iter_mut().for_each(Terminal::output),
                 Source::Input => self.terminal.iter_mut().for_each(Terminal::input),
                 Source::InputRoom => self.terminal.iter_mut().for_each(Terminal::pass_input),
             }
         }
         self.check_time();
+        self.tell_gateway(Machine::handle_time);
         Ok(None)
     }
 
@@ -163,11 +180,17 @@ impl<'a> Watch<'a> {
             }
             sources.push((Source::GatewayEnd, gateway.child.pidfd.as_fd(), PollFlags::IN));
         }
+        let machine = self.running.processes.machine.as_ref();
+        if let Some(machine) = machine {
+            sources.push((Source::Machine, machine.news(), PollFlags::IN));
+            sources.extend(machine.room().map(|room| (Source::MachineRoom, room, PollFlags::OUT)));
+        }
         sources.push((Source::Signals, self.running.signals.as_fd(), PollFlags::IN));
         sources.push((Source::Init, self.running.init.as_fd(), PollFlags::IN));
         let mut fds: Vec<PollFd<'_>> =
             sources.iter().map(|(_, fd, flags)| PollFd::from_borrowed_fd(*fd, *flags)).collect();
-        let timeout = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let deadline = self.deadline.into_iter().chain(machine.and_then(Machine::deadline)).min();
+        let timeout = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         wire::poll(&mut fds, timeout)?;
         let ready = sources.iter().zip(&fds).filter(|(_, fd)| !fd.revents().is_empty());
         Ok(ready.map(|((source, ..), _)| *source).collect())
@@ -255,44 +278,60 @@ impl<'a> Watch<'a> {
         }
     }
 
-    fn gateway_ended(&mut self, on_event: &mut dyn FnMut(&[u8])) {
-        let Some(gateway) = self.running.processes.gateway.take() else { return };
-        self.drain(&gateway.events, on_event);
-        if let Some(end) = wait(&gateway.child) {
-            self.gateway = GatewayFate::Died(end);
+    /// Does something about what the gateway knows of the machine. When it cannot be told, it must not go on.
+    fn tell_gateway(&mut self, step: impl FnOnce(&mut Machine, Instant) -> Result<(), MachineError>) {
+        let Some(machine) = &mut self.running.processes.machine else { return };
+        if let Err(error) = step(machine, Instant::now()) {
+            self.running.processes.machine = None;
+            if let Some(gateway) = &self.running.processes.gateway {
+                self.ended_because = Some(error);
+                kill(&gateway.child);
+            }
         }
-        self.note_last_words(&gateway);
+    }
+
+    fn gateway_ended(&mut self, observer: &mut dyn Observer) {
+        let Some(gateway) = self.running.processes.gateway.take() else { return };
+        self.running.processes.machine = None;
+        self.drain(&gateway.events, observer);
+        let Some(end) = wait(&gateway.child) else { return };
+        self.gateway = GatewayFate::Died(end);
+        let why = self.why_it_ended(&gateway);
+        observer.gateway_died(end, &why);
+        if !why.is_empty() {
+            self.running.notices.push(format!("the end of the gateway: {why}"));
+        }
     }
 
     /// Reads once: others wait too.
-    fn read_events(&mut self, on_event: &mut dyn FnMut(&[u8])) {
+    fn read_events(&mut self, observer: &mut dyn Observer) {
         if let Some(gateway) = self.running.processes.gateway.take() {
-            self.take_events(&gateway.events, on_event);
+            self.take_events(&gateway.events, observer);
             self.running.processes.gateway = Some(gateway);
         }
     }
 
-    fn take_events(&mut self, events: &OwnedFd, on_event: &mut dyn FnMut(&[u8])) {
+    fn take_events(&mut self, events: &OwnedFd, observer: &mut dyn Observer) {
         let mut buffer = vec![0; CHUNK];
         match rustix::io::read(events, &mut buffer) {
             // The end of its process is near, and is noticed as such.
             Ok(0) => self.events_open = false,
-            Ok(len) => self.lines.take(buffer.get(..len).unwrap_or_default(), on_event),
+            Ok(len) => self.lines.take(buffer.get(..len).unwrap_or_default(), &mut |line| observer.event(line)),
             Err(Errno::AGAIN | Errno::INTR) => {}
             Err(_) => self.events_open = false,
         }
     }
 
     /// Reads the events that are there.
-    fn drain(&mut self, events: &OwnedFd, on_event: &mut dyn FnMut(&[u8])) {
+    fn drain(&mut self, events: &OwnedFd, observer: &mut dyn Observer) {
         let mut buffer = vec![0; CHUNK];
         while let Ok(len @ 1..) = rustix::io::retry_on_intr(|| rustix::io::read(events, &mut buffer)) {
-            self.lines.take(buffer.get(..len).unwrap_or_default(), on_event);
+            self.lines.take(buffer.get(..len).unwrap_or_default(), &mut |line| observer.event(line));
         }
     }
 
     /// Ends what is left, in order: the sandbox, then the gateway, which may have something to say about its end.
-    fn finish(mut self, status: Status, on_event: &mut dyn FnMut(&[u8])) -> Outcome {
+    fn finish(mut self, status: Status, observer: &mut dyn Observer) -> Outcome {
         if let Some(init) = self.running.processes.init.take() {
             kill(&init);
             wait(&init);
@@ -303,7 +342,7 @@ impl<'a> Watch<'a> {
         }
         drop(self.running.processes.lifeline.take());
         if let Some(gateway) = self.running.processes.gateway.take() {
-            self.wait_for_farewell(&gateway, on_event);
+            self.wait_for_farewell(&gateway, observer);
             if !has_ended(&gateway.child) {
                 kill(&gateway.child);
                 wait(&gateway.child);
@@ -312,17 +351,20 @@ impl<'a> Watch<'a> {
                 && end != GatewayEnd::Exited(0)
             {
                 self.gateway = GatewayFate::Died(end);
-                self.note_last_words(&gateway);
+                let words = self.why_it_ended(&gateway);
+                if !words.is_empty() {
+                    self.running.notices.push(format!("the end of the gateway: {words}"));
+                }
             }
-            self.drain(&gateway.events, on_event);
+            self.drain(&gateway.events, observer);
         }
-        self.lines.end(on_event);
+        self.lines.end(&mut |line| observer.event(line));
         let notices = std::mem::take(&mut self.running.notices);
         Outcome { status, gateway: self.gateway, notices }
     }
 
     /// Reads events until the gateway has ended or its time is up.
-    fn wait_for_farewell(&mut self, gateway: &Gateway, on_event: &mut dyn FnMut(&[u8])) {
+    fn wait_for_farewell(&mut self, gateway: &Gateway, observer: &mut dyn Observer) {
         let deadline = Instant::now() + FAREWELL;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -336,17 +378,18 @@ impl<'a> Watch<'a> {
             let ended = fds.first().is_some_and(|fd| !fd.revents().is_empty());
             let said = fds.get(1).is_some_and(|fd| !fd.revents().is_empty());
             if said {
-                self.take_events(&gateway.events, on_event);
+                self.take_events(&gateway.events, observer);
             } else if ended {
                 return;
             }
         }
     }
 
-    fn note_last_words(&mut self, gateway: &Gateway) {
-        let words = gateway.last_words();
-        if !words.is_empty() {
-            self.running.notices.push(format!("the gateway's last words: {words}"));
+    /// What is known about the end of a gateway besides its status.
+    fn why_it_ended(&mut self, gateway: &Gateway) -> String {
+        match self.ended_because.take() {
+            Some(error) => error.to_string(),
+            None => gateway.last_words(),
         }
     }
 }

@@ -11,7 +11,9 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cofferdam_backend_ns::{Mount, NetworkSpec, Outcome, Place, ResourceLimits, SandboxSpec, Status, Terminal, launch};
+use cofferdam_backend_ns::{
+    GatewayEnd, Mount, NetworkSpec, Observer, Outcome, Place, ResourceLimits, SandboxSpec, Status, Terminal, launch,
+};
 use cofferdam_gateway::{GatewayConfig, LinkAddresses, NetnsSpec};
 use cofferdam_model::{
     Classifier, DenyWith, DnsConfig, HostNetwork, InterfaceConfig, LimitsConfig, NetworkConfig, PolicyConfig,
@@ -26,6 +28,7 @@ pub(crate) const SUPERVISE: &str = "--supervise";
 
 /// What precedes a notice of the outcome.
 const NOTICE: &str = "notice: ";
+pub(crate) const GATEWAY_DIED: &str = "died: ";
 
 /// Who a supervisor is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,11 +105,7 @@ fn supervise(arguments: Vec<OsString>) -> i32 {
     let spec = parse(arguments, &mut events);
     match launch(spec) {
         Ok(running) => {
-            let outcome = running.run_to_end(&mut |line| {
-                if events {
-                    eprintln!("event: {}", String::from_utf8_lossy(line));
-                }
-            });
+            let outcome = running.run_to_end(&mut Printer { events });
             report(&outcome)
         }
         Err(error) => {
@@ -114,6 +113,23 @@ fn supervise(arguments: Vec<OsString>) -> i32 {
             eprintln!("error: {error}: {source}");
             error.exit_status()
         }
+    }
+}
+
+/// Writes down what it is told.
+struct Printer {
+    events: bool,
+}
+
+impl Observer for Printer {
+    fn event(&mut self, line: &[u8]) {
+        if self.events {
+            eprintln!("event: {}", String::from_utf8_lossy(line));
+        }
+    }
+
+    fn gateway_died(&mut self, end: GatewayEnd, why: &str) {
+        eprintln!("{GATEWAY_DIED}{end:?} {why}");
     }
 }
 

@@ -325,7 +325,7 @@ fn limits() -> Findings {
         ..RunOptions::new(vec!["true".into()], network)
     };
     let finished = Sandbox::prepare(options)
-        .and_then(|sandbox| sandbox.run(&mut EventLog::none()))
+        .and_then(|sandbox| sandbox.run(&mut EventLog::none(), &mut |_| {}))
         .map_err(|error| format!("no sandbox to try it with: {}", chain(&error)))?;
     match finished.notices.iter().find_map(|notice| not_enforced(notice)) {
         None => Ok("ran a program with limits on memory and processors".to_owned()),
