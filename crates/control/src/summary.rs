@@ -140,11 +140,16 @@ impl Summary {
                 let flow = DeniedFlow { decision, direction: *direction, protocol: *protocol, guest: *guest };
                 self.deny_flow(&flow, *remote, *group, names, rule);
             }
-            EventBody::DnsQuery { name, qtype, verdict, rule, decision, withheld, .. } => {
-                self.totals.dns_queries += 1;
+            EventBody::DnsQuery { name, qtype, verdict, rule, decision, withheld, count, .. } => {
+                self.count_lookups(*verdict, *count);
                 if *verdict == Action::Deny {
-                    self.totals.dns_denied += 1;
-                    self.deny_lookup(name, *qtype, rule, decision.as_ref(), *withheld);
+                    self.deny_lookup((name, *qtype, *count), rule, decision.as_ref(), *withheld);
+                }
+            }
+            EventBody::DnsMore { verdict, count } => {
+                self.count_lookups(*verdict, *count);
+                if *verdict == Action::Deny {
+                    self.beyond = self.beyond.saturating_add(*count);
                 }
             }
             EventBody::FlowOpened { .. } => self.totals.flows_opened += 1,
@@ -293,7 +298,7 @@ impl Summary {
             Protocol::IcmpV4 | Protocol::IcmpV6 => Service::Ping,
         };
         let key = Key { target, service, rule: rule.text.clone(), ingress };
-        let Some(denied) = self.group_for(key, rule) else { return };
+        let Some(denied) = self.group_for(key, rule, 1) else { return };
         denied.group.get_or_insert(group);
         denied.address.get_or_insert(address);
         denied.first_decision.get_or_insert_with(|| flow.decision.clone());
@@ -304,18 +309,25 @@ impl Summary {
         }
     }
 
+    fn count_lookups(&mut self, verdict: Action, count: u64) {
+        self.totals.dns_queries = self.totals.dns_queries.saturating_add(count);
+        if verdict == Action::Deny {
+            self.totals.dns_denied = self.totals.dns_denied.saturating_add(count);
+        }
+    }
+
     fn deny_lookup(
         &mut self,
-        name: &str,
-        qtype: u16,
+        (name, qtype, count): (&str, u16, u64),
         rule: &RuleText,
         decision: Option<&String>,
         withheld: Option<Withheld>,
     ) {
         let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
         let key = Key { target: Target::Name(name), service: Service::Lookup, rule: rule.text.clone(), ingress: false };
-        let Some(denied) = self.group_for(key, rule) else { return };
-        *denied.lookups.entry(qtype).or_default() += 1;
+        let Some(denied) = self.group_for(key, rule, count) else { return };
+        let lookups = denied.lookups.entry(qtype).or_default();
+        *lookups = lookups.saturating_add(count);
         if let Some(Withheld { address, group }) = withheld {
             denied.group.get_or_insert(group);
             denied.address.get_or_insert(address);
@@ -325,9 +337,10 @@ impl Summary {
         }
     }
 
-    fn group_for(&mut self, key: Key, rule: &RuleText) -> Option<&mut Denied> {
+    /// The group of `count` denials; `None` when there is no room, and they are counted beyond.
+    fn group_for(&mut self, key: Key, rule: &RuleText, count: u64) -> Option<&mut Denied> {
         if self.groups.len() >= MAX_GROUPS && !self.groups.contains_key(&key) {
-            self.beyond = self.beyond.saturating_add(1);
+            self.beyond = self.beyond.saturating_add(count);
             return None;
         }
         Some(self.groups.entry(key).or_insert_with(|| Denied::new(rule.clone())))
@@ -677,6 +690,25 @@ mod tests {
     }
 
     #[test]
+    fn look_ups_that_were_told_together_count_in_full() {
+        let mut summary = Summary::new(listed());
+        summary.record(&lookup("a.example", 1));
+        let mut many = lookup("a.example", 1);
+        if let EventBody::DnsQuery { count, .. } = &mut many.body {
+            *count = 40;
+        }
+        summary.record(&many);
+        summary.record(&event(EventBody::DnsMore { verdict: Action::Deny, count: 500 }));
+        summary.record(&event(EventBody::DnsMore { verdict: Action::Allow, count: 7 }));
+        let totals = summary.totals();
+        assert_eq!((totals.dns_queries, totals.dns_denied), (548, 541));
+        assert_eq!(summary.denied()[0].count, 41);
+        assert_eq!(summary.to_json()["denied_beyond"], 500);
+        let text = summary.render(Detail::Denials);
+        assert!(text.contains("×41") && text.contains("500 more on 0+ other targets"), "{text}");
+    }
+
+    #[test]
     fn says_that_nothing_was_denied_only_when_asked() {
         let mut summary = Summary::new(listed());
         let counters = FlowCounters { bytes_out: 5, bytes_in: 7 };
@@ -732,6 +764,7 @@ mod tests {
             rcode: Some(3),
             resolver: None,
             ms: 0.1,
+            count: 1,
         })
     }
 

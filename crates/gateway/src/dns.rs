@@ -144,6 +144,11 @@ impl Dns {
         self.resolver.handle_reclassified(now, policy);
     }
 
+    /// The gateway ends: tells of what is counted and not told yet.
+    pub(crate) fn handle_shutdown(&mut self) {
+        self.resolver.handle_shutdown();
+    }
+
     /// Whether connections are waiting for another turn.
     pub(crate) fn is_hungry(&self) -> bool {
         !self.hungry.is_empty()

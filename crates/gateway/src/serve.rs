@@ -234,6 +234,7 @@ impl Gateway {
             self.closed(now, ended);
         }
         self.gate.handle_shutdown(now);
+        self.dns.handle_shutdown();
         self.drain(now);
         self.events.flush(now);
         self.failure.map_or(Ok(()), Err)

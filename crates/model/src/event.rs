@@ -151,7 +151,13 @@ pub enum EventBody {
         rcode: Option<u8>,
         resolver: Option<SocketAddr>,
         ms: f64,
+        /// How many look-ups alike this event stands for, when they were too many to be told one by one; absent for one.
+        #[serde(default = "one", skip_serializing_if = "is_one")]
+        count: u64,
     },
+    /// Look-ups of too many names to be told apart.
+    #[serde(rename = "dns.more")]
+    DnsMore { verdict: crate::Action, count: u64 },
     #[serde(rename = "flow.opened")]
     FlowOpened {
         flow: FlowId,
@@ -184,4 +190,13 @@ pub enum EventBody {
     GatewayDropped { reason: DropReason, count: u64 },
     #[serde(rename = "gateway.notice")]
     GatewayNotice { message: String },
+}
+
+fn one() -> u64 {
+    1
+}
+
+/// As serde asks for it.
+fn is_one(count: &u64) -> bool {
+    *count == 1
 }

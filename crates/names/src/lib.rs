@@ -12,6 +12,7 @@ mod answer;
 mod lookups;
 mod query;
 mod reply;
+mod report;
 mod special;
 mod upstreams;
 mod wire;

@@ -61,6 +61,10 @@ impl Outbox {
         self.queue.push_back((self.group, output));
     }
 
+    pub(crate) fn extend(&mut self, outputs: impl IntoIterator<Item = Output>) {
+        outputs.into_iter().for_each(|output| self.push(output));
+    }
+
     pub(crate) fn pop(&mut self) -> Option<Output> {
         let (group, output) = self.queue.pop_front()?;
         self.taken = group;

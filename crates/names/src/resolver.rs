@@ -35,6 +35,7 @@ use crate::lookups::{Effects, Finished, Key, Lookups, MAX_WAITERS, Route, Waiter
 use crate::output::Outbox;
 use crate::query::{self, Query, Received};
 use crate::reply::{self, ExtendedError, Head, Rcode, Reply};
+use crate::report::Reports;
 use crate::special;
 use crate::wire::{flags, kind};
 use crate::{ClientId, Output, ResolverConfig, Transport, UpstreamId};
@@ -53,6 +54,7 @@ pub struct Resolver {
     random: ChaCha20Rng,
     outputs: Outbox,
     overflow: Overflow,
+    reports: Reports,
 }
 
 /// Queries that gave way, until somebody was told.
@@ -85,6 +87,7 @@ impl Resolver {
             policy,
             outputs: Outbox::default(),
             overflow: Overflow::default(),
+            reports: Reports::default(),
         }
     }
 
@@ -181,6 +184,14 @@ impl Resolver {
             self.give_up(now, Some(finished));
         }
         self.report_overflow(now);
+        self.report_counted(now);
+    }
+
+    /// The gateway ends: tells of what is counted and not told yet.
+    pub fn handle_shutdown(&mut self) {
+        self.outputs.begin_group();
+        let rest = self.reports.rest();
+        self.outputs.extend(rest.into_iter().map(Output::Event));
     }
 
     /// When to call [`Resolver::handle_timeout`]; `None` while nothing is under way.
@@ -188,7 +199,7 @@ impl Resolver {
     pub fn poll_timeout(&self) -> Option<Time> {
         let report = self.overflow.reported.filter(|_| self.overflow.count > 0);
         let report = report.map(|reported| reported + LIMIT_REPORT_EVERY);
-        self.lookups.poll_timeout().into_iter().chain(report).min()
+        self.lookups.poll_timeout().into_iter().chain(report).chain(self.reports.deadline()).min()
     }
 
     /// What to do next; drain to `None` after every input.
@@ -206,7 +217,7 @@ impl Resolver {
     fn decide(&mut self, now: Time, client: ClientId, transport: Transport, server: SocketAddr, query: Query) {
         let rule = match self.check(&query, transport, server) {
             Ok(rule) => rule,
-            Err(rule) => return self.deny(client, transport, &query, rule),
+            Err(rule) => return self.deny(now, client, transport, &query, rule),
         };
         let waiter = Waiter { client, transport, query, rule, since: now };
         if let Some(domain) = &waiter.query.domain
@@ -254,7 +265,7 @@ impl Resolver {
         }
     }
 
-    fn deny(&mut self, client: ClientId, transport: Transport, query: &Query, rule: RuleRef) {
+    fn deny(&mut self, now: Time, client: ClientId, transport: Transport, query: &Query, rule: RuleRef) {
         let decision = self.draw_decision();
         let message = denial(query, decision).emit(Reply::limit(query, transport));
         self.outputs.push(Output::Answer { client, message });
@@ -267,7 +278,7 @@ impl Resolver {
             rcode: Rcode::NxDomain.code(),
             resolver: None,
         };
-        self.report(query, Duration::ZERO, ending);
+        self.report(now, query, Duration::ZERO, ending);
     }
 
     fn answer_ourselves(&mut self, now: Time, waiter: &Waiter, reply: &Reply<'_>, answers: Vec<IpAddr>) {
@@ -282,7 +293,7 @@ impl Resolver {
             rcode: reply.rcode(),
             resolver: None,
         };
-        self.report(&waiter.query, now.since(waiter.since), ending);
+        self.report(now, &waiter.query, now.since(waiter.since), ending);
     }
 
     /// Whether the answer to `qtype` is empty whatever the name (`names.md` §2 step 5): addresses of a family that does
@@ -353,7 +364,7 @@ impl Resolver {
                 rcode: answer.head.rcode,
                 resolver: finished.server,
             };
-            self.report(&waiter.query, now.since(waiter.since), ending);
+            self.report(now, &waiter.query, now.since(waiter.since), ending);
         }
     }
 
@@ -383,7 +394,7 @@ impl Resolver {
                 rcode: Rcode::NxDomain.code(),
                 resolver: finished.server,
             };
-            self.report(&waiter.query, now.since(waiter.since), ending);
+            self.report(now, &waiter.query, now.since(waiter.since), ending);
         }
     }
 
@@ -407,13 +418,15 @@ impl Resolver {
                 rcode: Rcode::ServFail.code(),
                 resolver: finished.server,
             };
-            self.report(&waiter.query, now.since(waiter.since), ending);
+            self.report(now, &waiter.query, now.since(waiter.since), ending);
         }
     }
 
-    fn report(&mut self, query: &Query, took: Duration, ending: Ending) {
+    fn report(&mut self, now: Time, query: &Query, took: Duration, ending: Ending) {
         let Ending { verdict, rule, decision, answers, withheld, rcode, resolver } = ending;
-        self.outputs.push(Output::Event(EventBody::DnsQuery {
+        // What costs a query of ours has a bound in that; anything else comes as fast as the guest can send.
+        let is_free = verdict == Action::Deny || resolver.is_none();
+        let event = EventBody::DnsQuery {
             name: query.domain.as_ref().map_or_else(|| ".".to_owned(), ToString::to_string),
             qtype: query.qtype,
             verdict,
@@ -424,7 +437,17 @@ impl Resolver {
             rcode: u8::try_from(rcode).ok(),
             resolver,
             ms: took.as_secs_f64() * 1000.0,
-        }));
+            count: 1,
+        };
+        self.report_counted(now);
+        let told = if is_free { self.reports.count(now, event) } else { Some(event) };
+        self.outputs.extend(told.map(Output::Event));
+    }
+
+    /// Tells of look-ups that were counted, when it is time to.
+    fn report_counted(&mut self, now: Time) {
+        let due = self.reports.due(now);
+        self.outputs.extend(due.into_iter().map(Output::Event));
     }
 
     fn report_overflow(&mut self, now: Time) {

@@ -457,3 +457,54 @@ fn a_chosen_resolver_that_becomes_the_machines_is_asked_no_more() {
         assert_eq!(world.sent.iter().filter(|sent| sent.server == asked.server).count(), 1);
     }
 }
+
+/// How many look-ups the events stand for, and how many events there are.
+fn counted(events: &[EventBody]) -> (u64, usize) {
+    let count = |event: &EventBody| match event {
+        EventBody::DnsQuery { count, .. } | EventBody::DnsMore { count, .. } => *count,
+        other => panic!("{other:?}"),
+    };
+    (events.iter().map(count).sum(), events.len())
+}
+
+#[test]
+fn a_flood_of_denied_names_does_not_flood_the_events_and_is_counted_in_full() {
+    let mut world = World::new(only(vec![dns_rule(), deny_name("evil.example")]));
+    let mut denied = World::new(only(vec![]));
+    for n in 0..3000_u16 {
+        world.ask(&query(n, "localhost", AAAA));
+        denied.ask(&query(n, "evil.example", A));
+        denied.ask(&query(n, &format!("n{n}.example"), A));
+    }
+    assert_eq!(world.events().len(), 100, "nobody was asked about these");
+    assert_eq!(denied.events().len(), 1000);
+    for world in [&mut world, &mut denied] {
+        assert!(world.sent.is_empty());
+        world.pass(ms(1000));
+        assert_eq!(world.resolver.poll_timeout(), None);
+    }
+    let (looked_up, events) = counted(&world.events());
+    assert_eq!((looked_up, events), (3000, 101));
+    let (looked_up, events) = counted(&denied.events());
+    assert_eq!(looked_up, 6000);
+    assert!(events <= 1000 + 256 + 1, "{events}");
+    // Half a second's worth is not over when the gateway ends.
+    for n in 0..200 {
+        denied.ask(&query(n, "evil.example", A));
+    }
+    denied.resolver.handle_shutdown();
+    denied.drain();
+    assert_eq!(counted(&denied.events()).0, 6200);
+}
+
+#[test]
+fn look_ups_that_cost_a_query_are_all_told() {
+    let mut world = open();
+    for n in 0..1200_u16 {
+        let name = format!("n{n}.example");
+        world.ask(&query(n, &name, A));
+        let sent = world.last();
+        world.answer(&sent, &answer_to(&sent, 0, &[address(&name, 300, "93.184.216.34")]));
+    }
+    assert_eq!(counted(&world.events()), (1200, 1200));
+}
