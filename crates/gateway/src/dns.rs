@@ -3,8 +3,8 @@
 //!
 //! Limits: [`CLIENTS`] queries without an answer (the oldest is forgotten, its client asks again), [`CONNECTIONS`] TCP
 //! connections (the one that was quiet longest goes), [`WINDOW`] queries under way and [`BACKLOG`] bytes of answers per
-//! TCP connection (past it we stop reading from it), [`TURN`] queries per connection and turn, [`IDLE`] without a query
-//! or an answer ends a TCP connection (RFC 7766 §6.2.3).
+//! TCP connection (past it we stop reading from it, and since none is answered while we read, this bounds a turn as
+//! well), [`IDLE`] without a query or an answer ends a TCP connection (RFC 7766 §6.2.3).
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
@@ -27,7 +27,6 @@ const CLIENTS: usize = 4096;
 /// With their buffers full these hold some 16 MiB.
 const CONNECTIONS: usize = 64;
 const WINDOW: usize = 64;
-const TURN: usize = 64;
 const BACKLOG: usize = 128 * 1024;
 const IDLE: Duration = Duration::from_secs(30);
 
@@ -272,14 +271,9 @@ impl Dns {
         if let Err(by) = connection.write() {
             return self.close(gate, now, id, by);
         }
-        let mut asked = 0;
         loop {
             let Some(connection) = self.connections.get_mut(&id) else { return };
-            if asked == TURN {
-                return self.starve(id);
-            }
             if let Some(message) = connection.next_query() {
-                asked += 1;
                 connection.waiting += 1;
                 connection.active = now;
                 let server = connection.server;
@@ -444,6 +438,156 @@ fn exchange(
             Err(Errno::AGAIN) => return Ok(None),
             Err(Errno::INTR) => {}
             Err(errno) => return Err(errno),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{ErrorKind, Read, Write};
+    use std::net::{IpAddr, TcpListener, TcpStream};
+
+    use cofferdam_gate::{GateConfig, Link4};
+    use cofferdam_model::{Classifier, HostNetwork};
+    use cofferdam_names::{Families, Rebinding, ResolverConfig};
+    use rustix::event::{PollFd, PollFlags};
+
+    use super::*;
+
+    /// The resolver with its sockets, and everything around it.
+    struct World {
+        poller: Poller,
+        gate: Gate,
+        dns: Dns,
+        events: EventWriter,
+        _reader: OwnedFd,
+    }
+
+    impl World {
+        fn new() -> World {
+            let network = cofferdam_policy::file::default_network();
+            let gateway: IpAddr = [172, 16, 0, 1].into();
+            let host = HostNetwork { addresses: vec![gateway], ..HostNetwork::default() };
+            let policy = Arc::new(Policy::compile(&network.policy, Classifier::new(host)));
+            let resolver = ResolverConfig {
+                upstreams: Vec::new(),
+                gateway: vec![gateway],
+                families: Families { ipv4: true, ipv6: true },
+                query_timeout: Duration::from_secs(5),
+                rebinding: Rebinding::Allow,
+                seed: [1; 32],
+            };
+            let gate = GateConfig {
+                v4: Link4 { guest: [172, 16, 0, 2].into(), gateway: [172, 16, 0, 1].into(), prefix: 30 },
+                v6: None,
+                mtu: 1500,
+                deny_with: network.deny_with,
+                limits: network.limits,
+                seed: [1; 32],
+            };
+            let (events, reader) = cofferdam_sys::fdpass::pair().unwrap();
+            World {
+                poller: Poller::new().unwrap(),
+                gate: Gate::new(gate, Arc::clone(&policy)),
+                dns: Dns::new(Resolver::new(resolver, policy)),
+                events: EventWriter::new(events),
+                _reader: reader,
+            }
+        }
+
+        /// A guest's connection to the gateway's resolver: its end. Connections are numbered from 0.
+        fn connect(&mut self, now: Time) -> TcpStream {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let guest = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (ours, _) = listener.accept().unwrap();
+            ours.set_nonblocking(true).unwrap();
+            guest.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            let flow = FlowId(self.dns.next_connection);
+            let server = "172.16.0.1:53".parse().unwrap();
+            assert!(self.dns.handle_accepted(&self.poller, &mut self.gate, now, (flow, ours.into(), server)));
+            guest
+        }
+
+        /// The guest sends queries, and they are served for one turn.
+        fn ask(&mut self, now: Time, guest: &mut TcpStream, id: u64, count: u16) {
+            guest.write_all(&queries(count)).unwrap();
+            let mut fds = [PollFd::new(&self.dns.connections[&id].socket, PollFlags::IN)];
+            assert_eq!(rustix::event::poll(&mut fds, None).unwrap(), 1);
+            self.dns.handle_connection(&mut self.gate, now, id, READABLE);
+        }
+
+        fn drain(&mut self, now: Time) {
+            self.dns.drain(&self.poller, &mut self.gate, &mut self.events, now);
+        }
+    }
+
+    fn at(seconds: u64) -> Time {
+        Time::ZERO + Duration::from_secs(seconds)
+    }
+
+    const READABLE: Ready = Ready { read: true, write: false, hang_up: false, error: false };
+
+    /// Queries for a name of the gateway's own, as they stand in a stream.
+    fn queries(count: u16) -> Vec<u8> {
+        let query = |id: u16| {
+            let name = b"\x09localhost\0\0\x01\0\x01";
+            let message = [&id.to_be_bytes()[..], &[1, 0, 0, 1, 0, 0, 0, 0, 0, 0], name].concat();
+            [&u16::try_from(message.len()).unwrap().to_be_bytes()[..], &message].concat()
+        };
+        (0..count).flat_map(query).collect()
+    }
+
+    #[test]
+    fn the_quietest_of_64_connections_makes_room() {
+        let mut world = World::new();
+        let mut guests: Vec<TcpStream> = (0..64).map(|second| world.connect(at(second))).collect();
+        // The oldest one has just asked something.
+        world.ask(at(64), &mut guests[0], 0, 1);
+        world.drain(at(64));
+        assert_eq!(world.dns.connections.len(), 64);
+        guests.push(world.connect(at(65)));
+        assert_eq!(world.dns.connections.len(), 64);
+        guests[0].read_exact(&mut [0; 12]).unwrap();
+        assert_eq!(guests[1].read(&mut [0; 1]).unwrap(), 0, "closed");
+        for guest in &mut guests[2..] {
+            guest.set_nonblocking(true).unwrap();
+            assert_eq!(guest.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::WouldBlock, "open");
+        }
+    }
+
+    #[test]
+    fn a_connection_has_64_queries_taken_in_a_turn_and_the_rest_in_the_next() {
+        let mut world = World::new();
+        let mut guest = world.connect(at(0));
+        world.ask(at(0), &mut guest, 0, 150);
+        let mut taken = Vec::new();
+        for _ in 0..3 {
+            taken.push(world.dns.clients.len());
+            // Answering makes room, and is not followed by reading on at once.
+            world.drain(at(0));
+            assert_eq!(world.dns.clients.len(), 0);
+            assert!(world.dns.is_hungry());
+            world.dns.feed(&mut world.gate, at(0));
+        }
+        assert_eq!(taken, [64, 64, 22]);
+        assert!(!world.dns.is_hungry());
+        for id in 0..150_u16 {
+            let mut length = [0; 2];
+            guest.read_exact(&mut length).unwrap();
+            let mut message = vec![0; usize::from(u16::from_be_bytes(length))];
+            guest.read_exact(&mut message).unwrap();
+            assert_eq!(message[..2], id.to_be_bytes());
+        }
+    }
+
+    #[test]
+    fn no_more_than_64_queries_of_a_connection_wait_for_answers() {
+        let mut world = World::new();
+        let mut guest = world.connect(at(0));
+        world.ask(at(0), &mut guest, 0, 150);
+        for _ in 0..3 {
+            world.dns.handle_connection(&mut world.gate, at(0), 0, READABLE);
+            assert_eq!(world.dns.clients.len(), 64);
         }
     }
 }
