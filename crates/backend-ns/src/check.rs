@@ -1,8 +1,9 @@
 //! What a specification has to fulfil before anything is made of it.
 
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use crate::resolve::{self, ResolveError};
 use crate::{Capability, LaunchError, SandboxSpec};
 
 /// HOST_NAME_MAX of Linux.
@@ -58,8 +59,12 @@ pub(crate) fn checked(mut spec: SandboxSpec) -> Result<SandboxSpec, LaunchError>
     if spec.limits.cpus.is_some_and(|cpus| !cpus.is_finite() || cpus <= 0.0) {
         return wrong("the number of processors is not a positive number".to_owned());
     }
+    if let Some(project) = &mut spec.place.project {
+        *project = real(project, &[])?;
+    }
+    let roots = resolve::writable_roots(spec.place.project.as_deref(), &spec.place.mounts);
     for mount in &mut spec.place.mounts {
-        mount.source = real(&mount.source)?;
+        mount.source = real(&mount.source, &roots)?;
         if !mount.target.is_absolute() || mount.target.components().any(|part| part == std::path::Component::ParentDir)
         {
             return wrong(format!("the mount target {} is not an absolute path without ..", mount.target.display()));
@@ -69,21 +74,25 @@ pub(crate) fn checked(mut spec: SandboxSpec) -> Result<SandboxSpec, LaunchError>
         }
     }
     if let Some(rootfs) = &mut spec.place.rootfs {
-        *rootfs = real(rootfs)?;
-    }
-    if let Some(project) = &mut spec.place.project {
-        *project = real(project)?;
+        *rootfs = real(rootfs, &roots)?;
     }
     Ok(spec)
 }
 
-fn real(path: &Path) -> Result<std::path::PathBuf, LaunchError> {
-    path.canonicalize().map_err(|source| LaunchError::Step {
+/// A path of the host without symbolic links; none beneath `roots` is followed.
+fn real(path: &Path, roots: &[PathBuf]) -> Result<PathBuf, LaunchError> {
+    let missing = |source| LaunchError::Step {
         role: crate::Role::Supervisor,
         step: format!("find {} on the host", path.display()),
         remedy: String::new(),
         source,
-    })
+    };
+    let absolute = std::path::absolute(path).map_err(missing)?;
+    match resolve::resolve(&absolute, roots) {
+        Ok(real) => Ok(real),
+        Err(ResolveError::Missing { source, .. }) => Err(missing(source)),
+        Err(link @ ResolveError::Link { .. }) => Err(link.into()),
+    }
 }
 
 /// Capabilities that undo a part of the isolation together with namespaces of the program's own.

@@ -2,6 +2,8 @@ use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
 
+use crate::ResolveError;
+
 /// Why a directory cannot be the project directory.
 #[derive(Debug, thiserror::Error)]
 pub enum ProjectError {
@@ -13,6 +15,12 @@ pub enum ProjectError {
     System { path: PathBuf },
     #[error("cannot use {path} as the project directory", path = path.display())]
     Unusable { path: PathBuf, source: io::Error },
+}
+
+impl From<ResolveError> for LaunchError {
+    fn from(error: ResolveError) -> Self {
+        Self::Spec(error.to_string())
+    }
 }
 
 /// Why a sandbox did not start. The program has not run when this is returned.

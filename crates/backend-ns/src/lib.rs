@@ -14,6 +14,7 @@ mod plan;
 mod program;
 mod project;
 mod remedy;
+mod resolve;
 mod run;
 mod spec;
 mod wire;
@@ -21,6 +22,7 @@ mod wire;
 pub use cofferdam_sys::confine::Capability;
 pub use error::{LaunchError, ProjectError, Role};
 pub use project::check_project;
+pub use resolve::{ResolveError, open_directory, resolve, writable_roots};
 pub use run::{Observer, Running, launch};
 pub use spec::{
     GatewayEnd, GatewayFate, Mount, NetworkSpec, Outcome, Place, ResourceLimits, SandboxSpec, Status, Terminal,

@@ -151,8 +151,9 @@ impl<'a> Placer<'a> {
     fn tree(&self, path: &Path, source: &Source, attributes: Attributes, need: Need) -> Result<(), Fault> {
         let taken;
         let (tree, from) = match source {
-            Source::Host(host) => {
-                match (mount::take_tree(host), need) {
+            Source::Host(host) | Source::Real(host) => {
+                let take = if matches!(source, Source::Real(_)) { mount::take_real_tree } else { mount::take_tree };
+                match (take(host), need) {
                     (Ok(tree), _) => taken = tree,
                     (Err(_), Need::Optional) => return Ok(()),
                     (Err(error), Need::Required) => {

@@ -85,6 +85,8 @@ const COPY_LIMIT: u64 = 256 * 1024;
 pub(crate) enum Source {
     /// A path of the host, taken by the sandbox's init.
     Host(PathBuf),
+    /// As before, and without a symbolic link in it: one that is there by now was put there.
+    Real(PathBuf),
     /// A tree that the supervisor took, by its position among those it sent.
     Passed(usize),
 }
@@ -196,7 +198,9 @@ impl Host {
         };
         let system = system.into_iter().filter_map(|path| Some((path.clone(), entry(&root.join(&path))?))).collect();
         let etc = root.join("etc");
-        let entries = names(&etc).unwrap_or_default();
+        // What leads out of a root file system is no part of it, and would show files that nobody named.
+        let is_its_own = rootfs.is_none() || entry(&etc) == Some(Entry::Directory);
+        let entries = names(&etc).ok().filter(|_| is_its_own).unwrap_or_default();
         let entries = entries.into_iter().filter(|name| rootfs.is_some() || !etc::is_left_out(name));
         let entries = entries.filter(|name| rootfs.is_some() || is_for_all(&etc.join(name)));
         let entries = entries.filter_map(|name| Some((name.clone(), entry(&etc.join(&name))?))).collect();

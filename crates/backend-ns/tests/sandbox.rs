@@ -59,6 +59,7 @@ const CASES: &[Case] = &[
     ("keeps sockets of a mount out of reach", keeps_sockets_of_a_mount_out_of_reach),
     ("follows no symbolic link out of the sandbox", follows_no_symbolic_link_out),
     ("runs in a root file system of the user's", runs_in_a_root_file_system),
+    ("shows no etc that a root file system only links to", shows_no_etc_that_a_root_file_system_only_links_to),
     ("does not reach abstract sockets of the host", does_not_reach_abstract_sockets),
     ("has loopback and nothing else without a network", has_loopback_and_nothing_else),
     ("has an interface behind a confined gateway", has_an_interface_behind_a_confined_gateway),
@@ -660,6 +661,36 @@ fn follows_no_symbolic_link_out(setting: &Setting) {
         setting.run(&["--rootfs", root.to_str().unwrap(), "--mount", mount, "--no-cwd", "--workdir", "/"], &["/x"]);
     assert!(ran.status == 125 || ran.status == 127, "{ran:?}");
     assert_eq!(std::fs::read_dir(&victim).unwrap().count(), 0);
+}
+
+fn shows_no_etc_that_a_root_file_system_only_links_to(setting: &Setting) {
+    let root = setting.directory.with_extension("root");
+    let elsewhere = setting.directory.with_extension("elsewhere");
+    std::fs::create_dir_all(root.join("usr")).unwrap();
+    std::fs::create_dir(&elsewhere).unwrap();
+    std::fs::write(elsewhere.join("secret"), "of the host\n").unwrap();
+    let mounts = [
+        "--mount",
+        "/usr:/usr:ro",
+        "--mount",
+        "/lib:/lib:ro",
+        "--mount",
+        "/lib64:/lib64:ro",
+        "--mount",
+        "/bin:/bin:ro",
+    ];
+    let options = [&["--rootfs", root.to_str().unwrap(), "--no-cwd"][..], &mounts].concat();
+    for path in ["lib", "lib64", "bin"] {
+        std::fs::create_dir(root.join(path)).unwrap();
+    }
+    std::os::unix::fs::symlink(&elsewhere, root.join("etc")).unwrap();
+    let said = setting.shell_with(&options, "ls /etc");
+    assert!(said.contains("hostname") && !said.contains("secret"), "{said}");
+    // The same files are shown when they are the tree's own.
+    std::fs::remove_file(root.join("etc")).unwrap();
+    std::fs::rename(&elsewhere, root.join("etc")).unwrap();
+    let said = setting.shell_with(&options, "ls /etc");
+    assert!(said.contains("secret"), "{said}");
 }
 
 fn runs_in_a_root_file_system(setting: &Setting) {

@@ -9,7 +9,7 @@ use clap::ArgMatches;
 use cofferdam_control::summary::{Detail, Summary};
 use cofferdam_control::{
     Capability, EXIT_SETUP, EventLog, Finished, Mount, ResourceLimits, RunOptions, Sandbox, Terminal, check_project,
-    create_report, environment,
+    create_report, environment, resolve, writable_roots,
 };
 use cofferdam_model::{Action, DenyWith, NetworkConfig};
 use cofferdam_policy::file::{self, FlagItem};
@@ -28,8 +28,9 @@ pub(crate) fn run(args: RunArgs, matches: &ArgMatches) -> u8 {
         options.limits =
             ResourceLimits { memory: limits.memory, cpus: limits.cpus, pids: limits.pids, timeout: limits.timeout };
         // What the run leaves behind is opened before it starts: a run whose evidence has no place does not happen.
-        let mut log = open_log(evidence.events.as_deref())?;
-        let report = evidence.json_summary.as_deref().map(open_report).transpose()?;
+        let roots = suspect_roots(&options);
+        let mut log = open_log(evidence.events.as_deref(), &roots)?;
+        let report = evidence.json_summary.as_deref().map(|path| open_report(path, &roots)).transpose()?;
         let screen = match options.terminal {
             Terminal::Inherit => Screen::Ours,
             Terminal::Pty => Screen::Programs,
@@ -162,6 +163,15 @@ fn fill_place(options: &mut RunOptions, place: PlaceArgs) -> Result<(), Refusal>
         options.mounts.push(Mount { source, target: mount.target, read_only: mount.read_only });
     }
     options.rootfs = place.rootfs.as_deref().map(absolute).transpose()?;
+    let roots = suspect_roots(options);
+    for mount in &mut options.mounts {
+        let resolved = resolve(&mount.source, &roots);
+        mount.source = resolved.map_err(|error| Refusal::setup(format!("--mount cannot be used: {error}")))?;
+    }
+    if let Some(rootfs) = &mut options.rootfs {
+        let resolved = resolve(rootfs, &roots);
+        *rootfs = resolved.map_err(|error| Refusal::setup(format!("--rootfs cannot be used: {error}")))?;
+    }
     // A path inside: relative to where the program would start otherwise.
     let start = options.project.clone().unwrap_or_else(|| environment::HOME.into());
     options.workdir = place.workdir.map(|dir| start.join(dir));
@@ -175,6 +185,16 @@ fn fill_place(options: &mut RunOptions, place: PlaceArgs) -> Result<(), Refusal>
     options.terminal = if place.tty || terminal { Terminal::Pty } else { Terminal::Inherit };
     options.env = environment(&place.env, &place.env_pass)?;
     Ok(())
+}
+
+/// Where a program in a sandbox may have left symbolic links: beneath what this run lets it write to, and beneath the
+/// current directory where that is what an earlier run may have let it write to.
+fn suspect_roots(options: &RunOptions) -> Vec<PathBuf> {
+    let home = std::env::var_os("HOME").map(PathBuf::from);
+    let current = std::env::current_dir().ok().and_then(|current| check_project(&current, home.as_deref()).ok());
+    let mut roots = writable_roots(options.project.as_deref(), &options.mounts);
+    roots.extend(current);
+    roots
 }
 
 impl Refusal {
@@ -194,7 +214,7 @@ fn environment(
     environment::build(|name| std::env::var_os(name), passed, &set).map_err(refuse)
 }
 
-fn open_log(path: Option<&Path>) -> Result<EventLog, Refusal> {
+fn open_log(path: Option<&Path>, roots: &[PathBuf]) -> Result<EventLog, Refusal> {
     match path {
         None => Ok(EventLog::none()),
         // A descriptor of its own: the writer may be held up, and nobody else should wait for the lock of stdout.
@@ -202,17 +222,14 @@ fn open_log(path: Option<&Path>) -> Result<EventLog, Refusal> {
             Ok(stdout) => Ok(EventLog::to(Box::new(File::from(stdout)))),
             Err(error) => Err(Refusal::setup(format!("cannot write events to stdout: {error}"))),
         },
-        Some(path) => Ok(EventLog::to(Box::new(open_report(path)?.1))),
+        Some(path) => Ok(EventLog::to(Box::new(open_report(path, roots)?.1))),
     }
 }
 
-fn open_report(path: &Path) -> Result<(PathBuf, File), Refusal> {
-    match create_report(path) {
+fn open_report(path: &Path, roots: &[PathBuf]) -> Result<(PathBuf, File), Refusal> {
+    match create_report(path, roots) {
         Ok(file) => Ok((path.to_owned(), file)),
-        Err(error) => {
-            let link = if path.is_symlink() { " (it is a symbolic link, which is not followed)" } else { "" };
-            Err(Refusal::setup(format!("cannot write {}{link}: {error}", path.display())))
-        }
+        Err(error) => Err(Refusal::setup(format!("cannot write {}: {error}", path.display()))),
     }
 }
 

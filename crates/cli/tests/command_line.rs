@@ -114,6 +114,61 @@ fn evidence_is_never_written_through_a_link() {
     assert_eq!(std::fs::read_to_string(&target).unwrap(), "mine");
 }
 
+/// What an earlier run may have left in the current directory: links out of it, in the middle and at the end of a path.
+#[test]
+fn links_that_a_program_may_have_left_are_not_followed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (project, secret) = (dir.path().join("project"), dir.path().join("secret"));
+    std::fs::create_dir_all(project.join("rootfs")).unwrap();
+    std::fs::create_dir_all(secret.join("deeper")).unwrap();
+    std::os::unix::fs::symlink(&secret, project.join("out")).unwrap();
+    let refused = |args: &[&str]| {
+        for flags in [&["run", "--no-net"][..], &["run", "--no-net", "--no-cwd"]] {
+            let output = run_in(&project, &[flags, args, &["--", "true"]].concat());
+            assert_eq!(output.status, 125, "{args:?}: {}", output.stderr);
+            assert!(output.stderr.contains("/project/out is a symbolic link beneath"), "{args:?}: {}", output.stderr);
+            assert_eq!(output.stderr.lines().count(), 1, "{args:?}: {}", output.stderr);
+        }
+    };
+    for mount in ["./out:/x", "./out:/x:ro", "out/deeper:/x", "rootfs/../out/deeper:/x"] {
+        refused(&["--mount", mount]);
+    }
+    refused(&["--rootfs", "out"]);
+    refused(&["--events", "out/events.jsonl"]);
+    refused(&["--json-summary", "out/deeper/../summary.json"]);
+    assert_eq!(std::fs::read_dir(&secret).unwrap().count(), 1, "nothing was written");
+    // A writable mount is as much the program's as the current directory.
+    let mount = format!("{}:/x", project.display());
+    let inner = format!("{}:/y", project.join("out").display());
+    let output = run_in(&secret, &["run", "--no-net", "--mount", &inner, "--mount", &mount, "--", "true"]);
+    assert_eq!(output.status, 125, "{}", output.stderr);
+    // A link of the user's own, elsewhere, is followed.
+    std::os::unix::fs::symlink(&secret, dir.path().join("mine")).unwrap();
+    let mine = format!("{}:/x:ro", dir.path().join("mine").display());
+    let output = run_in(&project, &["run", "--no-net", "--mount", &mine, "--", "ls", "/x"]);
+    assert_eq!((output.status, output.stdout.as_str()), (0, "deeper\n"), "{}", output.stderr);
+}
+
+#[test]
+fn evidence_goes_to_files_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let fifo = dir.path().join("fifo");
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(dir.path().join("socket")).unwrap();
+    for (name, kind) in [("fifo", "a FIFO"), ("socket", "a socket"), (".", "a directory")] {
+        for flag in ["--events", "--json-summary"] {
+            let output = run_in(dir.path(), &["run", "--no-net", flag, name, "--", "true"]);
+            assert_eq!(output.status, 125, "{name}");
+            let said = format!(
+                "cofferdam: error: cannot write {name}: it is {kind} and not a regular file; name a file, or - for standard output\n"
+            );
+            assert_eq!(output.stderr, said);
+        }
+    }
+    let output = run_in(dir.path(), &["run", "--no-net", "--events", "/dev/stdout", "--", "true"]);
+    assert!(output.stdout.contains("sandbox.stopped"), "{}", output.stderr);
+}
+
 #[test]
 fn control_characters_of_arguments_do_not_reach_the_terminal() {
     let output = run(&["run", "--mount", "/no/\u{1b}]52;c;eA==\u{7}:/x", "--", "true"]);

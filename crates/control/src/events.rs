@@ -14,10 +14,7 @@
 //! Limits: 8192 lines and 8 MiB wait for the reader; at the end it has five seconds for each line.
 
 use std::collections::VecDeque;
-use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -237,39 +234,10 @@ impl Queue {
     }
 }
 
-/// Creates a file for what a run leaves behind, before the run starts, readable by its owner alone.
-///
-/// A program that was given the directory may have put a symbolic link there in an earlier run, to have us write over
-/// what it cannot reach itself; so the last part of the path is not followed. `/dev` and `/proc` are the machine's own:
-/// `/dev/stderr` is a link, and what it leads to may hold something already.
-///
-/// # Errors
-/// When the file cannot be made, or is a symbolic link.
-pub fn create_report(path: &Path) -> io::Result<File> {
-    let follow = path.starts_with("/dev") || path.starts_with("/proc");
-    let flags = if follow { 0 } else { O_NOFOLLOW };
-    OpenOptions::new().write(true).create(true).truncate(!follow).mode(0o600).custom_flags(flags).open(path)
-}
-
-/// As rustix names it for the machine we are built for; its number differs between architectures.
-const O_NOFOLLOW: i32 = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
-
-    #[test]
-    fn a_report_is_private_and_never_written_through_a_link() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("events.jsonl");
-        create_report(&path).unwrap();
-        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        let link = dir.path().join("link");
-        std::os::unix::fs::symlink(&path, &link).unwrap();
-        assert!(create_report(&link).is_err());
-        assert!(create_report(Path::new("/dev/null")).is_ok());
-    }
+    use std::fs::File;
 
     #[test]
     fn a_log_that_cannot_be_written_says_so_once() {

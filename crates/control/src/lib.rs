@@ -15,12 +15,17 @@
 pub mod environment;
 mod events;
 mod host;
+mod report;
 mod resolvers;
 mod sandbox;
 pub mod slot;
 pub mod summary;
 
-pub use cofferdam_backend_ns::{Capability, LaunchError, Mount, ProjectError, ResourceLimits, Terminal, check_project};
-pub use events::{EventLog, create_report};
+pub use cofferdam_backend_ns::{
+    Capability, LaunchError, Mount, ProjectError, ResolveError, ResourceLimits, Terminal, check_project, resolve,
+    writable_roots,
+};
+pub use events::EventLog;
 pub use host::Host;
+pub use report::{ReportError, create_report};
 pub use sandbox::{DEFAULT_UID, EXIT_DENIED, EXIT_SETUP, Finished, HOST_ALIASES, RunError, RunOptions, Sandbox};

@@ -5,7 +5,8 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::CWD;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
 };
@@ -35,6 +36,21 @@ pub struct Place<'a> {
 pub fn take_tree(path: &Path) -> io::Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
     Ok(rustix::mount::open_tree(CWD, path, flags)?)
+}
+
+/// As [`take_tree`], for a path without symbolic links; one that has one by now is refused.
+///
+/// # Errors
+/// Those of openat2(2) and open_tree(2).
+pub fn take_real_tree(path: &Path) -> io::Result<OwnedFd> {
+    let place = loop {
+        match rustix::fs::openat2(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::NO_SYMLINKS) {
+            // openat2(2): a rename or mount somewhere on the machine came in between.
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            other => break other?,
+        }
+    };
+    take_tree_at(Place { root: place.as_fd(), path: Path::new("") })
 }
 
 /// As [`take_tree`], for a path below a directory. A symbolic link at the end is not followed.

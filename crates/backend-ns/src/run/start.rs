@@ -45,7 +45,7 @@ pub fn launch(spec: SandboxSpec) -> Result<Running, LaunchError> {
         .zip(&mounts)
         .map(|(index, mount)| Wanted {
             mount: mount.clone(),
-            source: if takes_trees { Source::Passed(index) } else { Source::Host(mount.source.clone()) },
+            source: if takes_trees { Source::Passed(index) } else { Source::Real(mount.source.clone()) },
         })
         .collect();
     if let (Identity::Unused(_), Some(rootfs)) = (identity, &spec.place.rootfs)
@@ -338,7 +338,7 @@ fn take_trees(mounts: &[Wanted], builder: Pid, notices: &mut Vec<String>) -> Res
     let mut trees = Vec::new();
     for Wanted { mount, .. } in mounts {
         let attributes = Attributes { read_only: mount.read_only, ..Attributes::default() };
-        let take = || mount::take_tree(&mount.source).step(|| format!("take {}", mount.source.display()));
+        let take = || mount::take_real_tree(&mount.source).step(|| format!("take {}", mount.source.display()));
         let mut tree = take()?;
         if let Err(error) = mount::restrict_and_map_tree(tree.as_fd(), attributes, owner.as_fd()) {
             tree = take()?;
