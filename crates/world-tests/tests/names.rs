@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use std::fs;
+
 use cofferdam_world_tests::{Family, World};
 
 /// The script of one question to each of the resolvers that the sandbox was given.
@@ -79,4 +81,37 @@ fn denied_without_a_network_nobody_can_be_asked() {
         .run(&["dig", "+tries=1", "+time=1", "@93.184.215.53", "web.wall-test.com"])
         .fails()
         .never_says(Family::V4.web());
+}
+
+#[test]
+fn denied_names_without_end_are_counted_in_full_and_told_in_bounds() {
+    // Each answer is waited for, so that none is lost on the way; one name again and again, and others between.
+    let program = r#"
+import socket
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.settimeout(20)
+gateway = [line.split()[1] for line in open('/etc/resolv.conf') if line.startswith('nameserver') and ':' not in line][0]
+s.connect((gateway, 53))
+for n in range(3000):
+    for name in (b'same', b'n%d' % n):
+        question = bytes([len(name)]) + name + b'\x07example\x00\x00\x01\x00\x01'
+        s.send(n.to_bytes(2, 'big') + b'\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00' + question)
+        assert s.recv(512)[3] & 15 == 3
+"#;
+    let sandbox =
+        World::shared().sandbox().flags("--net-default deny --events events.json --json-summary summary.json");
+    let folder = sandbox.folder().to_owned();
+    sandbox.run(&["python3", "-c", program]).exits(0);
+    let summary = fs::read_to_string(folder.join("summary.json")).expect("the run has left a summary");
+    for exact in ["\"dns_denied\": 6000", "\"dns_queries\": 6000"] {
+        assert!(summary.contains(exact), "{exact} is not in {summary}");
+    }
+    let events = fs::read_to_string(folder.join("events.json")).expect("the run has left events");
+    let nanoseconds = |line: &str| line.split_once("\"mono_ns\":")?.1.split_once(',')?.0.parse::<usize>().ok();
+    let times: Vec<usize> = events.lines().filter(|line| line.contains("\"dns.")).filter_map(nanoseconds).collect();
+    let took = times.last().zip(times.first()).map_or(0, |(last, first)| last - first);
+    // In each second a thousand are told one by one, 256 kinds with a count, and the rest together.
+    let bound = (took / 1_000_000_000 + 2) * 1257;
+    assert!(times.len() <= bound, "{} events, not {bound}", times.len());
+    assert!(events.contains("\"count\":"), "nothing was told together");
 }
