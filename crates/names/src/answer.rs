@@ -5,6 +5,7 @@
 //! for; they are neither delivered nor pinned. Addresses count only at the end of the chain (a name with a CNAME has no
 //! other data, RFC 1034 §3.6.2).
 
+use std::borrow::Cow;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
@@ -13,13 +14,18 @@ use cofferdam_policy::{Facts, Policy};
 
 use crate::config::{Families, Rebinding};
 use crate::reply::{ExtendedError, Head, Rcode};
-use crate::wire::{CLASS_IN, Malformed, Name, Reader, Record, flags, kind};
+use crate::svcb;
+use crate::wire::{CLASS_IN, Data, Malformed, Name, Reader, Record, flags, kind};
 
 /// The most names in one chain. Resolvers give up on longer ones as well (unbound: 11, BIND: 16 restarts).
 const MAX_CHAIN: usize = 16;
 /// The most addresses of one answer that are delivered and pinned; what is beyond is left out of both, so that every
 /// address that the guest sees is pinned. A quarter of what one name may have pinned.
 const MAX_ADDRESSES: usize = 256;
+/// How long an answer without data is remembered at most: the upper end of what RFC 2308 §5 calls sensible.
+const MAX_NEGATIVE_LIFE: Duration = Duration::from_secs(3 * 60 * 60);
+/// How long an answer with data is remembered at most. Names move; a day of staleness is what people put up with.
+const MAX_LIFE: Duration = Duration::from_secs(24 * 60 * 60);
 /// The most extended errors that are passed on.
 const MAX_ERRORS: usize = 4;
 /// The most text that is passed on with one.
@@ -65,6 +71,15 @@ pub(crate) fn read<'a>(message: &'a [u8], id: u16, question: &Question) -> Arriv
     match read_records(reader, flags, counts) {
         Ok(answer) => Arrival::Answer(answer),
         Err(Malformed) => Arrival::Broken,
+    }
+}
+
+/// Reads an answer once more that [`read`] has understood before.
+pub(crate) fn read_again<'a>(message: &'a [u8], question: &Question) -> Option<Answer<'a>> {
+    let id = Reader::new(message).word().ok()?;
+    match read(message, id, question) {
+        Arrival::Answer(answer) => Some(answer),
+        Arrival::Foreign | Arrival::Truncated | Arrival::Broken => None,
     }
 }
 
@@ -142,13 +157,50 @@ pub(crate) enum Objection {
 /// The names and addresses of an answer that was cleared for delivery.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Bindings {
-    /// The names of the CNAME chain after the qname.
+    /// The names of the CNAME chain after the qname, and those that SVCB and HTTPS records lead to.
     pub(crate) aliases: Vec<DomainName>,
-    /// The addresses at the end of the chain. A client may keep one for as long as the chain's shortest TTL.
+    /// The addresses at the end of the chain, hints included. A client may keep one for as long as the chain's shortest TTL.
     pub(crate) addresses: Vec<(IpAddr, Duration)>,
 }
 
 impl Answer<'_> {
+    /// For how long the answer may be remembered; zero for one that may not.
+    ///
+    /// With data: the shortest TTL along its chain. Without: what its SOA says (RFC 2308 §5), and no longer than the
+    /// CNAMEs that led there. Without data and SOA nobody knows. An error is no answer: it should be over when it is over.
+    pub(crate) fn life(&self, question: &Question) -> Duration {
+        let is_kept = [Rcode::NoError, Rcode::NxDomain].iter().any(|rcode| rcode.code() == self.head.rcode);
+        let Ok(chain) = Chain::follow(question, &self.answer) else { return Duration::ZERO };
+        if !is_kept {
+            return Duration::ZERO;
+        }
+        let records = self.answer.iter().filter(|record| chain.holds(record));
+        let shortest = records.map(|record| seconds(record.ttl)).min().unwrap_or(Duration::MAX);
+        let has_data = self.head.rcode == Rcode::NoError.code()
+            && self.answer.iter().any(|record| record.kind == question.qtype && chain.ends_at(&record.name));
+        if has_data {
+            return shortest.min(MAX_LIFE);
+        }
+        let soa = self.authority.iter().find(|record| record.kind == kind::SOA && record.class == CLASS_IN);
+        let negative = soa.and_then(Record::negative_ttl).map_or(Duration::ZERO, seconds);
+        shortest.min(negative).min(MAX_NEGATIVE_LIFE)
+    }
+
+    /// Counts the TTLs of a remembered answer down by its `age`; none outlives what is `left` of the answer's own life.
+    pub(crate) fn grow_older(&mut self, age: Duration, left: Duration) {
+        let whole = |duration: Duration| u32::try_from(duration.as_secs()).unwrap_or(u32::MAX);
+        let age = whole(age);
+        // A rest of less than a second is still a rest: TTLs are rounded up to it.
+        let left = whole(left + Duration::from_nanos(999_999_999));
+        for section in [&mut self.answer, &mut self.authority, &mut self.additional] {
+            // Outside the answer section records may have had shorter lives than the answer.
+            section.retain(|record| age == 0 || record.ttl > age);
+            for record in section {
+                record.ttl = record.ttl.saturating_sub(age).min(left);
+            }
+        }
+    }
+
     /// Strips what does not belong to the question asked and judges the rest.
     pub(crate) fn clear(
         &mut self,
@@ -157,17 +209,19 @@ impl Answer<'_> {
         rebinding: &Rebinding,
     ) -> Result<Bindings, Objection> {
         let chain = Chain::follow(question, &self.answer)?;
+        let mut aliases = chain.aliases.clone();
         self.answer.retain(|record| chain.holds(record));
         // Addresses beside an error are of no use to a client, and not to be believed either.
         let is_error = self.head.rcode != Rcode::NoError.code();
         let deliverable = |record: &Record<'_>| match record.kind {
             kind::A => families.ipv4 && !is_error,
             kind::AAAA => families.ipv6 && !is_error,
-            // Without their `ech` parameter checked and their hints treated as addresses, these would hide names.
+            // Outside the answer section a client does not expect these; it asks for those that it wants.
             kind::SVCB | kind::HTTPS => false,
             _ => true,
         };
-        self.answer.retain(deliverable);
+        let services = self.sift_services(families, is_error, &mut aliases);
+        self.answer.retain(|record| is_service(record) || deliverable(record));
         let mut addresses = Vec::new();
         for record in &self.answer {
             let Some(address) = address_of(record) else { continue };
@@ -176,6 +230,12 @@ impl Answer<'_> {
             }
             let ttl = seconds(record.ttl).min(chain.ttl);
             addresses.push((address, ttl));
+        }
+        for (address, ttl) in services {
+            if let Some(group) = forbidden(address, rebinding) {
+                return Err(Objection::Rebinding { address, group });
+            }
+            addresses.push((address, ttl.min(chain.ttl)));
         }
         addresses.truncate(MAX_ADDRESSES);
         let mut seen = 0;
@@ -190,7 +250,50 @@ impl Answer<'_> {
                 record.class == CLASS_IN && deliverable(record) && is_harmless
             });
         }
-        Ok(Bindings { aliases: chain.aliases, addresses })
+        Ok(Bindings { aliases, addresses })
+    }
+
+    /// Rewrites the SVCB and HTTPS records and gives back the addresses in them; the names they lead to become aliases.
+    ///
+    /// An answer carries such records or address records, never both: both stand at the end of the chain and only one is
+    /// of the type that was asked for. Even so no more than [`MAX_ADDRESSES`] come from here.
+    fn sift_services(
+        &mut self,
+        families: Families,
+        is_error: bool,
+        aliases: &mut Vec<DomainName>,
+    ) -> Vec<(IpAddr, Duration)> {
+        let mut hints: Vec<(IpAddr, Duration)> = Vec::new();
+        let mut changed = [false; 2];
+        self.answer.retain_mut(|record| {
+            if !is_service(record) {
+                return true;
+            }
+            let room = MAX_ADDRESSES.saturating_sub(hints.len());
+            let sifted = record.bytes().filter(|_| !is_error).and_then(|data| svcb::sift(data, families, room));
+            let target = sifted.as_ref().and_then(|service| service.target.as_ref());
+            let alias = target.map(Name::to_domain);
+            // Led to a name that no rule can speak of, as with CNAME; but here the client has other records.
+            let sifted = sifted.filter(|_| alias != Some(None));
+            let Some(changes) = changed.get_mut(usize::from(record.kind == kind::HTTPS)) else { return false };
+            let Some(service) = sifted else {
+                *changes = true;
+                return false;
+            };
+            *changes |= service.has_changed;
+            aliases.extend(alias.flatten().filter(|alias| !aliases.contains(alias)));
+            hints.extend(service.hints.iter().map(|address| (*address, seconds(record.ttl))));
+            record.data = Data::Bytes(Cow::Owned(service.data));
+            true
+        });
+        for (has_changed, kind) in changed.into_iter().zip([kind::SVCB, kind::HTTPS]) {
+            if has_changed {
+                // The set is no longer the one that was signed.
+                self.answer.retain(|record| record.covered_kind() != Some(kind));
+                self.head.flags &= !flags::AUTHENTIC_DATA;
+            }
+        }
+        hints
     }
 }
 
@@ -230,6 +333,11 @@ impl Chain {
         Some((cname.target()?, seconds(cname.ttl)))
     }
 
+    /// Whether `name` is the one that the chain ends at.
+    fn ends_at(&self, name: &Name) -> bool {
+        self.names.last().is_some_and(|last| last.same(name))
+    }
+
     /// Whether a record of the answer section belongs to the chain.
     fn holds(&self, record: &Record<'_>) -> bool {
         if record.class != CLASS_IN {
@@ -248,6 +356,10 @@ impl Chain {
             Some(_) => record.covered_kind() == Some(kind::CNAME),
         }
     }
+}
+
+fn is_service(record: &Record<'_>) -> bool {
+    matches!(record.kind, kind::SVCB | kind::HTTPS)
 }
 
 fn is_cname(record: &Record<'_>) -> bool {

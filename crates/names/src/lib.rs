@@ -9,11 +9,13 @@ mod output;
 mod resolver;
 
 mod answer;
+mod cache;
 mod lookups;
 mod query;
 mod reply;
 mod report;
 mod special;
+mod svcb;
 mod upstreams;
 mod wire;
 

@@ -27,6 +27,7 @@ use std::time::Duration;
 use cofferdam_model::Time;
 
 use crate::answer::Question;
+use crate::cache::CacheKey;
 use crate::output::Outbox;
 use crate::query::Query;
 use crate::reply::OUR_SIZE;
@@ -64,6 +65,19 @@ pub(crate) struct Key {
     /// RD, AD and CD as they are sent.
     pub(crate) flags: u16,
     pub(crate) dnssec_ok: bool,
+}
+
+impl Key {
+    /// The question as it is remembered; `None` for those whose answers are not, because the guest chose who answers.
+    pub(crate) fn to_cache_key(&self) -> Option<CacheKey> {
+        match self.route {
+            Route::Configured => {
+                let question = self.question.clone();
+                Some(CacheKey { question, flags: self.flags, dnssec_ok: self.dnssec_ok })
+            }
+            Route::Chosen(_) => None,
+        }
+    }
 }
 
 /// A query of the guest that waits.

@@ -7,8 +7,9 @@
 //! 1. unreadable, or a kind of query that no stub needs → FORMERR, NOTIMP, REFUSED or silence;
 //! 2. the policy denies the name → NXDOMAIN with *Blocked*; nobody has been asked, so no label of it has left the machine;
 //! 3. a name of our own → answered;
-//! 4. a family that does not work here, or HTTPS/SVCB → an empty answer;
-//! 5. anything else → looked up ([`lookups`](crate::lookups)) at the configured resolvers, or, when the guest addressed
+//! 4. a family that does not work here → an empty answer;
+//! 5. an answer that is remembered ([`cache`](crate::cache)) → checked like a new one, and answered;
+//! 6. anything else → looked up ([`lookups`](crate::lookups)) at the configured resolvers, or, when the guest addressed
 //!    its query to some other resolver, at exactly that one.
 //!
 //! The answer is stripped to what belongs to the question, checked for addresses that the guest must not be led to
@@ -31,6 +32,7 @@ use cofferdam_model::{Action, DecisionId, Direction, EventBody, LimitKind, Proto
 use cofferdam_policy::{Facts, NameVerdict, Policy, RuleRef, Verdict};
 
 use crate::answer::{self, Answer, Arrival, Bindings, Objection, Question};
+use crate::cache::Cache;
 use crate::lookups::{Effects, Finished, Key, Lookups, MAX_WAITERS, Route, Waiter};
 use crate::output::Outbox;
 use crate::query::{self, Query, Received};
@@ -50,6 +52,7 @@ const DECISION_BITS: u32 = 50;
 pub struct Resolver {
     config: ResolverConfig,
     policy: Arc<Policy>,
+    cache: Cache,
     lookups: Lookups,
     random: ChaCha20Rng,
     outputs: Outbox,
@@ -81,6 +84,7 @@ impl Resolver {
     #[must_use]
     pub fn new(config: ResolverConfig, policy: Arc<Policy>) -> Resolver {
         Resolver {
+            cache: Cache::default(),
             lookups: Lookups::new(&config.upstreams, config.query_timeout),
             random: ChaCha20Rng::from_seed(config.seed),
             config,
@@ -122,6 +126,10 @@ impl Resolver {
             (Arrival::Answer(answer), _) => {
                 let finished = self.lookups.answered(&mut effects, upstream);
                 if let Some(finished) = finished {
+                    if let Some(key) = finished.key.to_cache_key() {
+                        let life = answer.life(&finished.key.question);
+                        self.cache.insert(now, key, message, life);
+                    }
                     self.deliver(now, finished, answer);
                 }
             }
@@ -231,6 +239,14 @@ impl Resolver {
             return self.answer_ourselves(now, &waiter, &reply, Vec::new());
         }
         let key = self.key(&waiter, server);
+        let hit = key.to_cache_key().and_then(|key| self.cache.look_up(now, &key));
+        if let Some(hit) = hit
+            && let Some(mut answer) = answer::read_again(&hit.message, &key.question)
+        {
+            answer.grow_older(hit.age, hit.left);
+            let finished = Finished { key, waiters: vec![waiter], server: None };
+            return self.deliver(now, finished, answer);
+        }
         let finished = self.step(now, |lookups, effects| lookups.ask(effects, key, waiter));
         self.give_up(now, finished);
         let pushed_out = self.step(now, |lookups, effects| lookups.overflow(effects));
@@ -297,13 +313,11 @@ impl Resolver {
     }
 
     /// Whether the answer to `qtype` is empty whatever the name (`names.md` §2 step 5): addresses of a family that does
-    /// not work here would only make clients wait. HTTPS and SVCB records name addresses and keys beside the names that
-    /// policies speak of; without them clients use A and AAAA, and names stay visible.
+    /// not work here would only make clients wait.
     fn has_nothing_for(&self, qtype: u16) -> bool {
         match qtype {
             kind::A => !self.config.families.ipv4,
             kind::AAAA => !self.config.families.ipv6,
-            kind::SVCB | kind::HTTPS => true,
             _ => false,
         }
     }

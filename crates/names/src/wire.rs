@@ -106,6 +106,17 @@ impl<'a> Record<'a> {
         }
     }
 
+    /// For how long a SOA lets a negative answer live: the smaller of its TTL and its MINIMUM field (RFC 2308 §5).
+    pub(crate) fn negative_ttl(&self) -> Option<u32> {
+        match &self.data {
+            Data::Fields(fields) if self.kind == kind::SOA => match fields.last() {
+                Some(Field::Bytes(numbers)) => numbers.last_chunk().map(|last| u32::from_be_bytes(*last).min(self.ttl)),
+                Some(Field::Name(_)) | None => None,
+            },
+            Data::Fields(_) | Data::Bytes(_) => None,
+        }
+    }
+
     /// The type that an RRSIG signs.
     pub(crate) fn covered_kind(&self) -> Option<u16> {
         match &self.data {

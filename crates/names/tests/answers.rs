@@ -429,10 +429,8 @@ fn what_does_not_fit_is_truncated_with_the_question_kept() {
         assert!(reply.length <= limit);
         if truncated {
             let client = world.ask_at(GATEWAY, Transport::Tcp, &query(2, "example.org", TXT));
-            let sent = world.last();
-            assert_eq!(sent.transport, Transport::Tcp);
-            world.answer(&sent, &answer_to(&sent, 0, &records));
             assert_eq!(world.reply(client).unwrap().answer.len(), 14);
+            assert_eq!(world.sent.len(), 1, "the whole answer was there already");
         }
     }
 }

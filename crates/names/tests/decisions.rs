@@ -327,16 +327,6 @@ fn a_family_that_does_not_work_has_no_addresses() {
 }
 
 #[test]
-fn https_and_svcb_are_empty() {
-    for qtype in [HTTPS, SVCB] {
-        let mut world = open();
-        let client = world.ask(&query(9, "example.org", qtype));
-        let reply = world.reply(client).unwrap();
-        assert_eq!((reply.rcode(), reply.answer.len(), world.sent.len()), (NOERROR, 0, 0));
-    }
-}
-
-#[test]
 fn what_is_forwarded_holds_nothing_of_the_guest_but_the_question() {
     let mut world = open();
     let cookie = [&[0, 10, 0, 8][..], b"exfiltra"].concat();
