@@ -319,7 +319,11 @@ fn network_spec(
     let mut addresses = gateway_addresses(&link);
     addresses.extend(&host.addresses);
     let known = HostNetwork { addresses, on_link: host.on_link.clone(), nat64: Vec::new() };
-    let policy = Arc::new(Policy::compile(&network.policy, Classifier::new(known)));
+    let mut policy = Policy::compile(&network.policy, Classifier::new(known));
+    if let Some(deny) = network.dns.deny_doh {
+        policy = policy.with_doh(if deny { Action::Deny } else { Action::Allow });
+    }
+    let policy = Arc::new(policy);
     let [guest_mac, gateway_mac] = link_addresses(&seed);
     let netns = NetnsSpec { link: link.clone(), mtu: network.interface.mtu, guest_mac, gateway_mac };
     NetworkSpec { gateway: GatewayConfig { network, policy, link, resolvers, seed }, link: netns }

@@ -13,6 +13,7 @@ use std::net::{IpAddr, SocketAddr};
 use cofferdam_model::{
     Action, Direction, DropReason, Event, EventBody, Group, LimitKind, Protocol, RuleText, Withheld,
 };
+use cofferdam_policy::BuiltIn;
 
 use crate::sandbox::HOST_ALIASES;
 use crate::slot;
@@ -371,7 +372,7 @@ impl Summary {
     /// The flag that, added to the same command line, lets this target through.
     fn remedy(&self, key: &Key, denied: &Denied) -> Option<String> {
         // Nothing opens the host's loopback; 127.0.0.1 in a sandbox is the sandbox's own.
-        if denied.group == Some(Group::Loopback) {
+        if denied.group == Some(Group::Loopback) || BuiltIn::is_final(&denied.rule.text) {
             return None;
         }
         if let (Service::Lookup, Some(address)) = (key.service, denied.address) {

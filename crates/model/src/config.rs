@@ -27,6 +27,8 @@ pub struct DnsConfig {
     pub query_timeout: Duration,
     /// Answers with addresses that are not public are not delivered.
     pub rebind_protection: bool,
+    /// Whether known resolvers that speak HTTPS are refused; `None`: under an allow-list.
+    pub deny_doh: Option<bool>,
 }
 
 /// Link and addresses of the guest's interface.

@@ -2,6 +2,8 @@ use std::net::IpAddr;
 
 use cofferdam_model::{Direction, DomainName, Group, Protocol};
 
+use crate::BuiltIn;
+
 /// A name that this sandbox's own DNS answers bound to an address.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PinnedName {
@@ -31,6 +33,8 @@ pub enum RuleRef {
     Rule(u32),
     /// The default of that direction.
     Default(Direction),
+    /// What holds beside the rules.
+    BuiltIn(BuiltIn),
 }
 
 /// Why a verdict is what it is. Cloning one allocates nothing.

@@ -30,7 +30,12 @@ pub fn default_network() -> NetworkConfig {
         enabled: true,
         policy: Preset::standard().policy(),
         deny_with: DenyWith::default(),
-        dns: DnsConfig { nameservers: Vec::new(), query_timeout: Duration::from_secs(5), rebind_protection: true },
+        dns: DnsConfig {
+            nameservers: Vec::new(),
+            query_timeout: Duration::from_secs(5),
+            rebind_protection: true,
+            deny_doh: None,
+        },
         interface: InterfaceConfig {
             mtu: 1500,
             ipv4_pool: Ipv4Net::new_assert(Ipv4Addr::new(172, 16, 0, 0), 12),

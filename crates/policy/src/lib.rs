@@ -9,6 +9,7 @@ pub mod file;
 pub mod grammar;
 pub mod preset;
 
+mod encrypted_dns;
 mod facts;
 mod nearest;
 mod pins;
@@ -19,6 +20,7 @@ mod table;
 mod warnings;
 mod weigh;
 
+pub use encrypted_dns::BuiltIn;
 pub use facts::{Denial, Facts, NameVerdict, Permit, PinnedName, Reason, RuleRef, Verdict};
 pub use pins::{Pins, PinsFull};
 pub use policy::Policy;

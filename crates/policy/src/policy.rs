@@ -12,20 +12,28 @@
 //! | name, allow rule | a name pinned to the peer, asked for itself (no alias), matches |
 //! | name, deny rule | every such name is denied by this rule or an earlier one; or there is at most one such name and an alias matches |
 //!
+//! Before the rules of egress come the ways around the gateway's resolver ([`BuiltIn`](crate::BuiltIn)), and while `deny_doh` is on, a
+//! known resolver is only open to a rule for exactly its name or address.
+//!
 //! The last row keeps the other names on a shared address working: with several names on one address nothing in the packet
 //! tells them apart. An alias belongs to one of the names that led to it, and only with a single name it is known to which.
 
 use std::sync::Arc;
 
-use cofferdam_model::{Action, Classifier, Destination, Direction, DomainName, Group, PolicyConfig, Rule, RuleText};
+use cofferdam_model::{
+    Action, Classifier, Destination, Direction, DomainName, Group, PolicyConfig, Protocol, Rule, RuleText,
+};
 
 use crate::builder::PolicyBuilder;
+use crate::encrypted_dns::KnownResolvers;
 use crate::table::Rank;
 use crate::table::names::{NameTree, Reach};
 use crate::table::ports::{Service, ServiceClass, Table};
 use crate::table::prefixes::Prefixes;
 use crate::weigh::Scales;
-use crate::{Denial, Facts, NameVerdict, Permit, PinnedName, Reason, RuleRef, Verdict, Warning, grammar, warnings};
+use crate::{
+    BuiltIn, Denial, Facts, NameVerdict, Permit, PinnedName, Reason, RuleRef, Verdict, Warning, grammar, warnings,
+};
 
 /// A compiled policy.
 #[derive(Debug)]
@@ -34,6 +42,9 @@ pub struct Policy {
     default_egress: Action,
     default_ingress: Action,
     classifier: Classifier,
+    resolvers: KnownResolvers,
+    /// What `deny_doh` makes of known resolvers that speak HTTPS.
+    doh: Action,
     egress: Arc<Side>,
     ingress: Arc<Side>,
     identity: Identity,
@@ -59,6 +70,8 @@ impl Policy {
             default_egress: config.default_egress,
             default_ingress: config.default_ingress,
             classifier,
+            resolvers: KnownResolvers::new(),
+            doh: default_doh(config),
             egress: Arc::new(Side::new(&config.rules, Direction::Egress)),
             ingress: Arc::new(Side::new(&config.rules, Direction::Ingress)),
             identity: Identity::default(),
@@ -73,10 +86,19 @@ impl Policy {
             default_egress: self.default_egress,
             default_ingress: self.default_ingress,
             classifier,
+            resolvers: KnownResolvers::new(),
+            doh: self.doh,
             egress: Arc::clone(&self.egress),
             ingress: Arc::clone(&self.ingress),
             identity: Identity::default(),
         }
+    }
+
+    /// Whether known resolvers that speak HTTPS are open to wider rules (`deny_doh`). Without this they are denied under an
+    /// allow-list: default egress deny, and no rule that lets every name resolve.
+    #[must_use]
+    pub fn with_doh(self, doh: Action) -> Policy {
+        Policy { doh, ..self }
     }
 
     /// Makes a policy by code.
@@ -90,6 +112,12 @@ impl Policy {
         let peer = facts.peer.to_canonical();
         let group = self.classifier.classify(peer);
         let service = Service { protocol: facts.protocol, port: facts.port };
+        if facts.direction == Direction::Egress
+            && let Some(built_in) = self.resolvers.refusal(facts)
+        {
+            let rule = RuleRef::BuiltIn(built_in);
+            return Verdict::Deny(Denial { reason: Reason { rule, group, name: None } });
+        }
         let (side, default) = match facts.direction {
             Direction::Egress => (&self.egress, self.default_egress),
             Direction::Ingress => (&self.ingress, self.default_ingress),
@@ -109,7 +137,11 @@ impl Policy {
         let (by_name, name) = side.by_name(facts.names, service);
         let rank = by_address.min(by_name);
         let name = name.filter(|_| by_name < by_address).cloned();
-        let (rule, action) = self.decide(rank, facts.direction, default);
+        let (mut rule, mut action) = self.decide(rank, facts.direction, default);
+        let is_egress = facts.direction == Direction::Egress;
+        if is_egress && action == Action::Allow && self.denies_doh(rule) && self.resolvers.is_https(facts) {
+            (rule, action) = (RuleRef::BuiltIn(BuiltIn::KnownResolver), Action::Deny);
+        }
         let reason = Reason { rule, group, name };
         match action {
             Action::Allow => {
@@ -130,7 +162,10 @@ impl Policy {
         let side = &self.egress;
         let by_transport = side.any.lookup(service).min(side.group(Group::Host).lookup(service)).first();
         let by_name = side.names.first(name);
-        let (rule, action) = self.decide(by_transport.min(by_name), Direction::Egress, self.default_egress);
+        let (mut rule, mut action) = self.decide(by_transport.min(by_name), Direction::Egress, self.default_egress);
+        if action == Action::Allow && self.denies_doh(rule) && self.resolvers.has_name(name) {
+            (rule, action) = (RuleRef::BuiltIn(BuiltIn::KnownResolver), Action::Deny);
+        }
         let name = (by_name < by_transport).then(|| name.clone());
         let reason = Reason { rule, group: Group::Host, name };
         match action {
@@ -166,6 +201,7 @@ impl Policy {
             RuleRef::Default(Direction::Egress) => default("egress", self.default_egress),
             RuleRef::Default(Direction::Ingress) => default("ingress", self.default_ingress),
             RuleRef::Default(Direction::Any) => default("any", Action::Deny),
+            RuleRef::BuiltIn(built_in) => RuleText { index: None, text: built_in.text().to_owned() },
         }
     }
 
@@ -195,11 +231,39 @@ impl Policy {
         Scales::new(&self.egress.names, service)
     }
 
+    /// Whether `deny_doh` overrules what `rule` allows: not a rule for exactly one name or address, which says that this
+    /// is meant.
+    fn denies_doh(&self, rule: RuleRef) -> bool {
+        let RuleRef::Rule(position) = rule else { return self.doh == Action::Deny };
+        let rule = usize::try_from(position).ok().and_then(|at| self.rules.get(at));
+        let is_exact = rule.is_some_and(|rule| match &rule.destination {
+            Destination::Domain(_) => true,
+            Destination::Cidr(net) => net.prefix_len() == net.max_prefix_len(),
+            Destination::Any | Destination::Group(_) | Destination::Suffix { .. } => false,
+        });
+        self.doh == Action::Deny && !is_exact
+    }
+
     fn decide(&self, rank: Rank, direction: Direction, default: Action) -> (RuleRef, Action) {
         let Some(position) = rank.position() else { return (RuleRef::Default(direction), default) };
         let rule = usize::try_from(position).ok().and_then(|at| self.rules.get(at));
         (RuleRef::Rule(position), rule.map_or(Action::Deny, |rule| rule.action))
     }
+}
+
+/// `deny_doh` where nobody said: on under an allow-list, where names say what is reachable.
+fn default_doh(config: &PolicyConfig) -> Action {
+    const DNS_PORT: u16 = 53;
+    let resolves_everything = |rule: &Rule| {
+        let for_all = matches!(rule.destination, Destination::Any | Destination::Group(Group::Host));
+        let leaves = matches!(rule.direction, Direction::Egress | Direction::Any);
+        let carries = [Protocol::Tcp, Protocol::Udp].iter().any(|protocol| rule.protocols.matches(*protocol));
+        let to_dns =
+            rule.ports.is_empty() || rule.ports.iter().any(|range| (range.start..=range.end).contains(&DNS_PORT));
+        rule.action == Action::Allow && for_all && leaves && carries && to_dns
+    };
+    let is_allow_list = config.default_egress == Action::Deny && !config.rules.iter().any(resolves_everything);
+    if is_allow_list { Action::Deny } else { Action::Allow }
 }
 
 /// The rules of one direction, laid out by destination.

@@ -10,7 +10,7 @@ use cofferdam_model::{
     ProtocolSet, Rule, Time,
 };
 use cofferdam_policy::grammar::{format_rule, parse_rules};
-use cofferdam_policy::{Facts, PinnedName, Pins, Policy, RuleRef};
+use cofferdam_policy::{BuiltIn, Facts, PinnedName, Pins, Policy, RuleRef};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -53,7 +53,7 @@ proptest! {
         for flow in &flows {
             let facts = flow.facts();
             let verdict = policy.check(&facts);
-            let (rule, action) = first_match(&config, &facts);
+            let (rule, action) = expected(&config, &facts);
             prop_assert_eq!(verdict.reason().rule, rule, "{:?}", &facts);
             prop_assert_eq!(verdict.is_allow(), action == Action::Allow);
             prop_assert_eq!(verdict.reason().group, classifier().classify(facts.peer));
@@ -167,6 +167,47 @@ fn pinned_name() -> impl Strategy<Value = PinnedName> {
     (name(), any::<bool>()).prop_map(|(name, alias)| PinnedName { name, alias })
 }
 
+/// What comes before every rule, and what a known resolver needs; written anew from `docs/policy.md`.
+fn before_rules(facts: &Facts<'_>) -> Option<RuleRef> {
+    let udp = facts.protocol == Protocol::Udp;
+    match facts.port {
+        _ if facts.direction != Direction::Egress => None,
+        Some(853) => Some(RuleRef::BuiltIn(BuiltIn::EncryptedDns)),
+        Some(443) if udp && facts.peer.to_canonical() == KNOWN => Some(RuleRef::BuiltIn(BuiltIn::EncryptedDns)),
+        Some(137 | 5353 | 5355) if udp => Some(RuleRef::BuiltIn(BuiltIn::LocalDiscovery)),
+        _ => None,
+    }
+}
+
+/// The verdict: what comes before the rules, the rules, and `deny_doh`.
+fn expected(config: &PolicyConfig, facts: &Facts<'_>) -> (RuleRef, Action) {
+    if let Some(built_in) = before_rules(facts) {
+        return (built_in, Action::Deny);
+    }
+    let (rule, action) = first_match(config, facts);
+    let https = facts.protocol == Protocol::Tcp && facts.port == Some(443) && facts.peer.to_canonical() == KNOWN;
+    let exact = matches!(rule, RuleRef::Rule(at) if match &config.rules[usize::try_from(at).unwrap()].destination {
+        Destination::Domain(_) => true,
+        Destination::Cidr(net) => net.prefix_len() == net.max_prefix_len(),
+        Destination::Any | Destination::Group(_) | Destination::Suffix { .. } => false,
+    });
+    let resolver =
+        Facts { direction: Direction::Egress, protocol: Protocol::Udp, peer: HOST, port: Some(53), names: &[] };
+    let resolves_all = |protocol| {
+        config.rules.iter().any(|rule| {
+            let for_all = matches!(rule.destination, Destination::Any | Destination::Group(Group::Host));
+            let leaves = rule.direction != Direction::Ingress && rule.action == Action::Allow;
+            for_all && leaves && matches_service(rule, &Facts { protocol, ..resolver })
+        })
+    };
+    let allow_list =
+        config.default_egress == Action::Deny && !resolves_all(Protocol::Udp) && !resolves_all(Protocol::Tcp);
+    if facts.direction == Direction::Egress && action == Action::Allow && https && !exact && allow_list {
+        return (RuleRef::BuiltIn(BuiltIn::KnownResolver), Action::Deny);
+    }
+    (rule, action)
+}
+
 /// The rule that decides, found the slow way: every rule in order, as `docs/policy.md` words it.
 fn first_match(config: &PolicyConfig, facts: &Facts<'_>) -> (RuleRef, Action) {
     let group = classifier().classify(facts.peer);
@@ -221,6 +262,9 @@ fn matches_name(destination: &Destination, name: &DomainName) -> bool {
         Destination::Any | Destination::Group(_) | Destination::Cidr(_) => false,
     }
 }
+
+/// One of the known resolvers.
+const KNOWN: IpAddr = IpAddr::V4(Ipv4Addr::new(8, 8, 8, 8));
 
 const HOST: IpAddr = IpAddr::V4(Ipv4Addr::new(172, 16, 0, 1));
 
@@ -309,7 +353,7 @@ fn protocol() -> impl Strategy<Value = Protocol> {
 }
 
 fn port() -> impl Strategy<Value = u16> {
-    prop_oneof![select(vec![1, 2, 53, 80, 81, 443, u16::MAX - 1, u16::MAX]), 1..=u16::MAX]
+    prop_oneof![select(vec![1, 2, 53, 80, 81, 443, 443, 853, 5353, u16::MAX - 1, u16::MAX]), 1..=u16::MAX]
 }
 
 fn name() -> impl Strategy<Value = DomainName> {

@@ -216,7 +216,12 @@ fn network() -> NetworkSpec {
         enabled: true,
         policy: PolicyConfig::default(),
         deny_with: DenyWith::Reset,
-        dns: DnsConfig { nameservers: Vec::new(), query_timeout: Duration::from_secs(5), rebind_protection: true },
+        dns: DnsConfig {
+            nameservers: Vec::new(),
+            query_timeout: Duration::from_secs(5),
+            rebind_protection: true,
+            deny_doh: None,
+        },
         interface: InterfaceConfig {
             mtu: 1500,
             ipv4_pool: "172.16.0.0/12".parse().unwrap(),

@@ -218,6 +218,8 @@ pub(super) struct RawDns {
     /// `IP`, `IP:PORT` or `[IPv6]:PORT`, in order; none for those of the host.
     pub(super) nameservers: Option<Vec<String>>,
     pub(super) query_timeout_ms: Option<u64>,
+    /// Refuse well-known resolvers that speak HTTPS; absent: under an allow-list.
+    pub(super) deny_doh: Option<bool>,
 }
 
 /// The guest's interface.

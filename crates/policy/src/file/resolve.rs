@@ -118,6 +118,7 @@ fn apply_dns(name: &str, raw: RawDns, config: &mut NetworkConfig, errors: &mut V
     if let Some(on) = raw.rebind_protection {
         config.dns.rebind_protection = on;
     }
+    config.dns.deny_doh = raw.deny_doh.or(config.dns.deny_doh);
     if let Some(ms) = raw.query_timeout_ms {
         let origin = format!("{name}: dns.query_timeout_ms");
         take(errors, origin, values::timeout(ms), |timeout| config.dns.query_timeout = timeout);
