@@ -11,13 +11,19 @@ use std::time::Duration;
 use crate::{Marked, Ran, Sandbox};
 
 /// What `world/up.sh` and its neighbours need beside them; in the binary, so that a test can be run from anywhere.
-const FILES: [(&str, &str); 10] = [
+const FILES: [(&str, &str); 16] = [
     ("up.sh", include_str!("../world/up.sh")),
     ("enter.sh", include_str!("../world/enter.sh")),
     ("as_guest.sh", include_str!("../world/as_guest.sh")),
     ("dnsmasq.conf", include_str!("../world/dnsmasq.conf")),
     ("nginx.conf", include_str!("../world/nginx.conf")),
     ("sshd.conf", include_str!("../world/sshd.conf")),
+    ("knot.conf", include_str!("../world/knot.conf")),
+    ("unbound.conf", include_str!("../world/unbound.conf")),
+    ("names-test.com.zone", include_str!("../world/names-test.com.zone")),
+    ("signed-test.com.zone", include_str!("../world/signed-test.com.zone")),
+    ("names.py", include_str!("../world/names.py")),
+    ("lookup.c", include_str!("../world/lookup.c")),
     ("make_wheel.py", include_str!("../world/make_wheel.py")),
     ("manners.py", include_str!("../world/manners.py")),
     ("flood.py", include_str!("../world/flood.py")),
@@ -55,6 +61,17 @@ impl World {
         WORLD.get_or_init(World::start)
     }
 
+    /// The world of this test binary with the further resolvers, made by whoever asks first. A binary has one or the other.
+    ///
+    /// # Panics
+    ///
+    /// As [`World::start`] does.
+    #[must_use]
+    pub fn with_resolvers() -> &'static World {
+        static WORLD: OnceLock<World> = OnceLock::new();
+        WORLD.get_or_init(|| World::start_with("1"))
+    }
+
     /// Makes a world.
     ///
     /// # Panics
@@ -62,6 +79,10 @@ impl World {
     /// When the program under test has not been built, or the world cannot be made: the message says where it got stuck.
     #[must_use]
     pub fn start() -> World {
+        World::start_with("0")
+    }
+
+    fn start_with(resolvers: &str) -> World {
         let cofferdam = program_under_test();
         assert!(
             cofferdam.is_file() || is_set("COFFERDAM_TEST_DIRECT"),
@@ -82,6 +103,7 @@ impl World {
         up.args(["--net", "--mount", "--pid", "--fork", "--mount-proc"]);
         up.arg(folder.join("files/up.sh")).arg(&folder);
         up.env("WORLD_HAS_ROOT", if has_root { "1" } else { "0" });
+        up.env("WORLD_RESOLVERS", resolvers);
         up.env("WORLD_BIG_FILE_BYTES", big_file_bytes().to_string());
         up.env("WORLD_KEEP", if is_set("COFFERDAM_TEST_KEEP") { "1" } else { "0" });
         let mut keeper = up.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("`unshare` is installed");
@@ -158,6 +180,23 @@ impl World {
     pub fn big_file_digest(&self) -> String {
         let digest = fs::read_to_string(self.folder.join("etc/big.sha256")).expect("the world has been made");
         digest.trim().to_owned()
+    }
+
+    /// What one of the world's servers has logged by now.
+    ///
+    /// # Panics
+    ///
+    /// When there is no such log.
+    #[must_use]
+    pub fn log(&self, name: &str) -> String {
+        let log = fs::read(self.folder.join("log").join(name)).expect("a log of the world");
+        String::from_utf8_lossy(&log).into_owned()
+    }
+
+    /// A file of the world's making, such as `etc/lookup`.
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
     }
 
     /// A file that was put on the world's web server, and one that it serves.

@@ -19,6 +19,13 @@
 #   lan     192.168.77.50                            the same servers on the host's own network
 #   prohibited, unreachable, silent: 93.184.215.97, .98, .99 and 2606:2800:21f:cb07::97, ::98, ::99
 #
+# With WORLD_RESOLVERS=1 there are more resolvers, each with both families, 2606:2800:21f:cb07::54 and so on:
+#
+#   93.184.215.54  knot: names-test.com, and signed-test.com which it signs
+#   93.184.215.55  unbound: a recursive resolver for these, script-test.com and what dnsmasq knows; port 853 too
+#   93.184.215.56  names.py: script-test.com; over TLS and HTTPS as well
+#   93.184.215.57  nothing listens
+#
 # Public addresses are from real public space, so that any classifier takes them for public. They exist only here.
 set -eu
 DIR=$1 FILES=$(cd "$(dirname "$0")" && pwd)
@@ -61,6 +68,12 @@ done
 for address in 2606:2800:21f:cb07::14 2606:2800:21f:cb07::53 2a04:4e42::645 fd12:3456:789a::5; do
 	world ip -6 addr add $address/128 dev lo nodad
 done
+if [ "${WORLD_RESOLVERS:-0}" = 1 ]; then
+	for last in 54 55 56 57; do
+		world ip addr add 93.184.215.$last/32 dev lo
+		world ip -6 addr add 2606:2800:21f:cb07::$last/128 dev lo nodad
+	done
+fi
 world ip route add prohibit 93.184.215.97
 world ip route add unreachable 93.184.215.98
 world ip route add blackhole 93.184.215.99
@@ -76,10 +89,11 @@ printf 'nameserver 93.184.215.53\noptions timeout:2 attempts:2\n' >"$DIR/etc/res
 # Without a group `tty`, sshd leaves a terminal to its user's group and needs no privilege for it.
 { grep -v ^tty: /etc/group; echo "guest:x:1500:"; } >"$DIR/etc/group"
 for file in resolv.conf passwd group; do mount --bind "$DIR/etc/$file" /etc/$file; done
-for file in dnsmasq.conf nginx.conf sshd.conf; do sed "s|@DIR@|$DIR|g" "$FILES/$file" >"$DIR/etc/$file"; done
+for file in dnsmasq.conf nginx.conf sshd.conf knot.conf unbound.conf names-test.com.zone signed-test.com.zone; do sed "s|@DIR@|$DIR|g" "$FILES/$file" >"$DIR/etc/$file"; done
 
 # ---- keys and content ----
 names=DNS:wall-test.com,DNS:*.wall-test.com,IP:93.184.215.14,IP:151.101.1.69,IP:10.77.0.5
+names=$names,IP:93.184.215.55,IP:93.184.215.56,IP:2606:2800:21f:cb07::55,IP:2606:2800:21f:cb07::56
 names=$names,IP:2606:2800:21f:cb07::14,IP:2a04:4e42::645,IP:fd12:3456:789a::5
 curve="-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes"
 openssl req -x509 $curve -days 30 -subj "/CN=world authority" -keyout "$DIR/etc/ca.key" -out "$DIR/etc/ca.pem"
@@ -87,6 +101,8 @@ openssl req $curve -subj "/CN=wall-test.com" -keyout "$DIR/etc/web.key" -out "$D
 echo "subjectAltName=$names" >"$DIR/etc/web.ext"
 openssl x509 -req -days 30 -in "$DIR/etc/web.csr" -CA "$DIR/etc/ca.pem" -CAkey "$DIR/etc/ca.key" -CAcreateserial \
 	-extfile "$DIR/etc/web.ext" -out "$DIR/etc/web.pem"
+openssl req -x509 $curve -days 30 -subj "/CN=nobody" -addext "subjectAltName=$names" -keyout "$DIR/etc/bad.key" \
+	-out "$DIR/etc/bad.pem"
 ssh-keygen -q -t ed25519 -N "" -f "$DIR/etc/ssh_host_key"
 ssh-keygen -q -t ed25519 -N "" -f "$DIR/etc/client_key"
 cp "$DIR/etc/client_key.pub" "$DIR/home/.ssh/authorized_keys"
@@ -108,7 +124,7 @@ git -C "$DIR/git/project.git" config http.receivepack true
 chmod 0600 "$DIR/etc/ssh_host_key" "$DIR/etc/client_key"
 chmod 0777 "$DIR/work"
 if [ "$WORLD_HAS_ROOT" = 1 ]; then
-	chown -R 1500:1500 "$DIR/home" "$DIR/run" "$DIR/log" "$DIR/git" "$DIR/www/upload" "$DIR/etc/ssh_host_key" "$DIR/etc/web.key"
+	chown -R 1500:1500 "$DIR/home" "$DIR/run" "$DIR/log" "$DIR/git" "$DIR/www/upload" "$DIR/etc/ssh_host_key" "$DIR/etc/web.key" "$DIR/etc/bad.key"
 fi
 
 # ---- the servers: none has privilege ----
@@ -124,6 +140,22 @@ serve sshd /usr/sbin/sshd -D -e -f "$DIR/etc/sshd.conf"
 serve git git daemon --reuseaddr --export-all --base-path="$DIR/git"
 serve iperf3 iperf3 -s -p 5201
 serve manners python3 "$FILES/manners.py"
+if [ "${WORLD_RESOLVERS:-0}" = 1 ]; then
+	musl-gcc -static -Os -o "$DIR/etc/lookup" "$FILES/lookup.c"
+	mkdir "$DIR/run/knot"
+	if [ "$WORLD_HAS_ROOT" = 1 ]; then chown 1500:1500 "$DIR/run/knot"; fi
+	serve knot knotd -c "$DIR/etc/knot.conf"
+	serve unbound unbound -d -c "$DIR/etc/unbound.conf"
+	serve names python3 "$FILES/names.py" "$DIR"
+	for address in 93.184.215.54:53 93.184.215.55:53 93.184.215.55:853 93.184.215.56:53 93.184.215.56:8853; do
+		tries=0
+		until world ss -Htln "src $address" | grep -q .; do
+			tries=$((tries + 1))
+			if [ $tries -gt 200 ]; then echo "nothing listens on $address after ten seconds" >&2; exit 1; fi
+			sleep 0.05
+		done
+	done
+fi
 # "TCP port" for each server that has to be there before the first test.
 for port in 53 80 443 22 9418 5201 7; do
 	tries=0
