@@ -25,7 +25,7 @@ static FIXTURE: LazyLock<Fixture> = LazyLock::new(|| {
         Classifier::new(HostNetwork { addresses: gateway.clone(), on_link: Vec::new(), nat64: Vec::new() });
     let policy = PolicyConfig { default_egress: Action::Allow, ..PolicyConfig::default() };
     let config = ResolverConfig {
-        upstreams: vec![SocketAddr::from(([9, 9, 9, 9], 53)), SocketAddr::from(([9, 9, 9, 10], 53))],
+        upstreams: vec![SocketAddr::from(([9, 9, 9, 9], 53)).into(), SocketAddr::from(([9, 9, 9, 10], 53)).into()],
         gateway,
         families: Families { ipv4: true, ipv6: true },
         query_timeout: Duration::from_secs(5),
@@ -64,7 +64,7 @@ fuzz_target!(|data: &[u8]| {
                     assert!(reply.len() >= 12 && reply.len() <= 65_535);
                     assert_eq!(reply[..2], message[..2]);
                 }
-                Output::Abandon { .. } | Output::Ignore { .. } | Output::Event(_) => {}
+                Output::Ask { .. } | Output::Abandon { .. } | Output::Ignore { .. } | Output::Event(_) => {}
             }
         }
         for (upstream, asked) in sent {

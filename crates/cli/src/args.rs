@@ -137,8 +137,8 @@ pub(crate) struct NetworkArgs {
     /// How a denial looks: TCP reset (else ICMP prohibited), ICMP prohibited for all, or silence.
     #[arg(long, value_name = "HOW", hide_short_help = true)]
     pub deny_with: Option<DenyWord>,
-    /// Ask this resolver and not those of the host (address or address:port; repeat for more).
-    #[arg(long, value_name = "ADDRESS", hide_short_help = true)]
+    /// Ask this resolver and not those of the host (HOST, HOST:PORT, tls://HOST, https://HOST/PATH; repeat for more).
+    #[arg(long, value_name = "SERVER", hide_short_help = true)]
     pub dns_nameserver: Vec<String>,
     /// Total time for one DNS query, in milliseconds.
     #[arg(long, value_name = "N", hide_short_help = true)]

@@ -19,6 +19,8 @@ pub struct Host {
     pub ipv6_route: bool,
     /// The machine's resolvers in order.
     pub resolvers: Vec<SocketAddr>,
+    /// The certificates that the machine trusts, in DER; only where they are needed.
+    pub anchors: Vec<Vec<u8>>,
 }
 
 impl Host {
@@ -33,6 +35,7 @@ impl Host {
             on_link: snapshot.on_link,
             ipv6_route: snapshot.default_v6,
             resolvers: resolvers::of_host(),
+            anchors: Vec::new(),
         })
     }
 

@@ -1,8 +1,11 @@
-//! The host's resolvers, as its stub resolver knows them (resolv.conf(5)).
+//! The resolvers of a sandbox: the host's, as its stub resolver knows them (resolv.conf(5)), or those that were configured.
 
-use std::fs;
-use std::net::{IpAddr, SocketAddr, SocketAddrV6};
+use std::net::{IpAddr, SocketAddr, SocketAddrV6, ToSocketAddrs as _};
 use std::path::Path;
+use std::{fs, io};
+
+use cofferdam_gateway::{DnsUpstream, DnsWay};
+use cofferdam_model::{DomainName, Nameserver, NameserverHost, NameserverOver};
 
 /// The resolvers that `/etc/resolv.conf` names, in order; none when there is no such file.
 ///
@@ -10,6 +13,62 @@ use std::path::Path;
 #[must_use]
 pub(crate) fn of_host() -> Vec<SocketAddr> {
     fs::read_to_string("/etc/resolv.conf").map(|text| parse(&text, interface_index)).unwrap_or_default()
+}
+
+/// Addresses that one resolver's name may stand for; more would only stretch a failure.
+const MAX_ADDRESSES: usize = 4;
+
+/// A resolver's name could not be looked up.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot look up {name}")]
+pub struct LookUpError {
+    name: DomainName,
+    source: io::Error,
+}
+
+/// Puts addresses in the place of names, which stay what a certificate has to be for. Asks the host's own resolver.
+pub(crate) fn look_up(servers: Vec<Nameserver>) -> Result<Vec<Nameserver>, LookUpError> {
+    let mut found = Vec::with_capacity(servers.len());
+    for server in servers {
+        let NameserverHost::Name(host) = &server.host else {
+            found.push(server);
+            continue;
+        };
+        let failed = |source| LookUpError { name: host.clone(), source };
+        let addresses = (host.as_str(), server.port).to_socket_addrs().map_err(failed)?;
+        let named = |name: &Option<DomainName>| name.clone().or_else(|| Some(host.clone()));
+        let over = match &server.over {
+            NameserverOver::Plain => NameserverOver::Plain,
+            NameserverOver::Tls { name } => NameserverOver::Tls { name: named(name) },
+            NameserverOver::Https { name, path } => NameserverOver::Https { name: named(name), path: path.clone() },
+        };
+        let at = |address: SocketAddr| Nameserver {
+            host: NameserverHost::Address(address.ip()),
+            port: address.port(),
+            over: over.clone(),
+        };
+        found.extend(addresses.take(MAX_ADDRESSES).map(at));
+    }
+    Ok(found)
+}
+
+/// A configured resolver as the gateway has it; `None` for a name that has not been looked up.
+pub(crate) fn to_upstream(server: &Nameserver) -> Option<DnsUpstream> {
+    let NameserverHost::Address(address) = server.host else { return None };
+    let named = |name: &Option<DomainName>| name.as_ref().map_or_else(|| address.to_string(), ToString::to_string);
+    let way = match &server.over {
+        NameserverOver::Plain => DnsWay::Plain,
+        NameserverOver::Tls { name } => DnsWay::Tls { name: named(name) },
+        NameserverOver::Https { name, path } => {
+            let host = match (name, address) {
+                (None, IpAddr::V6(address)) => format!("[{address}]"),
+                (Some(_), _) | (None, IpAddr::V4(_)) => named(name),
+            };
+            let authority = if server.port == 443 { host } else { format!("{host}:{}", server.port) };
+            DnsWay::Https { name: named(name), authority, path: path.clone() }
+        }
+    };
+    Some(DnsUpstream { address: SocketAddr::new(address, server.port), way })
 }
 
 /// The `nameserver` lines of a resolv.conf; what cannot be understood is passed over, as the C library does.
@@ -58,6 +117,26 @@ mod tests {
         let servers = parse(text, |name| (name == "eth0").then_some(3));
         let shown: Vec<String> = servers.iter().map(ToString::to_string).collect();
         assert_eq!(shown, ["127.0.0.53:53", "[2001:db8::1]:53", "[fe80::1%3]:53", "[fe80::2%7]:53"]);
+    }
+
+    #[test]
+    fn a_name_stays_what_the_certificate_is_for() {
+        let server = |host: NameserverHost, over| Nameserver { host, port: 8443, over };
+        let https = |name| NameserverOver::Https { name, path: "/q".into() };
+        // `localhost` is looked up without asking anybody.
+        let found = look_up(vec![server(NameserverHost::Name("localhost".parse().unwrap()), https(None))]).unwrap();
+        assert!(!found.is_empty());
+        for upstream in found.iter().filter_map(to_upstream) {
+            assert!(upstream.address.ip().is_loopback());
+            let [name, authority, path] = ["localhost", "localhost:8443", "/q"].map(str::to_owned);
+            assert_eq!(upstream.way, DnsWay::Https { name, authority, path });
+        }
+        let by_address = server(NameserverHost::Address("::1".parse().unwrap()), https(None));
+        let [name, authority, path] = ["::1", "[::1]:8443", "/q"].map(str::to_owned);
+        assert_eq!(to_upstream(&by_address).unwrap().way, DnsWay::Https { name, authority, path });
+        let name = Some("dns.example".parse().unwrap());
+        let tls = server(NameserverHost::Address("192.0.2.1".parse().unwrap()), NameserverOver::Tls { name });
+        assert_eq!(to_upstream(&tls).unwrap().way, DnsWay::Tls { name: "dns.example".into() });
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -15,9 +15,10 @@ use cofferdam_backend_ns::{
     Capability, GatewayEnd, GatewayFate, LaunchError, Mount, NetworkSpec, Observer, Outcome, Place, ResourceLimits,
     SandboxSpec, Status, Terminal,
 };
-use cofferdam_gateway::{GatewayConfig, LinkAddresses, NetnsSpec};
+use cofferdam_gateway::{DnsUpstream, GatewayConfig, LinkAddresses, NetnsSpec, ReadAnchorsError, trust_anchors};
 use cofferdam_model::{
-    Action, Classifier, Event, EventBody, EventSource, HostNetwork, LimitKind, NetworkConfig, PolicyConfig, rfc3339,
+    Action, Classifier, Event, EventBody, EventSource, HostNetwork, LimitKind, NameserverOver, NetworkConfig,
+    PolicyConfig, rfc3339,
 };
 use cofferdam_policy::Policy;
 use cofferdam_policy::grammar::format_rule;
@@ -25,6 +26,7 @@ use cofferdam_policy::grammar::format_rule;
 use crate::environment;
 use crate::events::{EventLog, MAX_LINES};
 use crate::host::Host;
+use crate::resolvers::{self, LookUpError};
 use crate::slot::{self, SlotError};
 use crate::summary::{Advice, Summary};
 
@@ -102,6 +104,10 @@ pub enum RunError {
     Host(#[source] io::Error),
     #[error("the system's random source gave nothing: {0}")]
     Random(String),
+    #[error("a resolver's name has no address")]
+    Nameserver(#[source] LookUpError),
+    #[error("a resolver over TLS or HTTPS cannot be told from an impostor")]
+    Anchors(#[from] ReadAnchorsError),
     #[error(transparent)]
     Slot(#[from] SlotError),
     #[error(transparent)]
@@ -115,7 +121,11 @@ impl RunError {
     pub fn exit_status(&self) -> u8 {
         match self {
             RunError::Launch(error) => u8::try_from(error.exit_status()).unwrap_or(EXIT_SETUP),
-            RunError::Host(_) | RunError::Random(_) | RunError::Slot(_) => EXIT_SETUP,
+            RunError::Host(_)
+            | RunError::Random(_)
+            | RunError::Nameserver(_)
+            | RunError::Anchors(_)
+            | RunError::Slot(_) => EXIT_SETUP,
         }
     }
 }
@@ -147,8 +157,16 @@ impl Sandbox {
     ///
     /// # Errors
     /// When the machine cannot be read or has no room for the sandbox's addresses.
-    pub fn prepare(options: RunOptions) -> Result<Sandbox, RunError> {
-        let host = if options.network.enabled { Host::discover().map_err(RunError::Host)? } else { Host::default() };
+    pub fn prepare(mut options: RunOptions) -> Result<Sandbox, RunError> {
+        let mut host =
+            if options.network.enabled { Host::discover().map_err(RunError::Host)? } else { Host::default() };
+        let servers = &mut options.network.dns.nameservers;
+        if options.network.enabled && !servers.is_empty() {
+            *servers = resolvers::look_up(std::mem::take(servers)).map_err(RunError::Nameserver)?;
+            if servers.iter().any(|server| server.over != NameserverOver::Plain) {
+                host.anchors = trust_anchors()?;
+            }
+        }
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(|error| RunError::Random(error.to_string()))?;
         Ok(Sandbox::plan(options, &host, seed, std::process::id())?)
@@ -313,7 +331,7 @@ fn network_spec(
     network: NetworkConfig,
     link: LinkAddresses,
     host: &Host,
-    resolvers: Vec<SocketAddr>,
+    resolvers: Vec<DnsUpstream>,
     seed: [u8; 32],
 ) -> NetworkSpec {
     let mut addresses = gateway_addresses(&link);
@@ -326,7 +344,8 @@ fn network_spec(
     let policy = Arc::new(policy);
     let [guest_mac, gateway_mac] = link_addresses(&seed);
     let netns = NetnsSpec { link: link.clone(), mtu: network.interface.mtu, guest_mac, gateway_mac };
-    NetworkSpec { gateway: GatewayConfig { network, policy, link, resolvers, seed }, link: netns }
+    let anchors = host.anchors.clone();
+    NetworkSpec { gateway: GatewayConfig { network, policy, link, resolvers, anchors, seed }, link: netns }
 }
 
 /// Two unlike unicast MAC addresses from the locally administered range, out of the seed.
@@ -336,8 +355,11 @@ fn link_addresses(seed: &[u8; 32]) -> [[u8; 6]; 2] {
     [[0x02, a, b, c, d, e & 0xfe], [0x02, a, b, c, d, e | 1]]
 }
 
-fn resolvers(network: &NetworkConfig, host: &Host) -> Vec<SocketAddr> {
-    if network.dns.nameservers.is_empty() { host.resolvers.clone() } else { network.dns.nameservers.clone() }
+fn resolvers(network: &NetworkConfig, host: &Host) -> Vec<DnsUpstream> {
+    match network.dns.nameservers.as_slice() {
+        [] => host.resolvers.iter().copied().map(DnsUpstream::from).collect(),
+        servers => servers.iter().filter_map(resolvers::to_upstream).collect(),
+    }
 }
 
 fn gateway_addresses(link: &LinkAddresses) -> Vec<IpAddr> {
@@ -403,6 +425,7 @@ mod tests {
             on_link: vec!["192.168.1.0/24".parse().unwrap()],
             ipv6_route: true,
             resolvers: vec!["127.0.0.53:53".parse().unwrap()],
+            anchors: Vec::new(),
         };
         let sandbox = Sandbox::plan(options(), &host, [7; 32], 0).unwrap();
         let network = sandbox.spec.network.unwrap();
@@ -411,7 +434,7 @@ mod tests {
         let gateway6: IpAddr = "fd42:6d73:62::1".parse().unwrap();
         assert_eq!(known.addresses, [gateway4, gateway6, host.addresses[0]]);
         assert_eq!(known.on_link, host.on_link);
-        assert_eq!(network.gateway.resolvers, host.resolvers);
+        assert_eq!(network.gateway.resolvers, [host.resolvers[0].into()]);
         assert_eq!(sandbox.spec.resolv, [gateway4, gateway6]);
         let aliases: Vec<_> =
             sandbox.spec.hosts.iter().filter(|(_, names)| names[0] == HOST_ALIASES[0]).map(|(a, _)| *a).collect();
@@ -448,7 +471,7 @@ mod tests {
         let sandbox = Sandbox::plan(options(), &Host::default(), [0; 32], 0).unwrap();
         assert!(sandbox.summary.notices()[0].contains("--dns-nameserver"));
         let mut options = options();
-        options.network.dns.nameservers = vec!["9.9.9.9:53".parse().unwrap()];
+        options.network.dns.nameservers = vec!["9.9.9.9:53".parse::<std::net::SocketAddr>().unwrap().into()];
         let sandbox = Sandbox::plan(options, &Host::default(), [0; 32], 0).unwrap();
         assert!(sandbox.summary.notices().is_empty());
     }

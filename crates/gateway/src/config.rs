@@ -33,9 +33,35 @@ pub struct GatewayConfig {
     pub policy: Arc<Policy>,
     pub link: LinkAddresses,
     /// Upstream resolvers, resolved: `network.dns.nameservers` or those of the host.
-    pub resolvers: Vec<SocketAddr>,
+    pub resolvers: Vec<DnsUpstream>,
+    /// The certificates that the machine trusts, in DER; only where a resolver is asked over TLS or HTTPS.
+    pub anchors: Vec<Vec<u8>>,
     /// Seed for ids and ports: from the system's random source, made by the supervisor.
     pub seed: [u8; 32],
+}
+
+/// A resolver and the way to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DnsUpstream {
+    pub address: SocketAddr,
+    pub way: DnsWay,
+}
+
+/// How a resolver is asked. `name` is what its certificate has to be for: a name or an address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DnsWay {
+    /// UDP, and TCP where that does not do.
+    Plain,
+    /// RFC 7858.
+    Tls { name: String },
+    /// RFC 8484, over HTTP/2.
+    Https { name: String, authority: String, path: String },
+}
+
+impl From<SocketAddr> for DnsUpstream {
+    fn from(address: SocketAddr) -> DnsUpstream {
+        DnsUpstream { address, way: DnsWay::Plain }
+    }
 }
 
 /// The gateway's ends of its channels to the supervisor.

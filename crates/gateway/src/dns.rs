@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use cofferdam_gate::{DnsClient, Gate};
 use cofferdam_model::{CloseReason, FlowCounters, FlowId, Time};
-use cofferdam_names::{ClientId, Output, Resolver, Transport, UpstreamId};
+use cofferdam_names::{ClientId, Output, Reply, Resolver, Transport, UpstreamId};
 use cofferdam_policy::Policy;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
@@ -22,6 +22,7 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 use crate::events::EventWriter;
 use crate::hash::FlowHash;
 use crate::poller::{Poller, Ready, Token, Watch};
+use crate::session::Sessions;
 
 const CLIENTS: usize = 4096;
 /// With their buffers full these hold some 16 MiB.
@@ -39,6 +40,7 @@ pub(crate) struct Dns {
     clients: BTreeMap<u64, Client>,
     next_client: u64,
     upstreams: HashMap<u64, Upstream, FlowHash>,
+    sessions: Sessions,
     connections: HashMap<u64, Connection, FlowHash>,
     next_connection: u64,
     /// TCP connections that may have queries left to read.
@@ -74,12 +76,13 @@ struct Connection {
 }
 
 impl Dns {
-    pub(crate) fn new(resolver: Resolver) -> Dns {
+    pub(crate) fn new(resolver: Resolver, sessions: Sessions) -> Dns {
         Dns {
             resolver,
             clients: BTreeMap::new(),
             next_client: 0,
             upstreams: HashMap::default(),
+            sessions,
             connections: HashMap::default(),
             next_connection: 0,
             hungry: Vec::new(),
@@ -180,15 +183,34 @@ impl Dns {
         }
     }
 
+    /// A connection to an upstream can be read or written.
+    pub(crate) fn handle_session(&mut self, poller: &Poller, now: Time, number: u64, ready: Ready) {
+        let mut replies = Vec::new();
+        self.sessions.handle_ready(poller, now, number, ready, &mut replies);
+        self.hand_over(now, replies);
+    }
+
+    fn hand_over(&mut self, now: Time, replies: Vec<Reply>) {
+        for reply in replies {
+            match reply {
+                Reply::Answer { upstream, message } => self.resolver.handle_answer(now, upstream, &message),
+                Reply::Failed { upstream } => self.resolver.handle_failure(now, upstream),
+            }
+        }
+    }
+
     pub(crate) fn poll_timeout(&self) -> Option<Time> {
         let idle = self.connections.values().map(|c| c.active + IDLE).min();
-        [self.resolver.poll_timeout(), idle].into_iter().flatten().min()
+        [self.resolver.poll_timeout(), self.sessions.poll_timeout(), idle].into_iter().flatten().min()
     }
 
     pub(crate) fn handle_timeout(&mut self, gate: &mut Gate, now: Time) {
         if self.resolver.poll_timeout().is_some_and(|at| at <= now) {
             self.resolver.handle_timeout(now);
         }
+        let mut replies = Vec::new();
+        self.sessions.handle_timeout(now, &mut replies);
+        self.hand_over(now, replies);
         let idle = self.connections.iter().filter(|(_, c)| c.active + IDLE <= now).map(|(id, _)| *id);
         for id in idle.collect::<Vec<_>>() {
             self.close(gate, now, id, CloseReason::Idle);
@@ -205,7 +227,16 @@ impl Dns {
                         Err(_) => self.resolver.handle_failure(now, upstream),
                     }
                 }
-                Output::Abandon { upstream } => _ = self.upstreams.remove(&upstream.0),
+                Output::Ask { upstream, resolver, message } => {
+                    let mut replies = Vec::new();
+                    self.sessions.ask(poller, now, resolver, (upstream, message), &mut replies);
+                    self.hand_over(now, replies);
+                }
+                Output::Abandon { upstream } => {
+                    if self.upstreams.remove(&upstream.0).is_none() {
+                        self.sessions.forget(upstream);
+                    }
+                }
                 Output::Pin { name, alias, address, ttl } => {
                     if gate.handle_pin(now, &name, alias, address, ttl).is_err() {
                         self.resolver.handle_pin_refused();
@@ -489,7 +520,7 @@ mod tests {
             World {
                 poller: Poller::new().unwrap(),
                 gate: Gate::new(gate, Arc::clone(&policy)),
-                dns: Dns::new(Resolver::new(resolver, policy)),
+                dns: Dns::new(Resolver::new(resolver, policy), Sessions::new(&[], &[])),
                 events: EventWriter::new(events),
                 _reader: reader,
             }

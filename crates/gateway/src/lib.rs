@@ -4,6 +4,7 @@
 //! single-threaded processes that are root in namespaces of their own. [`serve()`] is the gateway process: it holds the TUN and
 //! the listeners, gives up everything else, and moves what the gate tells it to move. It decides nothing itself.
 
+mod anchors;
 mod clock;
 mod config;
 mod dial;
@@ -20,9 +21,11 @@ mod poller;
 mod relay;
 mod seal;
 mod serve;
+mod session;
 mod udp;
 
-pub use config::{Channels, GatewayConfig, Link6, LinkAddresses};
+pub use anchors::{ReadAnchorsError, trust_anchors};
+pub use config::{Channels, DnsUpstream, DnsWay, GatewayConfig, Link6, LinkAddresses};
 pub use machine::{TooMany, machine_message};
 pub use netns::{BuildError, GatewayFds, NetnsSpec, build_netns, configure_guest_link};
 pub use serve::{ServeError, serve};

@@ -26,6 +26,8 @@ pub(crate) enum Token {
     Upstream(u64),
     /// A guest's TCP connection to port 53.
     DnsClient(u64),
+    /// A connection to a resolver that is asked over TLS or HTTPS.
+    Session(u64),
 }
 
 /// Bits of a token that are left for the number.
@@ -44,6 +46,7 @@ impl Token {
             Token::Upstream(number) => (7, number),
             Token::DnsClient(number) => (8, number),
             Token::Machine => (9, 0),
+            Token::Session(number) => (10, number),
         };
         kind << 56 | (number & NUMBER)
     }
@@ -61,6 +64,7 @@ impl Token {
             7 => Token::Upstream(number),
             8 => Token::DnsClient(number),
             9 => Token::Machine,
+            10 => Token::Session(number),
             _ => return None,
         })
     }
@@ -160,6 +164,7 @@ mod tests {
             Token::Upstream(3),
             Token::DnsClient(4),
             Token::Machine,
+            Token::Session(5),
         ] {
             assert_eq!(Token::decode(token.encode()), Some(token));
         }

@@ -11,12 +11,12 @@ use std::sync::Arc;
 
 use cofferdam_gate::{Accepted, Gate, GateConfig, Link4, Link6, Output};
 use cofferdam_model::{Classifier, CloseReason, FlowId, HostNetwork, Time};
-use cofferdam_names::{Families, Rebinding, Resolver, ResolverConfig};
+use cofferdam_names::{Families, Reach, Rebinding, Resolver, ResolverConfig, Upstream};
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
 
 use crate::clock::Clock;
-use crate::config::{Channels, GatewayConfig};
+use crate::config::{Channels, DnsUpstream, DnsWay, GatewayConfig};
 use crate::dial::{Dials, Progress};
 use crate::dns::Dns;
 use crate::echo::Echo;
@@ -27,6 +27,7 @@ use crate::patience::Patience;
 use crate::poller::{Poller, Ready, Token, Watch};
 use crate::relay::{Ended, Relay, Side};
 use crate::seal::{self, SealError, Sealed};
+use crate::session::Sessions;
 use crate::udp::Udp;
 
 /// Packets read from the TUN in one turn.
@@ -151,13 +152,21 @@ fn resolver_config(config: &GatewayConfig) -> ResolverConfig {
         Rebinding::Allow
     };
     ResolverConfig {
-        upstreams: config.resolvers.clone(),
+        upstreams: config.resolvers.iter().map(upstream).collect(),
         gateway: own_addresses(config),
         families: Families { ipv4: true, ipv6: config.link.v6.is_some() },
         query_timeout: config.network.dns.query_timeout,
         rebinding,
         seed: config.seed,
     }
+}
+
+fn upstream(upstream: &DnsUpstream) -> Upstream {
+    let reach = match upstream.way {
+        DnsWay::Plain => Reach::Datagrams,
+        DnsWay::Tls { .. } | DnsWay::Https { .. } => Reach::Session,
+    };
+    Upstream { server: upstream.address, reach }
 }
 
 impl Gateway {
@@ -185,7 +194,7 @@ impl Gateway {
             relay: Relay::new(),
             udp: Udp::new(),
             echo: Echo::new(),
-            dns: Dns::new(resolver),
+            dns: Dns::new(resolver, Sessions::new(&config.resolvers, &config.anchors)),
             events: EventWriter::new(events),
             machine,
             own: own_addresses(&config),
@@ -296,6 +305,7 @@ impl Gateway {
             Token::Udp(flow) => self.udp.handle_ready(&mut self.gate, now, flow, ready),
             Token::Echo(flow) => self.echo.handle_ready(&mut self.gate, now, flow),
             Token::Upstream(id) => self.dns.handle_upstream(now, id, ready),
+            Token::Session(number) => self.dns.handle_session(&self.poller, now, number, ready),
             Token::DnsClient(id) => self.dns.handle_connection(&mut self.gate, now, id, ready),
         }
         self.drain(now);
@@ -527,7 +537,7 @@ mod tests {
         let (guest4, gateway4) = ([172, 16, 0, 2].into(), [172, 16, 0, 1].into());
         let link = crate::LinkAddresses { guest4, gateway4, prefix4: 30, v6: Some(v6) };
         let policy = Arc::new(cofferdam_policy::Policy::compile(&network.policy, Classifier::default()));
-        let config = GatewayConfig { network, policy, link, resolvers: Vec::new(), seed: [3; 32] };
+        let config = GatewayConfig { network, policy, link, resolvers: Vec::new(), anchors: Vec::new(), seed: [3; 32] };
         let fds = GatewayFds { tun: tun_in, listeners: Vec::new() };
         let channels = Channels { events: events_in, machine: machine_in, ready: ready_in, lifeline: lifeline_in };
         let thread = std::thread::spawn(move || serve(config, fds, channels));

@@ -1,9 +1,9 @@
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use ipnet::{Ipv4Net, Ipv6Net};
 
-use crate::PolicyConfig;
+use crate::{DomainName, PolicyConfig};
 
 /// What a guest is told when a flow is denied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
@@ -18,11 +18,48 @@ pub enum DenyWith {
     Drop,
 }
 
+/// A resolver as it is configured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Nameserver {
+    pub host: NameserverHost,
+    pub port: u16,
+    pub over: NameserverOver,
+}
+
+/// Where a resolver is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NameserverHost {
+    Address(IpAddr),
+    /// Looked up when a sandbox starts, with the host's own resolver.
+    Name(DomainName),
+}
+
+/// How a resolver is asked. `name` is what its certificate has to be for; without one that is the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NameserverOver {
+    /// UDP, and TCP where that does not do.
+    Plain,
+    Tls {
+        name: Option<DomainName>,
+    },
+    Https {
+        name: Option<DomainName>,
+        path: String,
+    },
+}
+
+impl From<SocketAddr> for Nameserver {
+    fn from(address: SocketAddr) -> Nameserver {
+        let host = NameserverHost::Address(address.ip());
+        Nameserver { host, port: address.port(), over: NameserverOver::Plain }
+    }
+}
+
 /// How names are resolved.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DnsConfig {
     /// Upstream resolvers in order; empty means those of the host.
-    pub nameservers: Vec<SocketAddr>,
+    pub nameservers: Vec<Nameserver>,
     /// Total time for one query.
     pub query_timeout: Duration,
     /// Answers with addresses that are not public are not delivered.

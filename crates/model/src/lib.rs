@@ -13,7 +13,9 @@ mod rule;
 mod time;
 
 pub use addr::{Classifier, Group, HostNetwork};
-pub use config::{DenyWith, DnsConfig, InterfaceConfig, LimitsConfig, NetworkConfig};
+pub use config::{
+    DenyWith, DnsConfig, InterfaceConfig, LimitsConfig, Nameserver, NameserverHost, NameserverOver, NetworkConfig,
+};
 pub use event::{
     CloseReason, DecisionId, DropReason, Event, EventBody, EventSource, FlowCounters, FlowId, LimitKind, RuleText,
     Withheld,

@@ -28,7 +28,7 @@ fn resolver() -> Resolver {
     };
     let policy = PolicyConfig { rules: vec![rule], ..PolicyConfig::default() };
     let config = ResolverConfig {
-        upstreams: vec![SocketAddr::from(([9, 9, 9, 9], 53))],
+        upstreams: vec![SocketAddr::from(([9, 9, 9, 9], 53)).into()],
         gateway: vec![gateway],
         families: Families { ipv4: true, ipv6: true },
         query_timeout: Duration::from_secs(5),

@@ -10,7 +10,7 @@ use cofferdam_policy::Policy;
 pub struct ResolverConfig {
     /// The configured resolvers, in the order in which they are asked. Empty: everything that would have to be asked is
     /// answered with SERVFAIL.
-    pub upstreams: Vec<SocketAddr>,
+    pub upstreams: Vec<Upstream>,
     /// The gateway's own addresses in this sandbox. A query to one of them is ours to resolve; a query to any other
     /// address is forwarded to exactly that resolver.
     pub gateway: Vec<IpAddr>,
@@ -23,6 +23,28 @@ pub struct ResolverConfig {
     /// Seeds message ids and decision ids. Fresh from the system's generator for every sandbox: who knows it can forge
     /// answers.
     pub seed: [u8; 32],
+}
+
+/// A resolver that is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Upstream {
+    pub server: SocketAddr,
+    pub reach: Reach,
+}
+
+/// How a resolver is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// A datagram for each question, and TCP where that does not do.
+    Datagrams,
+    /// Over a lasting connection of the caller's, which loses and truncates nothing.
+    Session,
+}
+
+impl From<SocketAddr> for Upstream {
+    fn from(server: SocketAddr) -> Upstream {
+        Upstream { server, reach: Reach::Datagrams }
+    }
 }
 
 /// The address families that a sandbox can use.

@@ -7,6 +7,7 @@
 mod config;
 mod output;
 mod resolver;
+mod session;
 
 mod answer;
 mod cache;
@@ -19,6 +20,7 @@ mod svcb;
 mod upstreams;
 mod wire;
 
-pub use config::{Families, Rebinding, ResolverConfig};
+pub use config::{Families, Reach, Rebinding, ResolverConfig, Upstream};
 pub use output::{ClientId, Output, Transport, UpstreamId};
 pub use resolver::Resolver;
+pub use session::{Framing, Reply, Session, SessionError};

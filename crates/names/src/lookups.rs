@@ -9,7 +9,7 @@
 //! | new question                            | lookup; attempt at the first candidate                                |
 //! | same question again while under way     | one more waiter                                                       |
 //! | 300 ms of silence                       | attempt at the next candidate; the earlier ones go on                 |
-//! | silence from all, 1 s, then 2 s         | over UDP: the round is repeated (datagrams get lost)                  |
+//! | silence from all, 1 s, then 2 s         | over UDP: the round is repeated (datagrams get lost; sessions do not) |
 //! | socket failed, or answer unreadable     | that candidate is out; the next one at once                           |
 //! | UDP answer truncated                    | attempt at the same candidate over TCP                                |
 //! | answer with a wrong id or question      | ignored; the eighth on one socket: attempt over TCP, where forging is  |
@@ -33,7 +33,7 @@ use crate::query::Query;
 use crate::reply::OUR_SIZE;
 use crate::upstreams::{Index, Upstreams};
 use crate::wire::{Name, Reader, Writer, flags};
-use crate::{ClientId, Output, Transport, UpstreamId};
+use crate::{ClientId, Output, Reach, Transport, Upstream, UpstreamId};
 
 /// Queries of one sandbox that wait for an answer at a time.
 pub(crate) const MAX_WAITERS: usize = 1024;
@@ -143,6 +143,7 @@ struct Lookup {
 #[derive(Debug)]
 struct Candidate {
     server: SocketAddr,
+    reach: Reach,
     /// `None` for a resolver that the guest chose.
     index: Option<Index>,
     is_out: bool,
@@ -175,7 +176,7 @@ pub(crate) struct Effects<'a> {
 }
 
 impl Lookups {
-    pub(crate) fn new(servers: &[SocketAddr], budget: Duration) -> Lookups {
+    pub(crate) fn new(servers: &[Upstream], budget: Duration) -> Lookups {
         Lookups {
             upstreams: Upstreams::new(servers),
             budget,
@@ -217,9 +218,16 @@ impl Lookups {
 
     fn candidates(&self, now: Time, route: Route) -> Vec<Candidate> {
         match route {
-            Route::Chosen(server) => vec![Candidate { server, index: None, is_out: false }],
+            Route::Chosen(server) => {
+                vec![Candidate { server, reach: Reach::Datagrams, index: None, is_out: false }]
+            }
             Route::Configured => {
-                let candidate = |(index, server)| Candidate { server, index: Some(index), is_out: false };
+                let candidate = |(index, Upstream { server, reach })| Candidate {
+                    server,
+                    reach,
+                    index: Some(index),
+                    is_out: false,
+                };
                 self.upstreams.in_order(now).into_iter().map(candidate).collect()
             }
         }
@@ -397,6 +405,15 @@ impl Lookups {
     fn send(&mut self, effects: &mut Effects<'_>, id: LookupId, place: usize, transport: Transport) {
         let Some(lookup) = self.lookups.get_mut(&id) else { return };
         let Some(candidate) = lookup.candidates.get(place) else { return };
+        let session = candidate.index.filter(|_| candidate.reach == Reach::Session);
+        let attempts = &self.attempts;
+        let is_under_way = |id| attempts.get(id).is_some_and(|attempt: &Attempt| attempt.candidate == place);
+        // A session loses nothing: a round that is repeated is not for it.
+        if session.is_some() && lookup.attempts.iter().any(is_under_way) {
+            return;
+        }
+        // Neither does it truncate, nor can anybody forge into it: like TCP.
+        let transport = if session.is_some() { Transport::Tcp } else { transport };
         let upstream = UpstreamId(self.next_attempt);
         self.next_attempt += 1;
         if lookup.attempts.len() >= MAX_ATTEMPTS {
@@ -415,7 +432,10 @@ impl Lookups {
             foreign: 0,
         };
         let message = write_query(attempt.id, &lookup.key);
-        effects.outputs.push(Output::Query { upstream, server: attempt.server, transport, message });
+        effects.outputs.push(match session {
+            Some(index) => Output::Ask { upstream, resolver: index.0, message },
+            None => Output::Query { upstream, server: attempt.server, transport, message },
+        });
         lookup.attempts.push(upstream);
         self.attempts.insert(upstream, attempt);
     }

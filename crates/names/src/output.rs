@@ -26,7 +26,12 @@ pub enum Output {
     /// and only that server can answer. Pass everything that arrives to [`handle_answer`](crate::Resolver::handle_answer), an error of the
     /// socket (or an early end of the TCP connection) to [`handle_failure`](crate::Resolver::handle_failure).
     Query { upstream: UpstreamId, server: SocketAddr, transport: Transport, message: Vec<u8> },
-    /// Close the socket of this query. Comes once for each `Query`, but not after `handle_failure` for it.
+    /// Ask the configured resolver at this place among the [`upstreams`](crate::ResolverConfig::upstreams) over its session. Pass
+    /// the answer to [`handle_answer`](crate::Resolver::handle_answer), under the id of `message`, and any failure to
+    /// [`handle_failure`](crate::Resolver::handle_failure).
+    Ask { upstream: UpstreamId, resolver: usize, message: Vec<u8> },
+    /// Close the socket of this query, or forget it where it was asked over a session. Comes once for each `Query` and `Ask`,
+    /// but not after `handle_failure` for it.
     Abandon { upstream: UpstreamId },
     /// Bind `address` to `name` for `ttl`. When that is refused, call [`handle_pin_refused`](crate::Resolver::handle_pin_refused) before the next
     /// output is taken.

@@ -164,6 +164,7 @@ impl Resolver {
             }
             Output::Event(_)
             | Output::Query { .. }
+            | Output::Ask { .. }
             | Output::Abandon { .. }
             | Output::Pin { .. }
             | Output::Ignore { .. } => {}

@@ -415,3 +415,50 @@ fn answers_to_nobody_are_ignored() {
     assert!(world.resolver.poll_output().is_none());
     assert!(world.reply(client).is_some());
 }
+
+fn over_sessions(count: usize) -> World {
+    World::with(all_but(vec![]), |config| {
+        config.upstreams.truncate(2);
+        for upstream in config.upstreams.iter_mut().take(count) {
+            upstream.reach = cofferdam_names::Reach::Session;
+        }
+    })
+}
+
+#[test]
+fn a_session_is_asked_once_however_long_it_takes() {
+    for transport in [Transport::Udp, Transport::Tcp] {
+        let mut world = over_sessions(2);
+        let client = world.ask_at(GATEWAY, transport, &query(1, "example.org", A));
+        world.pass(ms(4900));
+        assert_eq!(servers(&world), [FIRST, SECOND], "raced, and never repeated");
+        let first = world.sent[0].clone();
+        world.answer(&first, &good(&first));
+        assert_eq!(world.reply(client).unwrap().rcode(), NOERROR);
+    }
+}
+
+#[test]
+fn a_session_that_fails_makes_way_for_the_next_resolver_and_never_for_a_plain_query_to_itself() {
+    let mut world = over_sessions(1);
+    let client = world.ask(&query(1, "example.org", A));
+    let first = world.last();
+    world.fail(&first);
+    assert_eq!(servers(&world), [FIRST, SECOND]);
+    let second = world.last();
+    world.fail(&second);
+    assert_eq!(world.reply(client).unwrap().rcode(), SERVFAIL);
+    assert_eq!(world.sent.iter().filter(|sent| sent.server.to_string() == FIRST).count(), 1);
+}
+
+#[test]
+fn a_truncated_or_foreign_answer_over_a_session_is_no_answer() {
+    let mut world = over_sessions(2);
+    let client = world.ask(&query(1, "example.org", A));
+    let first = world.last();
+    world.answer(&first, &sections_to(&first, 0x8380, &[], &[], &[]));
+    let second = world.last();
+    world.answer(&second, &[0, 0, 1]);
+    assert_eq!(world.reply(client).unwrap().rcode(), SERVFAIL);
+    assert_eq!(world.sent.len(), 2);
+}

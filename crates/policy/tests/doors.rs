@@ -215,8 +215,7 @@ fn mistakes_are_refused_with_their_place() {
         ("x.toml", "[network]\nnetwork_mode = \"open\"", &["network_mode", "not supported"]),
         ("x.json", "{\"tls\": {}, \"secrets\": [1]}", &["`tls`", "`secrets`", "not supported"]),
         ("x.json", "{\"interface\": {\"mac\": \"02:00:00:00:00:01\"}}", &["interface.mac", "not supported"]),
-        ("x.toml", "[network.dns]\nnameservers = [\"tls://1.1.1.1\"]", &["dns.nameservers[0]", "not supported"]),
-        ("x.toml", "[network.dns]\nnameservers = [\"dns.google\"]", &["expected `IP`"]),
+        ("x.toml", "[network.dns]\nnameservers = [\"http://1.1.1.1\"]", &["dns.nameservers[0]", "expected `IP`"]),
         ("x.toml", "[network.dns]\nquery_timeout_ms = 0", &["dns.query_timeout_ms"]),
         ("x.toml", "[network.interface]\nmtu = 100", &["interface.mtu", "1280"]),
         ("x.toml", "[network.interface]\nipv4_pool = \"10.0.0.1/8\"", &["10.0.0.0/8"]),
@@ -354,7 +353,7 @@ fn flags_come_before_and_above_a_file() {
     let config = from_flags(&items).unwrap();
     assert_eq!(rules(&config), ["deny@1.1.1.1", "allow@dns", "allow@public"]);
     assert_eq!(config.limits.max_connections, 9);
-    assert_eq!(config.dns.nameservers, ["1.1.1.1:53".parse().unwrap()]);
+    assert_eq!(config.dns.nameservers, ["1.1.1.1:53".parse::<std::net::SocketAddr>().unwrap().into()]);
     assert_eq!(config.policy.default_ingress, Action::Deny);
     assert!(!config.dns.rebind_protection && from_flags(&[]).unwrap().dns.rebind_protection);
     assert!(from_flags(&[file.clone(), file]).is_err());

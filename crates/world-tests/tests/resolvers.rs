@@ -326,3 +326,111 @@ fn a_denial_says_its_decision_id_in_dns_and_in_the_events() {
         text.split("decision ").nth(1).and_then(|rest| rest.split(')').next()).expect("a decision id").to_owned();
     assert!(decision.len() >= 5 && decision.chars().all(|c| c.is_ascii_alphanumeric()), "{decision:?}");
 }
+
+/// A sandbox whose gateway asks these, on a machine that trusts the world's authority.
+fn trusting(servers: &[String]) -> Sandbox<'static> {
+    let flags: String = servers.iter().map(|server| format!("--dns-nameserver {server} ")).collect();
+    let sandbox = World::with_resolvers().sandbox().flags(&flags);
+    sandbox.broken("mount --bind $DIR/etc/ca.pem /etc/ssl/certs/ca-certificates.crt")
+}
+
+/// An address as it stands in a URL.
+fn in_url(family: Family, last: u8) -> String {
+    family.in_url(&server(family, last))
+}
+
+#[test]
+fn resolvers_over_tls_and_https_are_asked_by_address_and_by_name() {
+    for family in Family::BOTH {
+        let address = in_url(family, UNBOUND);
+        for server in [
+            format!("tls://{address}"),
+            format!("tls://{address}#dns.wall-test.com"),
+            format!("https://{address}:8443/dns-query"),
+            "tls://dns.wall-test.com".to_owned(),
+            "https://dns.wall-test.com:8443/dns-query".to_owned(),
+        ] {
+            for (qtype, of) in TYPES {
+                trusting(std::slice::from_ref(&server))
+                    .run(&["dig", "+tries=1", "+time=4", "chain1.names-test.com", qtype])
+                    .exits(0)
+                    .says("ANSWER: 9,")
+                    .says(of.web());
+            }
+        }
+    }
+}
+
+#[test]
+fn one_connection_carries_many_questions_at_a_time() {
+    for family in Family::BOTH {
+        let address = in_url(family, UNBOUND);
+        for server in [format!("tls://{address}"), format!("https://{address}:8443/dns-query")] {
+            let script = "for n in $(seq 60); do dig +short +tries=1 +time=4 n$n.wild.names-test.com >>found & done; wait; sort found | uniq -c";
+            trusting(std::slice::from_ref(&server)).sh(script).exits(0).says(&format!("60 {}", Family::V4.web()));
+            // Large answers come whole, and what has no answer is still NXDOMAIN.
+            let script = "dig +tries=1 txt4000.script-test.com TXT; dig +tries=1 absent.names-test.com";
+            trusting(&[server]).sh(script).exits(0).says("ANSWER: 18,").says("NXDOMAIN");
+        }
+    }
+}
+
+#[test]
+fn nothing_is_asked_in_the_clear_of_a_resolver_over_tls() {
+    let world = World::with_resolvers();
+    for family in Family::BOTH {
+        let before = world
+            .log("names.queries")
+            .lines()
+            .filter(|line| line.contains(&wire_hex("txt200.script-test.com")))
+            .count();
+        trusting(&[format!("tls://{}", in_url(family, SCRIPT))])
+            .run(&["dig", "+tries=1", "+time=4", "txt200.script-test.com", "TXT"])
+            .exits(0)
+            .says("status: NOERROR");
+        let log = world.log("names.queries");
+        let asked: Vec<&str> = log.lines().filter(|line| line.contains(&wire_hex("txt200.script-test.com"))).collect();
+        assert_eq!(asked.len() - before, 1);
+        assert!(asked.iter().all(|line| line.starts_with("dot ")), "{asked:?}");
+    }
+}
+
+#[test]
+fn a_resolver_that_cannot_prove_its_name_is_not_asked() {
+    let world = World::with_resolvers();
+    for family in Family::BOTH {
+        let address = in_url(family, SCRIPT);
+        let name = format!("impostor{}.script-test.com", if family == Family::V4 { "four" } else { "six" });
+        for server in [
+            // Nobody vouches for it; it is somebody else; it does not speak TLS at all.
+            format!("tls://{address}:8853"),
+            format!("tls://{address}#dns.other-test.com"),
+            format!("tls://{address}:53"),
+            format!("https://{address}:853/dns-query"),
+        ] {
+            trusting(std::slice::from_ref(&server))
+                .run(&["dig", "+tries=1", "+time=6", &name])
+                .exits(0)
+                .says("status: SERVFAIL");
+            // The next one is asked at once.
+            trusting(&[server, self::server(family, UNBOUND)])
+                .run(&["dig", "+short", "+tries=1", "+time=6", "web.names-test.com"])
+                .exits(0)
+                .says(Family::V4.web());
+        }
+        // The machine does not trust the world's authority.
+        asking_without_trust(&format!("tls://{address}"), &name).exits(0).says("status: SERVFAIL");
+        assert!(!world.log("names.queries").contains(&hex(&name)[..16]), "the name was told");
+    }
+}
+
+fn asking_without_trust(server: &str, name: &str) -> Ran {
+    let sandbox = World::with_resolvers().sandbox().flags(&format!("--dns-nameserver {server}"));
+    sandbox.run(&["dig", "+tries=1", "+time=6", name])
+}
+
+#[test]
+fn a_resolver_whose_name_has_no_address_is_refused_at_the_start() {
+    let sandbox = World::with_resolvers().sandbox().flags("--dns-nameserver tls://absent.wall-test.com");
+    sandbox.run(&["true"]).exits(125).complains("absent.wall-test.com");
+}

@@ -1,10 +1,9 @@
-"""A DNS server that plays a script, and resolvers over TLS and HTTPS in front of it. Every query is logged as it came.
+"""A DNS server that plays a script, over TLS as well. Every query is logged as it came.
 
     names.py DIR        logs to DIR/log/names.queries; the certificates are DIR/etc/web.pem and DIR/etc/bad.pem
 
 UDP, TCP 53   the script; the first label of a name under script-test.com says what happens
 TCP 853       the same over TLS (RFC 7858), with the world's certificate
-TCP 8443      the same over HTTPS (RFC 8484): HTTP/1.1, POST /dns-query
 TCP 8853      the same over TLS, with a certificate that nobody vouches for
 
 web               both addresses          rotate     one of two addresses in turn, TTL 1
@@ -142,28 +141,6 @@ def serve_stream(over, connection):
             connection.sendall(struct.pack(">H", len(answer)) + answer)
 
 
-def serve_http(over, connection):
-    rest = b""
-    while True:
-        while b"\r\n\r\n" not in rest:
-            more = connection.recv(65536)
-            if not more:
-                return
-            rest += more
-        head, rest = rest.split(b"\r\n\r\n", 1)
-        request, *fields = head.split(b"\r\n")
-        length = next(int(field.split(b":")[1]) for field in fields if field.lower().startswith(b"content-length:"))
-        rest += read_exactly(connection, length - len(rest)) if len(rest) < length else b""
-        query, rest = rest[:length], rest[length:]
-        note(over, query)
-        reply = answers(query, False) if request == b"POST /dns-query HTTP/1.1" else []
-        if reply:
-            head = b"HTTP/1.1 200 OK\r\nContent-Type: application/dns-message\r\nContent-Length: %d\r\n\r\n"
-            connection.sendall(head % len(reply[-1]) + reply[-1])
-        else:
-            connection.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
-
-
 def accept(family, host, port, over, serve, context):
     server = socket.socket(family, socket.SOCK_STREAM)
     server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -187,7 +164,6 @@ def accept(family, host, port, over, serve, context):
 def context(name):
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     made.load_cert_chain(f"{DIR}/etc/{name}.pem", f"{DIR}/etc/{name}.key")
-    made.set_alpn_protocols(["http/1.1"])
     return made
 
 
@@ -199,7 +175,6 @@ for host in ADDRESSES:
     for arguments in [
         (53, "tcp", serve_stream, None),
         (853, "dot", serve_stream, good),
-        (8443, "doh", serve_http, good),
         (8853, "bad", serve_stream, bad),
     ]:
         threads.append(threading.Thread(target=accept, args=(family, host, *arguments)))

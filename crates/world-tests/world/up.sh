@@ -22,8 +22,9 @@
 # With WORLD_RESOLVERS=1 there are more resolvers, each with both families, 2606:2800:21f:cb07::54 and so on:
 #
 #   93.184.215.54  knot: names-test.com, and signed-test.com which it signs
-#   93.184.215.55  unbound: a recursive resolver for these, script-test.com and what dnsmasq knows; port 853 too
-#   93.184.215.56  names.py: script-test.com; over TLS and HTTPS as well
+#   93.184.215.55  unbound: a recursive resolver for these, script-test.com and what dnsmasq knows; over TLS
+#                  (853) and HTTPS (8443) as well, where it is dns.wall-test.com too
+#   93.184.215.56  names.py: script-test.com; over TLS as well, once with a bad certificate
 #   93.184.215.57  nothing listens
 #
 # Public addresses are from real public space, so that any classifier takes them for public. They exist only here.
@@ -147,7 +148,7 @@ if [ "${WORLD_RESOLVERS:-0}" = 1 ]; then
 	serve knot knotd -c "$DIR/etc/knot.conf"
 	serve unbound unbound -d -c "$DIR/etc/unbound.conf"
 	serve names python3 "$FILES/names.py" "$DIR"
-	for address in 93.184.215.54:53 93.184.215.55:53 93.184.215.55:853 93.184.215.56:53 93.184.215.56:8853; do
+	for address in 93.184.215.54:53 93.184.215.55:53 93.184.215.55:853 93.184.215.55:8443 93.184.215.56:53 93.184.215.56:8853; do
 		tries=0
 		until world ss -Htln "src $address" | grep -q .; do
 			tries=$((tries + 1))

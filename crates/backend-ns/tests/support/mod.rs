@@ -235,7 +235,7 @@ fn network() -> NetworkSpec {
     let policy = Arc::new(Policy::compile(&network.policy, Classifier::new(HostNetwork::default())));
     let spec =
         NetnsSpec { link: link.clone(), mtu: 1500, guest_mac: [2, 0, 0, 0, 0, 2], gateway_mac: [2, 0, 0, 0, 0, 1] };
-    let gateway = GatewayConfig { network, policy, link, resolvers: Vec::new(), seed: [7; 32] };
+    let gateway = GatewayConfig { network, policy, link, resolvers: Vec::new(), anchors: Vec::new(), seed: [7; 32] };
     NetworkSpec { gateway, link: spec }
 }
 

@@ -18,7 +18,9 @@ use cofferdam_model::{
     Action, Classifier, Destination, Direction, DomainName, EventBody, Group, HostNetwork, PolicyConfig, ProtocolSet,
     Rule, Time,
 };
-use cofferdam_names::{ClientId, Families, Output, Rebinding, Resolver, ResolverConfig, Transport, UpstreamId};
+use cofferdam_names::{
+    ClientId, Families, Output, Rebinding, Resolver, ResolverConfig, Transport, Upstream, UpstreamId,
+};
 use cofferdam_policy::Policy;
 
 pub const A: u16 = 1;
@@ -109,6 +111,8 @@ pub struct World {
     pub told: Vec<Output>,
     pub next_client: u64,
     pub refuse_pins: bool,
+    /// The configured resolvers.
+    pub sessions: Vec<Upstream>,
 }
 
 impl World {
@@ -122,7 +126,7 @@ impl World {
         let classifier =
             Classifier::new(HostNetwork { addresses: addresses.clone(), on_link: Vec::new(), nat64: Vec::new() });
         let mut config = ResolverConfig {
-            upstreams: vec![FIRST.parse().unwrap(), SECOND.parse().unwrap()],
+            upstreams: [FIRST, SECOND].map(|text| text.parse::<SocketAddr>().unwrap().into()).to_vec(),
             gateway: addresses,
             families: Families { ipv4: true, ipv6: true },
             query_timeout: ms(5000),
@@ -131,6 +135,7 @@ impl World {
         };
         change(&mut config);
         World {
+            sessions: config.upstreams.clone(),
             resolver: Resolver::new(config, Arc::new(Policy::compile(&policy, classifier))),
             now: Time::from_nanos(1),
             sent: Vec::new(),
@@ -231,6 +236,11 @@ impl World {
         while let Some(output) = self.resolver.poll_output() {
             match output {
                 Output::Query { upstream, server, transport, message } => {
+                    self.sent.push(Sent { upstream, server, transport, message, at: self.now });
+                }
+                Output::Ask { upstream, resolver, message } => {
+                    let server = self.sessions[resolver].server;
+                    let transport = Transport::Tcp;
                     self.sent.push(Sent { upstream, server, transport, message, at: self.now });
                 }
                 Output::Abandon { upstream } => {

@@ -215,7 +215,8 @@ pub(super) struct RawPortRange {
 #[schemars(rename = "Dns")]
 pub(super) struct RawDns {
     pub(super) rebind_protection: Option<bool>,
-    /// `IP`, `IP:PORT` or `[IPv6]:PORT`, in order; none for those of the host.
+    /// `IP`, `IP:PORT`, `[IPv6]:PORT`, a name in their place, `tls://HOST` or `https://HOST/PATH`, in order; none for those of
+    /// the host.
     pub(super) nameservers: Option<Vec<String>>,
     pub(super) query_timeout_ms: Option<u64>,
     /// Refuse well-known resolvers that speak HTTPS; absent: under an allow-list.

@@ -1,17 +1,18 @@
 //! Values that flags and files have in common, and their bounds.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
+use cofferdam_model::{DomainName, Nameserver, NameserverHost, NameserverOver};
 use ipnet::{Ipv4Net, Ipv6Net};
 
 /// Why a value is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum ValueError {
-    #[error("{text:?} is not a nameserver; expected `IP`, `IP:PORT` or `[IPv6]:PORT`")]
+    #[error(
+        "{text:?} is not a nameserver; expected `IP`, `IP:PORT`, `[IPv6]:PORT`, a name in their place, `tls://HOST` or `https://HOST/PATH`"
+    )]
     Nameserver { text: String },
-    #[error("nameservers over TLS or HTTPS, such as {text:?}, are not supported yet; expected `IP` or `IP:PORT`")]
-    EncryptedNameserver { text: String },
     #[error("the nameserver {text:?} has port 0")]
     NameserverPort { text: String },
     #[error("the nameserver {text:?} is not an address of a machine")]
@@ -36,6 +37,10 @@ pub(super) enum ValueError {
     TimeoutTooLong { ms: u64, max: u64 },
 }
 
+const DNS_PORT: u16 = 53;
+/// RFC 7858 §3.1.
+const DNS_OVER_TLS_PORT: u16 = 853;
+const HTTPS_PORT: u16 = 443;
 /// IPv6 needs 1280 (RFC 8200 §5).
 const MTU_MIN: u32 = 1280;
 /// What fits into a TUN packet of 65,535 bytes behind the header of an offload, rounded down to a multiple of 16.
@@ -46,28 +51,81 @@ const TIMEOUT_MAX_MS: u64 = 86_400_000;
 const SLOT_V4: u8 = 30;
 const SLOT_V6: u8 = 64;
 
-pub(super) fn nameserver(text: &str) -> Result<SocketAddr, ValueError> {
-    let owned = || text.to_owned();
-    if text.starts_with("tls://") || text.starts_with("https://") {
-        return Err(ValueError::EncryptedNameserver { text: owned() });
-    }
-    let bracketed = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
-    let bare = match bracketed {
-        Some(v6) => v6.parse::<Ipv6Addr>().ok().map(IpAddr::V6),
-        None => text.parse::<IpAddr>().ok(),
+/// Where a resolver is and how it is asked; `docs/names.md` has the forms.
+pub(super) fn nameserver(text: &str) -> Result<Nameserver, ValueError> {
+    let wrong = || ValueError::Nameserver { text: text.to_owned() };
+    let (encrypted, rest) = match text.split_once("://") {
+        None => (None, text),
+        Some(("tls", rest)) => (Some(DNS_OVER_TLS_PORT), rest),
+        Some(("https", rest)) => (Some(HTTPS_PORT), rest),
+        Some(_) => return Err(wrong()),
     };
-    let server = match bare {
-        Some(address) => SocketAddr::new(address, 53),
-        None => text.parse::<SocketAddr>().map_err(|_| ValueError::Nameserver { text: owned() })?,
+    let (rest, name) = match rest.split_once('#') {
+        Some((rest, name)) if encrypted.is_some() => (rest, Some(name.parse::<DomainName>().map_err(|_| wrong())?)),
+        Some(_) => return Err(wrong()),
+        None => (rest, None),
     };
-    if server.port() == 0 {
-        return Err(ValueError::NameserverPort { text: owned() });
+    let (authority, over) = match encrypted {
+        None => (rest, NameserverOver::Plain),
+        Some(HTTPS_PORT) => {
+            let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+            (authority, NameserverOver::Https { name, path: https_path(path).ok_or_else(wrong)? })
+        }
+        Some(_) => (rest, NameserverOver::Tls { name }),
+    };
+    let (host, port) = host_and_port(authority).ok_or_else(wrong)?;
+    let port = port.unwrap_or(encrypted.unwrap_or(DNS_PORT));
+    if port == 0 {
+        return Err(ValueError::NameserverPort { text: text.to_owned() });
     }
-    let address = server.ip().to_canonical();
-    if address.is_unspecified() || address.is_multicast() {
-        return Err(ValueError::NameserverAddress { text: owned() });
+    let host = match host {
+        NameserverHost::Address(address) => {
+            let address = address.to_canonical();
+            if address.is_unspecified() || address.is_multicast() {
+                return Err(ValueError::NameserverAddress { text: text.to_owned() });
+            }
+            NameserverHost::Address(address)
+        }
+        name @ NameserverHost::Name(_) => name,
+    };
+    Ok(Nameserver { host, port, over })
+}
+
+/// `IP`, `IPv6` in brackets or without, or a name; all but a bare IPv6 address with a port or without.
+fn host_and_port(text: &str) -> Option<(NameserverHost, Option<u16>)> {
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Some((NameserverHost::Address(address), None));
     }
-    Ok(SocketAddr::new(address, server.port()))
+    if let Some(rest) = text.strip_prefix('[') {
+        let (address, rest) = rest.split_once(']')?;
+        let port = if rest.is_empty() { None } else { Some(port(rest.strip_prefix(':')?)?) };
+        return Some((NameserverHost::Address(address.parse::<Ipv6Addr>().ok()?.into()), port));
+    }
+    let (host, port) = match text.split_once(':') {
+        Some((host, text)) => (host, Some(port(text)?)),
+        None => (text, None),
+    };
+    if let Ok(address) = host.parse::<Ipv4Addr>() {
+        return Some((NameserverHost::Address(address.into()), port));
+    }
+    let name: DomainName = host.parse().ok()?;
+    // No top-level domain is a number (RFC 3696 §2): this was meant to be an address.
+    let is_number = name.labels().next_back().is_some_and(|label| label.bytes().all(|byte| byte.is_ascii_digit()));
+    (!is_number).then_some((NameserverHost::Name(name), port))
+}
+
+fn port(text: &str) -> Option<u16> {
+    if text.bytes().all(|byte| byte.is_ascii_digit()) { text.parse().ok() } else { None }
+}
+
+/// A path as it goes into a request; servers' documents often end theirs with a template for the other method.
+fn https_path(text: &str) -> Option<String> {
+    const LONGEST: usize = 255;
+    let path = text.strip_suffix("{?dns}").unwrap_or(text);
+    let path = if path.is_empty() { "/dns-query" } else { path };
+    let is_good =
+        path.len() <= LONGEST && path.bytes().all(|byte| byte.is_ascii_graphic() && !b"{}<>\"".contains(&byte));
+    is_good.then(|| path.to_owned())
 }
 
 pub(super) fn mtu(mtu: u32) -> Result<u16, ValueError> {
@@ -113,5 +171,86 @@ pub(super) fn timeout(ms: u64) -> Result<Duration, ValueError> {
         0 => Err(ValueError::Timeout { max: TIMEOUT_MAX_MS }),
         1..=TIMEOUT_MAX_MS => Ok(Duration::from_millis(ms)),
         _ => Err(ValueError::TimeoutTooLong { ms, max: TIMEOUT_MAX_MS }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(text: &str) -> String {
+        let Ok(Nameserver { host, port, over }) = nameserver(text) else { return "wrong".to_owned() };
+        let host = match host {
+            NameserverHost::Address(address) => address.to_string(),
+            NameserverHost::Name(name) => name.to_string(),
+        };
+        let name = |name: Option<DomainName>| name.map_or("-".to_owned(), |name| name.to_string());
+        match over {
+            NameserverOver::Plain => format!("{host} {port}"),
+            NameserverOver::Tls { name: n } => format!("tls {host} {port} {}", name(n)),
+            NameserverOver::Https { name: n, path } => format!("https {host} {port} {} {path}", name(n)),
+        }
+    }
+
+    #[test]
+    fn nameservers_are_read_in_every_form() {
+        for (text, expected) in [
+            ("1.1.1.1", "1.1.1.1 53"),
+            ("1.1.1.1:5353", "1.1.1.1 5353"),
+            ("2606:4700::1111", "2606:4700::1111 53"),
+            ("[2606:4700::1111]", "2606:4700::1111 53"),
+            ("[2606:4700::1111]:5353", "2606:4700::1111 5353"),
+            ("::ffff:1.1.1.1", "1.1.1.1 53"),
+            ("dns.Example.org", "dns.example.org 53"),
+            ("dns.example.org:54", "dns.example.org 54"),
+            ("tls://1.1.1.1", "tls 1.1.1.1 853 -"),
+            ("tls://[2606:4700::1111]:8853", "tls 2606:4700::1111 8853 -"),
+            ("tls://2606:4700::1111", "tls 2606:4700::1111 853 -"),
+            ("tls://dns.example.org", "tls dns.example.org 853 -"),
+            ("tls://1.1.1.1#one.one.one.one", "tls 1.1.1.1 853 one.one.one.one"),
+            ("https://dns.example.org", "https dns.example.org 443 - /dns-query"),
+            ("https://dns.example.org/", "https dns.example.org 443 - /"),
+            ("https://dns.example.org:8443/q?x=1", "https dns.example.org 8443 - /q?x=1"),
+            ("https://dns.example.org/dns-query{?dns}", "https dns.example.org 443 - /dns-query"),
+            ("https://[2606:4700::1111]/q#dns.example.org", "https 2606:4700::1111 443 dns.example.org /q"),
+        ] {
+            assert_eq!(shown(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_nameserver_is_refused() {
+        for text in [
+            "",
+            " 1.1.1.1",
+            "1.1.1",
+            "1.1.1.1.1",
+            "1.1.1.1:",
+            "1.1.1.1:0",
+            "1.1.1.1:+53",
+            "1.1.1.1:65536",
+            "[1.1.1.1]",
+            "[::1",
+            "[2606:4700::1111]53",
+            "0.0.0.0",
+            "::",
+            "224.0.0.251",
+            "ff02::fb",
+            "not a name",
+            "1.1.1.1#name.example",
+            "tls://",
+            "tls://1.1.1.1/",
+            "tls://1.1.1.1#",
+            "tls://1.1.1.1:0",
+            "https://",
+            "https:///dns-query",
+            "https://dns.example.org/a b",
+            "https://dns.example.org/\r\nHost:evil",
+            "https://user@dns.example.org/",
+            "http://dns.example.org/",
+            "quic://dns.example.org",
+        ] {
+            assert_eq!(shown(text), "wrong", "{text}");
+        }
     }
 }
