@@ -78,6 +78,22 @@ fn query_to_denial(bencher: Bencher<'_, '_>) {
     });
 }
 
+/// A question whose answer is remembered, to its answer; with its pin and its event.
+#[divan::bench]
+fn query_to_remembered_answer(bencher: Bencher<'_, '_>) {
+    let message = query(ALLOWED);
+    let mut resolver = resolver();
+    let (upstream, sent) = ask(&mut resolver, &message);
+    let mut answer = [&sent[..2], &[0x81, 0x80, 0, 1, 0, 1, 0, 0, 0, 0], ALLOWED, &[0, 1, 0, 1]].concat();
+    answer.extend_from_slice(b"\xc0\x0c\0\x01\0\x01\0\0\x0e\x10\0\x04\x5d\xb8\xd8\x22");
+    resolver.handle_answer(Time::ZERO, upstream, &answer);
+    drain(&mut resolver);
+    bencher.bench_local(|| {
+        resolver.handle_query(Time::ZERO, ClientId(1), Transport::Udp, GATEWAY.into(), &message);
+        drain(&mut resolver);
+    });
+}
+
 /// A CNAME and as many addresses behind it.
 #[divan::bench(args = [1, 8, 64])]
 fn answer_to_reply(bencher: Bencher<'_, '_>, addresses: u8) {

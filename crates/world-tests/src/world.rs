@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::{Marked, Ran, Sandbox};
 
 /// What `world/up.sh` and its neighbours need beside them; in the binary, so that a test can be run from anywhere.
-const FILES: [(&str, &str); 16] = [
+const FILES: [(&str, &str); 17] = [
     ("up.sh", include_str!("../world/up.sh")),
     ("enter.sh", include_str!("../world/enter.sh")),
     ("as_guest.sh", include_str!("../world/as_guest.sh")),
@@ -23,6 +23,7 @@ const FILES: [(&str, &str); 16] = [
     ("names-test.com.zone", include_str!("../world/names-test.com.zone")),
     ("signed-test.com.zone", include_str!("../world/signed-test.com.zone")),
     ("names.py", include_str!("../world/names.py")),
+    ("dnsload.c", include_str!("../world/dnsload.c")),
     ("lookup.c", include_str!("../world/lookup.c")),
     ("make_wheel.py", include_str!("../world/make_wheel.py")),
     ("manners.py", include_str!("../world/manners.py")),

@@ -142,7 +142,7 @@ serve git git daemon --reuseaddr --export-all --base-path="$DIR/git"
 serve iperf3 iperf3 -s -p 5201
 serve manners python3 "$FILES/manners.py"
 if [ "${WORLD_RESOLVERS:-0}" = 1 ]; then
-	musl-gcc -static -Os -o "$DIR/etc/lookup" "$FILES/lookup.c"
+	for program in lookup dnsload; do musl-gcc -static -O2 -o "$DIR/etc/$program" "$FILES/$program.c"; done
 	mkdir "$DIR/run/knot"
 	if [ "$WORLD_HAS_ROOT" = 1 ]; then chown 1500:1500 "$DIR/run/knot"; fi
 	serve knot knotd -c "$DIR/etc/knot.conf"

@@ -164,11 +164,10 @@ impl Http {
         }
         match frame.kind {
             kind::HEADERS => self.handle_headers(frame, waiting, replies)?,
-            kind::CONTINUATION if self.continues.is_some() => {
-                if frame.flags & flag::END_HEADERS != 0 {
-                    self.continues = None;
-                }
+            kind::CONTINUATION if self.continues.is_some() && frame.flags & flag::END_HEADERS != 0 => {
+                self.continues = None;
             }
+            kind::CONTINUATION if self.continues.is_some() => {}
             kind::DATA => {
                 // Padding counts as well; both windows are opened again at once.
                 if !frame.payload.is_empty() {
