@@ -1,4 +1,5 @@
-//! A guest's message and an upstream's answer to it, both made of the input.
+//! A guest's message and an upstream's answer to it, both made of the input; then the same message again, for what is
+//! remembered.
 //!
 //! The first byte chooses: bit 0 TCP, bit 1 whether the query is wrapped in a good header, bit 2 whether the answer repeats
 //! id and question of what was asked, bit 3 another resolver than ours. The second is the length of the query's part.
@@ -85,7 +86,40 @@ fuzz_target!(|data: &[u8]| {
     }
     assert!(answered <= 1);
     assert_eq!(resolver.poll_timeout(), None, "still waiting");
+    ask_again(fixture, &mut resolver, now, transport, SocketAddr::from((server, 53)), &message);
 });
+
+/// Once more, a while later: what is remembered is as good as what is new, and gives no more away.
+fn ask_again(
+    fixture: &Fixture,
+    resolver: &mut Resolver,
+    now: Time,
+    transport: Transport,
+    server: SocketAddr,
+    message: &[u8],
+) {
+    let mut answered = 0;
+    resolver.handle_query(now + Duration::from_secs(3), ClientId(2), transport, server, message);
+    while let Some(output) = resolver.poll_output() {
+        match output {
+            Output::Pin { address, .. } => {
+                assert_eq!(answered, 0, "answered before it was pinned");
+                assert_eq!(fixture.classifier.classify(address), Group::Public);
+                assert_eq!(server.ip(), IpAddr::from([172, 16, 7, 1]));
+            }
+            Output::Answer { message: reply, .. } => {
+                answered += 1;
+                assert_eq!(reply[..2], message[..2]);
+            }
+            Output::Query { .. }
+            | Output::Ask { .. }
+            | Output::Abandon { .. }
+            | Output::Ignore { .. }
+            | Output::Event(_) => {}
+        }
+    }
+    assert!(answered <= 1);
+}
 
 /// `tail` (flags, three counts, records) behind the id and the question that were asked.
 fn answer_to(asked: &[u8], tail: &[u8]) -> Vec<u8> {
