@@ -96,6 +96,13 @@ impl Cache {
         self.entries.insert(key, Entry { message: message.into(), since: now, until: now + life, used });
     }
 
+    /// Forgets everything.
+    pub(crate) fn clear(&mut self) {
+        self.entries.clear();
+        self.by_use.clear();
+        self.bytes = 0;
+    }
+
     fn remove(&mut self, key: &CacheKey) {
         let Some(entry) = self.entries.remove(key) else { return };
         self.by_use.remove(&entry.used);

@@ -14,6 +14,7 @@
 //! | UDP answer truncated                    | attempt at the same candidate over TCP                                |
 //! | answer with a wrong id or question      | ignored; the eighth on one socket: attempt over TCP, where forging is  |
 //! |                                         | not a matter of guessing                                              |
+//! | other resolvers are configured          | attempt at the first of them; the earlier attempts go on              |
 //! | all candidates out                      | failed                                                                |
 //! | `query_timeout` after the start         | failed                                                                |
 //!
@@ -39,6 +40,9 @@ use crate::{ClientId, Output, Reach, Transport, Upstream, UpstreamId};
 pub(crate) const MAX_WAITERS: usize = 1024;
 /// Sockets of one lookup at a time.
 const MAX_ATTEMPTS: usize = 4;
+/// Candidates of one lookup past which resolvers that are new to it are left out: who changes them that often is asked by
+/// the next question.
+const MAX_CANDIDATES: usize = 16;
 /// After how much silence the next resolver is asked as well (`names.md` §2 step 6).
 const RACE_AFTER: Duration = Duration::from_millis(300);
 /// When a round that nobody answered is repeated: long enough for a resolver that has to go and ask, and twice within
@@ -229,6 +233,33 @@ impl Lookups {
                     is_out: false,
                 };
                 self.upstreams.in_order(now).into_iter().map(candidate).collect()
+            }
+        }
+    }
+
+    /// Other resolvers are configured from here on. What is under way is asked of them as well; an answer that the former
+    /// ones still give counts.
+    pub(crate) fn replace(&mut self, effects: &mut Effects<'_>, upstreams: &[Upstream]) {
+        self.upstreams = Upstreams::new(upstreams);
+        for attempt in self.attempts.values_mut() {
+            attempt.index = None;
+        }
+        let ids: Vec<LookupId> = self.lookups.keys().copied().collect();
+        for id in ids {
+            let candidates = self.candidates(effects.now, Route::Configured);
+            let Some(lookup) = self.lookups.get_mut(&id).filter(|lookup| lookup.key.route == Route::Configured) else {
+                continue;
+            };
+            for (place, candidate) in lookup.candidates.iter_mut().enumerate() {
+                candidate.index = None;
+                // Those whose turn has not come do not get one.
+                candidate.is_out |= place >= lookup.turn || candidate.reach == Reach::Session;
+            }
+            lookup.turn = lookup.candidates.len();
+            let is_new = lookup.candidates.len() < MAX_CANDIDATES;
+            lookup.candidates.extend(candidates.into_iter().filter(|_| is_new));
+            if is_new {
+                self.advance(effects, id);
             }
         }
     }

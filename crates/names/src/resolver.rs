@@ -40,7 +40,7 @@ use crate::reply::{self, ExtendedError, Head, Rcode, Reply};
 use crate::report::Reports;
 use crate::special;
 use crate::wire::{flags, kind};
-use crate::{ClientId, Output, ResolverConfig, Transport, UpstreamId};
+use crate::{ClientId, Output, ResolverConfig, Transport, Upstream, UpstreamId};
 
 /// How often a reached limit is reported.
 const LIMIT_REPORT_EVERY: Duration = Duration::from_secs(1);
@@ -184,6 +184,15 @@ impl Resolver {
         while let Some(finished) = self.step(now, |lookups, effects| lookups.withdrawn(effects, moved)) {
             self.give_up(now, Some(finished));
         }
+    }
+
+    /// Other resolvers are configured from here on. What the former ones said is forgotten: on another network the same
+    /// names may lead elsewhere. Not for resolvers with sessions, whose places the caller counts.
+    pub fn handle_upstreams(&mut self, now: Time, upstreams: Vec<Upstream>) {
+        self.outputs.begin_group();
+        self.cache.clear();
+        self.step(now, |lookups, effects| lookups.replace(effects, &upstreams));
+        self.config.upstreams = upstreams;
     }
 
     /// Time has passed; needed when [`Resolver::poll_timeout`] is reached.

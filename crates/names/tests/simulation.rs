@@ -462,3 +462,66 @@ fn a_truncated_or_foreign_answer_over_a_session_is_no_answer() {
     assert_eq!(world.reply(client).unwrap().rcode(), SERVFAIL);
     assert_eq!(world.sent.len(), 2);
 }
+
+fn replace(world: &mut World, servers: &[&str]) {
+    let upstreams = servers.iter().map(|text| text.parse::<std::net::SocketAddr>().unwrap().into()).collect();
+    world.resolver.handle_upstreams(world.now, upstreams);
+    world.drain();
+}
+
+#[test]
+fn other_resolvers_are_asked_from_the_next_question_on_and_nothing_is_remembered() {
+    for new in ["192.0.2.7:53", "[2001:db8::7]:53"] {
+        let mut world = open();
+        let client = world.ask(&query(1, "example.org", A));
+        let sent = world.last();
+        world.answer(&sent, &good(&sent));
+        assert!(world.reply(client).is_some());
+        replace(&mut world, &[new]);
+        world.ask(&query(2, "example.org", A));
+        assert_eq!(servers(&world), [FIRST, new]);
+    }
+}
+
+#[test]
+fn what_is_under_way_is_asked_of_the_new_resolvers_as_well() {
+    for new in ["192.0.2.7:53", "[2001:db8::7]:53"] {
+        for answers in [0, 1] {
+            let mut world = open();
+            let client = world.ask(&query(1, "example.org", A));
+            replace(&mut world, &[new]);
+            assert_eq!(servers(&world), [FIRST, new]);
+            let sent = world.sent[answers].clone();
+            world.answer(&sent, &good(&sent));
+            assert_eq!(world.reply(client).unwrap().rcode(), NOERROR);
+            assert!(world.live().is_empty());
+            world.pass(ms(10_000));
+            assert_eq!(world.sent.len(), 2, "the former second one is not asked any more");
+        }
+    }
+}
+
+#[test]
+fn a_resolver_of_the_guests_choice_stays_who_is_asked() {
+    let mut world = open();
+    world.ask_at(OTHER, Transport::Udp, &query(1, "example.org", A));
+    replace(&mut world, &["192.0.2.7:53"]);
+    world.pass(ms(10_000));
+    assert!(servers(&world).iter().all(|server| server == OTHER));
+}
+
+#[test]
+fn resolvers_that_change_all_the_time_cost_a_bounded_amount() {
+    let mut world = open();
+    let client = world.ask(&query(1, "example.org", A));
+    for _ in 0..1000 {
+        replace(&mut world, &["192.0.2.7:53", "192.0.2.8:53"]);
+        assert!(world.live().len() <= 4);
+    }
+    assert!(world.sent.len() < 32);
+    world.pass(ms(5000));
+    assert_eq!(world.reply(client).unwrap().rcode(), SERVFAIL);
+    replace(&mut world, &[]);
+    let client = world.ask(&query(2, "example.org", A));
+    assert_eq!(world.reply(client).unwrap().rcode(), SERVFAIL);
+}
