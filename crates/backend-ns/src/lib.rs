@@ -25,5 +25,6 @@ pub use project::check_project;
 pub use resolve::{ResolveError, open_directory, resolve, writable_roots};
 pub use run::{Observer, Running, launch};
 pub use spec::{
-    GatewayEnd, GatewayFate, Mount, NetworkSpec, Outcome, Place, ResourceLimits, SandboxSpec, Status, Terminal,
+    GatewayEnd, GatewayFate, Mount, NetworkSpec, Outcome, Place, ResolverFile, ResourceLimits, SandboxSpec, Status,
+    Terminal,
 };

@@ -11,6 +11,7 @@
 //! | running | INT, TERM, … | passed on; a second INT within 5 s ends the sandbox |
 //! | running | time is up | TERM to the program's group, 2 s later the end |
 //! | running | addresses or routes of the machine change | the gateway is told; when it cannot be, it is ended |
+//! | running | the machine's resolvers change | the gateway is told |
 //! | running | end of the gateway | reported; the sandbox has no network from here on |
 //! | running | `Exited`, `Signaled`, end of the init | stopping |
 //! | stopping | – | the lifeline is closed; the last events are read; everything is waited for |
@@ -19,6 +20,7 @@
 //! From then on signals are blocked in the supervisor's thread and wait to be passed on; they are unblocked at the end.
 
 mod machine;
+mod resolvers;
 mod start;
 mod watch;
 

@@ -1,8 +1,8 @@
 //! What a caller says about a sandbox, and what it learns from one.
 
 use std::ffi::OsString;
-use std::net::IpAddr;
-use std::path::PathBuf;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use cofferdam_gateway::{GatewayConfig, NetnsSpec};
@@ -41,6 +41,16 @@ pub struct SandboxSpec {
 pub struct NetworkSpec {
     pub gateway: GatewayConfig,
     pub link: NetnsSpec,
+    /// The file that names the resolvers, where they are the machine's and so to be followed.
+    pub resolvers: Option<ResolverFile>,
+}
+
+/// A file that names resolvers.
+#[derive(Debug, Clone)]
+pub struct ResolverFile {
+    pub path: PathBuf,
+    /// What it says; nothing when it cannot be read.
+    pub read: fn(&Path) -> Vec<SocketAddr>,
 }
 
 /// Which files of the host a sandbox sees.

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr, SocketAddrV6, ToSocketAddrs as _};
 use std::path::Path;
 use std::{fs, io};
 
+use cofferdam_backend_ns::ResolverFile;
 use cofferdam_gateway::{DnsUpstream, DnsWay};
 use cofferdam_model::{DomainName, Nameserver, NameserverHost, NameserverOver};
 
@@ -12,8 +13,19 @@ use cofferdam_model::{DomainName, Nameserver, NameserverHost, NameserverOver};
 /// A stub on the host's loopback (127.0.0.53) is as good as any: the gateway asks from the host's own network.
 #[must_use]
 pub(crate) fn of_host() -> Vec<SocketAddr> {
-    fs::read_to_string("/etc/resolv.conf").map(|text| parse(&text, interface_index)).unwrap_or_default()
+    read(Path::new(RESOLV_CONF))
 }
+
+/// The file that says so, to be followed.
+pub(crate) fn file() -> ResolverFile {
+    ResolverFile { path: RESOLV_CONF.into(), read }
+}
+
+fn read(path: &Path) -> Vec<SocketAddr> {
+    fs::read_to_string(path).map(|text| parse(&text, interface_index)).unwrap_or_default()
+}
+
+const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// Addresses that one resolver's name may stand for; more would only stretch a failure.
 const MAX_ADDRESSES: usize = 4;

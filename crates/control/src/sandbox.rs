@@ -345,7 +345,10 @@ fn network_spec(
     let [guest_mac, gateway_mac] = link_addresses(&seed);
     let netns = NetnsSpec { link: link.clone(), mtu: network.interface.mtu, guest_mac, gateway_mac };
     let anchors = host.anchors.clone();
-    NetworkSpec { gateway: GatewayConfig { network, policy, link, resolvers, anchors, seed }, link: netns }
+    // Resolvers that were configured stay who they are.
+    let file = network.dns.nameservers.is_empty().then(resolvers::file);
+    let gateway = GatewayConfig { network, policy, link, resolvers, anchors, seed };
+    NetworkSpec { gateway, link: netns, resolvers: file }
 }
 
 /// Two unlike unicast MAC addresses from the locally administered range, out of the seed.

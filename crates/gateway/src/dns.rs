@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use cofferdam_gate::{DnsClient, Gate};
 use cofferdam_model::{CloseReason, FlowCounters, FlowId, Time};
-use cofferdam_names::{ClientId, Output, Reply, Resolver, Transport, UpstreamId};
+use cofferdam_names::{ClientId, Output, Reply, Resolver, Transport, Upstream, UpstreamId};
 use cofferdam_policy::Policy;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
@@ -39,7 +39,7 @@ pub(crate) struct Dns {
     /// Who waits for an answer, oldest first.
     clients: BTreeMap<u64, Client>,
     next_client: u64,
-    upstreams: HashMap<u64, Upstream, FlowHash>,
+    upstreams: HashMap<u64, Asked, FlowHash>,
     sessions: Sessions,
     connections: HashMap<u64, Connection, FlowHash>,
     next_connection: u64,
@@ -53,7 +53,7 @@ enum Client {
     Tcp(u64),
 }
 
-struct Upstream {
+struct Asked {
     socket: OwnedFd,
     /// TCP: what is still to be sent, and what has come so far, both with the length prefix. `None` for UDP.
     stream: Option<(Vec<u8>, Vec<u8>)>,
@@ -149,6 +149,11 @@ impl Dns {
     /// The gateway ends: tells of what is counted and not told yet.
     pub(crate) fn handle_shutdown(&mut self) {
         self.resolver.handle_shutdown();
+    }
+
+    /// The machine has other resolvers, and they are the ones to ask.
+    pub(crate) fn handle_resolvers(&mut self, now: Time, servers: Vec<SocketAddr>) {
+        self.resolver.handle_upstreams(now, servers.into_iter().map(Upstream::from).collect());
     }
 
     /// Whether connections are waiting for another turn.
@@ -406,7 +411,7 @@ fn open(
     server: SocketAddr,
     transport: Transport,
     message: &[u8],
-) -> Result<Upstream, Errno> {
+) -> Result<Asked, Errno> {
     let family = if server.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let kind = match transport {
@@ -430,7 +435,7 @@ fn open(
         }
     };
     poller.add(&socket, Token::Upstream(id.0), watch).map_err(crate::udp::errno_of)?;
-    Ok(Upstream { socket, stream })
+    Ok(Asked { socket, stream })
 }
 
 fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> Result<Option<Vec<u8>>, Errno> {

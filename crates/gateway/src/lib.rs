@@ -26,6 +26,6 @@ mod udp;
 
 pub use anchors::{ReadAnchorsError, trust_anchors};
 pub use config::{Channels, DnsUpstream, DnsWay, GatewayConfig, Link6, LinkAddresses};
-pub use machine::{TooMany, machine_message};
+pub use machine::{TooMany, machine_message, resolvers_message};
 pub use netns::{BuildError, GatewayFds, NetnsSpec, build_netns, configure_guest_link};
 pub use serve::{ServeError, serve};

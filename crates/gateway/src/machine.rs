@@ -16,9 +16,17 @@
 //! | 2 | number of on-link networks |
 //! | 6 or 18 each | 4 or 6, the prefix length, the network's address |
 //!
+//! Where a sandbox uses the machine's resolvers, another message says which these are, read as strictly:
+//!
+//! | Bytes | What |
+//! |---|---|
+//! | 1 | [`RESOLVERS`] |
+//! | 2 | number of resolvers, in their order |
+//! | 11 or 23 each | 4 or 6, the address, 4 for the interface of a link-local one, 2 for the port |
+//!
 //! Limits: a message of [`LONGEST`] bytes. A machine with more than that is refused when the message is made.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::os::fd::OwnedFd;
 
 use cofferdam_model::HostNetwork;
@@ -28,6 +36,11 @@ use rustix::io::Errno;
 use rustix::net::RecvFlags;
 
 const VERSION: u8 = 1;
+
+/// What a message about resolvers begins with; no version of the other one gets as far.
+const RESOLVERS: u8 = b'R';
+/// The C library asks three (`MAXNS`); more are listed by some services.
+const MAX_RESOLVERS: usize = 16;
 
 /// Some 3,600 IPv6 networks: a node of a container cluster has a few hundred. The classifier that is made of so many takes
 /// some tens of milliseconds, in which no packet moves; and a socket takes the message whole by default (`wmem_default`).
@@ -44,9 +57,11 @@ pub struct TooMany;
 /// What arrived on the gateway's end of the channel.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum News {
-    Nothing,
-    /// The last of what was sent.
-    Network(HostNetwork),
+    /// The last of what was sent of each kind.
+    Said {
+        network: Option<HostNetwork>,
+        resolvers: Option<Vec<SocketAddr>>,
+    },
     /// The supervisor's end is closed.
     Closed,
     Unreadable,
@@ -67,6 +82,24 @@ pub fn machine_message(snapshot: &HostSnapshot) -> Result<Vec<u8>, TooMany> {
         push_address(&mut message, net.network(), Some(net.prefix_len()));
     }
     if message.len() <= LONGEST { Ok(message) } else { Err(TooMany) }
+}
+
+/// The message that tells a gateway of the machine's resolvers, as many as it takes.
+#[must_use]
+pub fn resolvers_message(servers: &[SocketAddr]) -> Vec<u8> {
+    let servers = servers.get(..MAX_RESOLVERS).unwrap_or(servers);
+    let mut message = vec![RESOLVERS];
+    message.extend(u16::try_from(servers.len()).unwrap_or(0).to_be_bytes());
+    for server in servers {
+        push_address(&mut message, server.ip(), None);
+        let interface = match server {
+            SocketAddr::V4(_) => 0,
+            SocketAddr::V6(server) => server.scope_id(),
+        };
+        message.extend(interface.to_be_bytes());
+        message.extend(server.port().to_be_bytes());
+    }
+    message
 }
 
 fn push_count(message: &mut Vec<u8>, count: usize) -> Result<(), TooMany> {
@@ -93,21 +126,45 @@ fn push_address(message: &mut Vec<u8>, address: IpAddr, prefix: Option<u8>) {
 /// Reads what has arrived.
 pub(crate) fn receive(channel: &OwnedFd) -> News {
     let mut buffer = vec![0; LONGEST];
-    let mut news = News::Nothing;
+    let (mut network, mut resolvers) = (None, None);
     for _ in 0..TURN {
         match rustix::net::recv(channel, &mut buffer[..], RecvFlags::DONTWAIT | RecvFlags::TRUNC) {
             Ok((_, 0)) => return News::Closed,
             // A message that was cut off says its full length, which is none of the buffer's.
-            Ok((_, len)) => match buffer.get(..len).and_then(parse) {
-                Some(network) => news = News::Network(network),
-                None => return News::Unreadable,
-            },
+            Ok((_, len)) => {
+                let message = buffer.get(..len).unwrap_or_default();
+                if message.first() == Some(&RESOLVERS) {
+                    let Some(servers) = parse_resolvers(message) else { return News::Unreadable };
+                    resolvers = Some(servers);
+                } else {
+                    let Some(news) = parse(message) else { return News::Unreadable };
+                    network = Some(news);
+                }
+            }
             Err(Errno::INTR) => {}
-            Err(Errno::AGAIN) => return news,
+            Err(Errno::AGAIN) => break,
             Err(_) => return News::Closed,
         }
     }
-    news
+    News::Said { network, resolvers }
+}
+
+fn parse_resolvers(message: &[u8]) -> Option<Vec<SocketAddr>> {
+    let mut rest = Rest(message);
+    rest.byte()?;
+    let count = usize::from(rest.count()?);
+    let mut servers = Vec::new();
+    for _ in 0..Some(count).filter(|count| *count <= MAX_RESOLVERS)? {
+        let family = rest.byte()?;
+        let address = rest.address(family)?;
+        let interface = u32::from_be_bytes(rest.take()?);
+        let port = rest.count()?;
+        servers.push(match address {
+            IpAddr::V4(address) => SocketAddr::from((address, port)),
+            IpAddr::V6(address) => SocketAddrV6::new(address, port, 0, interface).into(),
+        });
+    }
+    rest.0.is_empty().then_some(servers)
 }
 
 fn parse(message: &[u8]) -> Option<HostNetwork> {
@@ -207,6 +264,19 @@ mod tests {
     }
 
     #[test]
+    fn a_message_about_resolvers_is_read_whole_or_not_at_all() {
+        let servers = ["192.0.2.53:53", "[2001:db8::53]:54"].map(|text| text.parse().unwrap());
+        let message = resolvers_message(&servers);
+        assert_eq!(parse_resolvers(&message), Some(servers.to_vec()));
+        for len in 0..message.len() {
+            assert_eq!(parse_resolvers(&message[..len]), None, "{len} bytes");
+        }
+        assert_eq!(parse_resolvers(&[&message[..], &[0]].concat()), None);
+        assert_eq!(parse_resolvers(&[RESOLVERS, 255, 255]), None);
+        assert_eq!(parse_resolvers(&resolvers_message(&[servers[0]; 99])).unwrap().len(), MAX_RESOLVERS);
+    }
+
+    #[test]
     fn a_machine_with_too_much_is_refused() {
         let many: Vec<String> = (0..4000).map(|n| format!("2001:db8::{n:x}")).collect();
         let many: Vec<&str> = many.iter().map(String::as_str).collect();
@@ -218,12 +288,17 @@ mod tests {
     fn the_last_message_counts_and_none_is_skipped_that_cannot_be_read() {
         let (ours, theirs) = cofferdam_sys::fdpass::pair().unwrap();
         let send = |message: &[u8]| rustix::net::send(&theirs, message, SendFlags::DONTWAIT).unwrap();
-        assert_eq!(receive(&ours), News::Nothing);
+        assert_eq!(receive(&ours), News::Said { network: None, resolvers: None });
         let message = |address: &str| machine_message(&snapshot(&[address], &[])).unwrap();
         send(&message("192.0.2.1"));
         send(&message("2001:db8::1"));
         let addresses = vec!["2001:db8::1".parse().unwrap()];
-        assert_eq!(receive(&ours), News::Network(HostNetwork { addresses, ..HostNetwork::default() }));
+        let servers: Vec<SocketAddr> =
+            ["192.0.2.53:53", "[2001:db8::53]:54", "[fe80::53%7]:53"].map(|text| text.parse().unwrap()).to_vec();
+        send(&resolvers_message(&servers[..1]));
+        send(&resolvers_message(&servers));
+        let network = Some(HostNetwork { addresses, ..HostNetwork::default() });
+        assert_eq!(receive(&ours), News::Said { network, resolvers: Some(servers) });
         send(&[9; LONGEST + 1]);
         send(&message("192.0.2.1"));
         assert_eq!(receive(&ours), News::Unreadable);

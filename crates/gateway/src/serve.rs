@@ -313,9 +313,8 @@ impl Gateway {
 
     /// Takes over what the supervisor says of the machine's network.
     fn learn(&mut self, now: Time) {
-        let news = match machine::receive(&self.machine) {
-            News::Nothing => return,
-            News::Network(news) => news,
+        let (network, resolvers) = match machine::receive(&self.machine) {
+            News::Said { network, resolvers } => (network, resolvers),
             News::Closed => {
                 self.stop = true;
                 return;
@@ -326,6 +325,10 @@ impl Gateway {
                 return;
             }
         };
+        if let Some(servers) = resolvers {
+            self.dns.handle_resolvers(now, servers);
+        }
+        let Some(news) = network else { return };
         let policy = self.gate.policy();
         let known = policy.classifier().host();
         let addresses = self.own.iter().copied().chain(news.addresses).collect();

@@ -189,6 +189,9 @@ impl Resolver {
     /// Other resolvers are configured from here on. What the former ones said is forgotten: on another network the same
     /// names may lead elsewhere. Not for resolvers with sessions, whose places the caller counts.
     pub fn handle_upstreams(&mut self, now: Time, upstreams: Vec<Upstream>) {
+        if self.config.upstreams == upstreams {
+            return;
+        }
         self.outputs.begin_group();
         self.cache.clear();
         self.step(now, |lookups, effects| lookups.replace(effects, &upstreams));

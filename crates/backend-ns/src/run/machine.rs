@@ -8,16 +8,21 @@
 //! | any | reading failed | read again in a moment; for [`PATIENCE`] |
 //! | any | the gateway's queue is full | sent when it has room; for [`PATIENCE`] |
 //!
+//! It is told of the machine's resolvers over the same channel ([`resolvers`](super::resolvers)), where a sandbox uses those.
+//!
 //! A rest follows each reading, so that a machine whose routes change all the time does not keep us busy. When the gateway
 //! cannot be told, it would let through what is the machine's: it is ended then, and the sandbox has no network any more.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use cofferdam_gateway::{TooMany, machine_message};
+use cofferdam_gateway::{TooMany, machine_message, resolvers_message};
 use cofferdam_sys::netlink::{self, Monitor, NetlinkError};
 use rustix::io::Errno;
 use rustix::net::SendFlags;
+
+use super::resolvers::Resolvers;
+use crate::ResolverFile;
 
 /// The rest after a reading: this long, and [`SHARE`] times as long as the reading took.
 const REST: Duration = Duration::from_millis(20);
@@ -55,11 +60,12 @@ pub(crate) struct Machine {
     rest_until: Instant,
     /// Since when reading fails, or telling.
     failing_since: Option<Instant>,
+    resolvers: Option<Resolvers>,
 }
 
 impl Machine {
     /// Subscribes to the kernel's news and tells the gateway what there is.
-    pub(crate) fn follow(channel: OwnedFd) -> Result<Machine, MachineError> {
+    pub(crate) fn follow(channel: OwnedFd, resolvers: Option<ResolverFile>) -> Result<Machine, MachineError> {
         let monitor = Monitor::open().map_err(MachineError::Read)?;
         let now = Instant::now();
         let mut machine = Machine {
@@ -70,6 +76,7 @@ impl Machine {
             due: Some(now),
             rest_until: now,
             failing_since: None,
+            resolvers: resolvers.and_then(Resolvers::follow),
         };
         while machine.due.is_some() {
             machine.handle_time(Instant::now())?;
@@ -85,6 +92,17 @@ impl Machine {
         self.monitor.as_fd()
     }
 
+    /// Readable when something happened to the file that names the resolvers.
+    pub(crate) fn resolver_news(&self) -> Option<BorrowedFd<'_>> {
+        self.resolvers.as_ref().map(Resolvers::news)
+    }
+
+    /// Something happened to that file.
+    pub(crate) fn handle_resolver_news(&mut self, now: Instant) -> Result<(), MachineError> {
+        self.resolvers.iter_mut().for_each(|resolvers| resolvers.handle_news(now));
+        self.handle_time(now)
+    }
+
     /// Writable when the gateway can be told what it could not be told before.
     pub(crate) fn room(&self) -> Option<BorrowedFd<'_>> {
         self.untold.is_some().then(|| self.channel.as_fd())
@@ -93,7 +111,8 @@ impl Machine {
     /// When to call [`Machine::handle_time`].
     pub(crate) fn deadline(&self) -> Option<Instant> {
         let patience = self.failing_since.map(|since| since + PATIENCE);
-        self.due.into_iter().chain(patience).min()
+        let resolvers = self.resolvers.as_ref().and_then(Resolvers::deadline);
+        self.due.into_iter().chain(patience).chain(resolvers).min()
     }
 
     /// There is news.
@@ -117,7 +136,20 @@ impl Machine {
         if self.untold.is_some() && self.is_out_of_patience(now) {
             return Err(MachineError::Stuck);
         }
+        self.tell_resolvers(now);
         Ok(())
+    }
+
+    /// Names do not open anything: a gateway that cannot be told of other resolvers goes on with those that it knows.
+    fn tell_resolvers(&mut self, now: Instant) {
+        let Some(resolvers) = &mut self.resolvers else { return };
+        let Some(servers) = resolvers.handle_time(now) else { return };
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        let sent = rustix::net::send(&self.channel, &resolvers_message(&servers), flags);
+        resolvers.told(match sent {
+            Err(Errno::AGAIN | Errno::INTR | Errno::NOBUFS) => Err(now),
+            Ok(_) | Err(_) => Ok(servers),
+        });
     }
 
     fn read(&mut self, now: Instant) -> Result<(), MachineError> {
@@ -174,7 +206,7 @@ mod tests {
     #[test]
     fn the_gateway_is_told_before_anything_else() {
         let (ours, gateways) = fdpass::pair().unwrap();
-        let machine = Machine::follow(ours).unwrap();
+        let machine = Machine::follow(ours, None).unwrap();
         let mut buffer = vec![0; 128 * 1024];
         let (len, _) = rustix::net::recv(&gateways, &mut buffer[..], rustix::net::RecvFlags::DONTWAIT).unwrap();
         assert_eq!(buffer[..len], machine_message(&netlink::host_snapshot().unwrap()).unwrap());
@@ -184,7 +216,7 @@ mod tests {
     #[test]
     fn what_has_not_changed_is_not_told_again() {
         let (ours, gateways) = fdpass::pair().unwrap();
-        let mut machine = Machine::follow(ours).unwrap();
+        let mut machine = Machine::follow(ours, None).unwrap();
         let mut buffer = vec![0; 128 * 1024];
         rustix::net::recv(&gateways, &mut buffer[..], rustix::net::RecvFlags::DONTWAIT).unwrap();
         machine.due = Some(Instant::now());
@@ -196,7 +228,7 @@ mod tests {
     #[test]
     fn a_gateway_that_does_not_listen_is_given_up() {
         let (ours, _gateways) = fdpass::pair().unwrap();
-        let mut machine = Machine::follow(ours).unwrap();
+        let mut machine = Machine::follow(ours, None).unwrap();
         let now = Instant::now();
         // News upon news, of which nothing is taken.
         while machine.untold.is_none() {
@@ -213,7 +245,7 @@ mod tests {
     #[test]
     fn a_gateway_that_has_ended_is_no_error_of_its_own() {
         let (ours, gateways) = fdpass::pair().unwrap();
-        let mut machine = Machine::follow(ours).unwrap();
+        let mut machine = Machine::follow(ours, None).unwrap();
         drop(gateways);
         machine.told.clear();
         machine.due = Some(Instant::now());

@@ -268,7 +268,8 @@ impl<'a> Start<'a> {
         let Some(channel) = self.processes.gateway.as_mut().and_then(|gateway| gateway.machine.take()) else {
             return Ok(());
         };
-        match Machine::follow(channel) {
+        let resolvers = self.spec.network.as_ref().and_then(|network| network.resolvers.clone());
+        match Machine::follow(channel, resolvers) {
             Ok(machine) => self.processes.machine = Some(machine),
             Err(error) => {
                 let source = io::Error::other(error);

@@ -96,6 +96,7 @@ enum Source {
     GatewayEnd,
     Machine,
     MachineRoom,
+    Resolvers,
     Output,
     Input,
     InputRoom,
@@ -157,6 +158,7 @@ impl<'a> Watch<'a> {
                 Source::GatewayEnd => self.gateway_ended(observer),
                 Source::Machine => self.tell_gateway(Machine::handle_news),
                 Source::MachineRoom => self.tell_gateway(Machine::handle_room),
+                Source::Resolvers => self.tell_gateway(Machine::handle_resolver_news),
                 Source::Output => self.terminal.iter_mut().for_each(Terminal::output),
                 Source::Input => self.terminal.iter_mut().for_each(Terminal::input),
                 Source::InputRoom => self.terminal.iter_mut().for_each(Terminal::pass_input),
@@ -183,6 +185,7 @@ impl<'a> Watch<'a> {
         let machine = self.running.processes.machine.as_ref();
         if let Some(machine) = machine {
             sources.push((Source::Machine, machine.news(), PollFlags::IN));
+            sources.extend(machine.resolver_news().map(|news| (Source::Resolvers, news, PollFlags::IN)));
             sources.extend(machine.room().map(|room| (Source::MachineRoom, room, PollFlags::OUT)));
         }
         sources.push((Source::Signals, self.running.signals.as_fd(), PollFlags::IN));
