@@ -70,9 +70,9 @@ fn an_allowed_network_opens_neither_host_nor_metadata() {
 #[test]
 fn another_classifier_moves_addresses_under_the_same_rules() {
     let policy = by_hand("deny@host, deny@private, allow@public, allow@other.example");
-    let peers = ["8.8.8.8", "2620:fe::9", "151.101.1.69", "2a04:4e42::645"];
+    let peers = ["93.184.216.34", "2606:2800::1", "151.101.1.69", "2a04:4e42::645"];
     let host = HostNetwork {
-        addresses: vec!["8.8.8.8".parse().unwrap(), "2620:fe::9".parse().unwrap()],
+        addresses: vec!["93.184.216.34".parse().unwrap(), "2606:2800::1".parse().unwrap()],
         on_link: vec!["151.101.1.0/24".parse().unwrap(), "2a04:4e42::/64".parse().unwrap()],
         nat64: vec![],
     };
