@@ -149,6 +149,14 @@ pub(crate) struct NetworkArgs {
     /// address itself, without ports, is the narrower way: --net-rule allow@10.0.0.5.
     #[arg(long, hide_short_help = true)]
     pub no_dns_rebind_protection: bool,
+    /// Whether what only a name allows has to show that name in its first bytes: TLS, HTTP, QUIC.
+    ///
+    /// With `false` the DNS answer is enough, and any name on a shared address can be reached. Rules that deny names hold
+    /// all the same.
+    #[arg(
+        long, value_name = "BOOL", hide_short_help = true, num_args = 0..=1, require_equals = true, default_missing_value = "true"
+    )]
+    pub net_strict: Option<bool>,
     /// The IPv4 pool from which the sandbox's link is taken.
     #[arg(long, value_name = "CIDR", hide_short_help = true)]
     pub ipv4_pool: Option<String>,

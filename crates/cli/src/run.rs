@@ -133,6 +133,7 @@ fn flag_items(args: &NetworkArgs, limits: &LimitArgs, matches: &ArgMatches) -> R
     items.extend(args.dns_nameserver.iter().cloned().map(FlagItem::Nameserver));
     items.extend(args.dns_query_timeout_ms.map(FlagItem::QueryTimeoutMs));
     items.extend(args.no_dns_rebind_protection.then_some(FlagItem::NoRebindProtection));
+    items.extend(args.net_strict.map(FlagItem::Strict));
     items.extend(limits.max_connections.map(FlagItem::MaxConnections));
     items.extend(limits.max_udp_connections.map(FlagItem::MaxUdpConnections));
     items.extend(args.mtu.map(FlagItem::Mtu));
@@ -266,6 +267,13 @@ mod tests {
 
     use super::*;
     use crate::args::{Cli, Verb};
+
+    #[test]
+    fn strict_is_on_until_a_flag_turns_it_off() {
+        assert!(network(&["run", "true"]).policy.strict);
+        assert!(network(&["run", "--net-strict", "true"]).policy.strict);
+        assert!(!network(&["run", "--net-strict=false", "true"]).policy.strict);
+    }
 
     #[test]
     fn rebinding_protection_is_on_until_a_flag_turns_it_off() {

@@ -384,14 +384,16 @@ fn policy_text(network: &NetworkConfig) -> Vec<String> {
     if !network.enabled {
         return vec!["none".to_owned()];
     }
-    let PolicyConfig { default_egress, default_ingress, rules } = &network.policy;
+    let PolicyConfig { default_egress, default_ingress, rules, strict } = &network.policy;
     let word = |action: &Action| match action {
         Action::Allow => "allow",
         Action::Deny => "deny",
     };
     let defaults = [("egress", default_egress), ("ingress", default_ingress)];
     let defaults = defaults.map(|(direction, action)| format!("default {direction} {}", word(action)));
-    rules.iter().map(format_rule).chain(defaults).collect()
+    // Strict is what nobody has to say.
+    let lax = (!strict).then(|| "strict false".to_owned());
+    rules.iter().map(format_rule).chain(defaults).chain(lax).collect()
 }
 
 /// Says in the log how many lines it lost, and how many that were.

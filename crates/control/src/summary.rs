@@ -136,7 +136,7 @@ impl Summary {
     /// Counts one event.
     pub fn record(&mut self, event: &Event) {
         match &event.body {
-            EventBody::FlowDenied { decision, direction, protocol, guest, remote, group, names, rule } => {
+            EventBody::FlowDenied { decision, direction, protocol, guest, remote, group, names, rule, .. } => {
                 self.totals.flows_denied += 1;
                 let flow = DeniedFlow { decision, direction: *direction, protocol: *protocol, guest: *guest };
                 self.deny_flow(&flow, *remote, *group, names, rule);
@@ -750,6 +750,7 @@ mod tests {
             group,
             names: names.iter().map(|&n| n.to_owned()).collect(),
             rule,
+            shown: None,
         })
     }
 

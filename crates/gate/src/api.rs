@@ -1,6 +1,6 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use cofferdam_model::{DenyWith, EventBody, FlowId, LimitsConfig};
+use cofferdam_model::{DecisionId, DenyWith, DomainName, EventBody, FlowId, LimitsConfig};
 use cofferdam_policy::Permit;
 
 use crate::wire::virtio::Offload;
@@ -86,8 +86,28 @@ pub struct DnsClient {
 pub enum Accepted {
     /// The guest side of this dialed flow: relay them.
     Relay(FlowId),
+    /// The same, and nothing that the guest sends may go on before `handle_flight` has let it.
+    Check(FlowId),
     /// DNS over TCP for the server that the connection was made to: the resolver answers.
     Dns(FlowId),
+}
+
+/// Whether what a flow shows lets it go on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FlightAnswer {
+    Pass,
+    Deny(FlightDenial),
+}
+
+/// A denial, for the client to be told in its own protocol.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FlightDenial {
+    /// The id in the event; `None` when there were too many denials for an event each.
+    pub decision: Option<DecisionId>,
+    /// The name that was denied, when one was shown.
+    pub domain: Option<DomainName>,
+    /// The rule or default that decided.
+    pub rule: String,
 }
 
 /// Why a dial failed, in the words the guest is answered with.

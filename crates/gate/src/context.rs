@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cofferdam_model::{
-    CloseReason, Direction, DomainName, DropReason, EventBody, FlowCounters, FlowId, Group, LimitKind, Protocol,
-    RuleText, Time,
+    CloseReason, DecisionId, Direction, DomainName, DropReason, EventBody, FirstFlight, FlowCounters, FlowId, Group,
+    LimitKind, Protocol, RuleText, Time,
 };
-use cofferdam_policy::{Facts, Permit, Pins, Policy, Reason, Verdict};
+use cofferdam_policy::{Facts, Pending, Permit, Pins, Policy, Reason, Verdict};
 
 use crate::api::{GateConfig, Output};
 use crate::hash::Seeded;
@@ -39,7 +39,8 @@ pub(crate) struct Context {
 /// A verdict with what events tell about it.
 #[derive(Debug)]
 pub(crate) enum Decision {
-    Allow(Permit, About),
+    /// With what is left to decide when the flow shows something.
+    Allow(Permit, About, Option<Pending>),
     Deny(About),
 }
 
@@ -48,6 +49,7 @@ pub(crate) enum Decision {
 pub(crate) struct About {
     reason: Reason,
     names: Box<[DomainName]>,
+    shown: Option<FirstFlight>,
 }
 
 impl Context {
@@ -75,12 +77,17 @@ impl Context {
         let names = self.pins.deciding(now, &self.policy, protocol, peer, port);
         let verdict = self.policy.check(&Facts { direction: Direction::Egress, protocol, peer, port, names });
         let names = names_for_event(&self.pins, now, peer);
+        let about = |reason: &Reason| About { reason: reason.clone(), names, shown: None };
         match verdict {
             Verdict::Allow(permit) => {
-                let reason = permit.reason().clone();
-                Decision::Allow(permit, About { reason, names })
+                let about = about(permit.reason());
+                Decision::Allow(permit, about, None)
             }
-            Verdict::Deny(denial) => Decision::Deny(About { reason: denial.reason().clone(), names }),
+            Verdict::Pending(permit, pending) => {
+                let about = about(permit.reason());
+                Decision::Allow(permit, about, Some(pending))
+            }
+            Verdict::Deny(denial) => Decision::Deny(about(denial.reason())),
         }
     }
 
@@ -106,6 +113,11 @@ impl Context {
                 false
             }
         }
+    }
+
+    /// The names pinned to `peer`, as many as an event lists.
+    pub(crate) fn names_of(&self, now: Time, peer: IpAddr) -> Box<[DomainName]> {
+        names_for_event(&self.pins, now, peer)
     }
 
     /// The host's loopback of `address`'s family when `address` is one of the gateway's own: the host alias.
@@ -209,15 +221,33 @@ impl Context {
         self.output(Output::Event(event));
     }
 
-    pub(crate) fn report_denied(&mut self, now: Time, protocol: Protocol, ends: Ends, about: &About) {
+    /// The id of the decision, when it was told in an event.
+    pub(crate) fn report_denied(
+        &mut self,
+        now: Time,
+        protocol: Protocol,
+        ends: Ends,
+        about: &About,
+    ) -> Option<DecisionId> {
         let Some(decision) = self.reports.count_denial(now, protocol, ends.remote) else {
             self.limit(now, LimitKind::Events, Reports::denial_bound());
-            return;
+            return None;
         };
-        let decision = decision.to_string();
         let (direction, Ends { guest, remote }) = (Direction::Egress, ends);
         let (group, names, rule) = self.told(about);
-        self.event(EventBody::FlowDenied { decision, direction, protocol, guest, remote, group, names, rule });
+        let shown = about.shown.clone();
+        self.event(EventBody::FlowDenied {
+            decision: decision.to_string(),
+            direction,
+            protocol,
+            guest,
+            remote,
+            group,
+            names,
+            rule,
+            shown,
+        });
+        Some(decision)
     }
 
     pub(crate) fn report_opened(&mut self, flow: FlowId, protocol: Protocol, ends: Ends, about: &About) {
@@ -255,6 +285,12 @@ fn names_for_event(pins: &Pins, now: Time, address: IpAddr) -> Box<[DomainName]>
     let mut names: Vec<_> = pins.names_of(now, address).take(NAMES_FOR_EVENT).collect();
     names.sort_by_key(|pinned| pinned.alias);
     names.into_iter().take(NAMES_IN_EVENT).map(|pinned| pinned.name.clone()).collect()
+}
+
+impl About {
+    pub(crate) fn of_flight(reason: Reason, names: Box<[DomainName]>, shown: FirstFlight) -> About {
+        About { reason, names, shown: Some(shown) }
+    }
 }
 
 /// Both ends of a flow as the guest sees them. ICMP has port 0.

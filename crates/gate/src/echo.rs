@@ -97,7 +97,8 @@ impl Echoes {
         let protocol = protocol(packet.dst);
         let ends = ends(packet.src, packet.dst);
         let (permit, about) = match cx.decide(now, protocol, packet.dst, None) {
-            Decision::Allow(permit, about) => (permit, about),
+            // ICMP shows nothing: no verdict about it is pending.
+            Decision::Allow(permit, about, _) => (permit, about),
             Decision::Deny(about) => {
                 refuse(cx, now, protocol, ends, packet, &about);
                 return None;

@@ -2,10 +2,13 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use cofferdam_flight::Shown;
 use cofferdam_model::{CloseReason, DomainName, DropReason, FlowCounters, FlowId, Time};
 use cofferdam_policy::{PinsFull, Policy};
 
-use crate::api::{Accepted, DialError, DnsClient, EchoError, Fragmentation, GateConfig, Link4, Output, UdpError};
+use crate::api::{
+    Accepted, DialError, DnsClient, EchoError, FlightAnswer, Fragmentation, GateConfig, Link4, Output, UdpError,
+};
 use crate::context::{Context, DNS_PORT};
 use crate::echo::Echoes;
 use crate::fragments::Fragments;
@@ -114,6 +117,13 @@ impl Gate {
     /// A connection was accepted: `guest` is its peer, `remote` the address it was made to. `None`: reset it.
     pub fn handle_accepted(&mut self, now: Time, guest: SocketAddr, remote: SocketAddr) -> Option<Accepted> {
         self.connections.handle_accepted(&mut self.cx, now, guest, remote)
+    }
+
+    /// What the guest wants to send on an accepted flow shows this: its first flight, or another request.
+    ///
+    /// After a denial nothing more of the guest may go on, and the flow has to be ended.
+    pub fn handle_flight(&mut self, now: Time, flow: FlowId, shown: &Shown) -> FlightAnswer {
+        self.connections.handle_flight(&mut self.cx, now, flow, shown)
     }
 
     /// An accepted TCP flow has ended, relayed or DNS.

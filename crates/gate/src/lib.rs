@@ -7,6 +7,7 @@
 mod api;
 mod context;
 mod echo;
+mod flight;
 mod fragments;
 mod gate;
 mod hash;
@@ -19,7 +20,10 @@ mod tcp;
 mod udp;
 pub mod wire;
 
-pub use api::{Accepted, DialError, DnsClient, EchoError, Fragmentation, GateConfig, Link4, Link6, Output, UdpError};
+pub use api::{
+    Accepted, DialError, DnsClient, EchoError, FlightAnswer, FlightDenial, Fragmentation, GateConfig, Link4, Link6,
+    Output, UdpError,
+};
 pub use gate::Gate;
 pub use wire::virtio::{Offload, PartialChecksum};
 

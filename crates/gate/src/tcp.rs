@@ -17,6 +17,7 @@
 //! | Injected | accepted                       | Live     | the shell relays or answers DNS                   |
 //! | Injected | [`ACCEPT_TIMEOUT`]             | –        | abandon the dial, report it as failed             |
 //! | Live     | SYN again                      | Live     | emit it: the kernel answers (RFC 9293 §3.10.7.4)  |
+//! | Live     | flight, when one is pending    | Live     | let pass, or deny                                 |
 //! | Live     | closed                         | –        |                                                   |
 //! | Dialing  | its address is denied now      | –        | abandon the dial, RST, ICMP or nothing            |
 //! | Injected | its address is denied now      | –        | abandon the dial                                  |
@@ -31,10 +32,12 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
+use cofferdam_flight::Shown;
 use cofferdam_model::{CloseReason, DenyWith, DropReason, FlowCounters, FlowId, LimitKind, Protocol, Time};
 
-use crate::api::{Accepted, DialError, Output};
+use crate::api::{Accepted, DialError, FlightAnswer, Output};
 use crate::context::{About, Context, DNS_PORT, Decision, Ends};
+use crate::flight::{self, Watch};
 use crate::hash::Seeded;
 use crate::key::Key;
 use crate::table::{Slot, Table};
@@ -63,6 +66,8 @@ struct Connection {
     ends: Ends,
     state: State,
     serves: Serves,
+    /// What the guest sends has to be looked at.
+    watch: Option<Box<Watch>>,
 }
 
 #[derive(Debug)]
@@ -139,7 +144,7 @@ impl Connections {
             None
         } else {
             match cx.decide(now, Protocol::Tcp, ends.remote.ip(), Some(ends.remote.port())) {
-                Decision::Allow(permit, about) => Some((permit, about)),
+                Decision::Allow(permit, about, pending) => Some((permit, about, pending)),
                 Decision::Deny(about) => {
                     cx.report_denied(now, Protocol::Tcp, ends, &about);
                     return match cx.config.deny_with {
@@ -159,12 +164,13 @@ impl Connections {
         let connection = match decided.filter(|_| ends.remote.port() != DNS_PORT) {
             None => {
                 cx.emit(syn.offload, syn.packet);
-                Connection { ends, state: State::Injected, serves: Serves::Dns }
+                Connection { ends, state: State::Injected, serves: Serves::Dns, watch: None }
             }
-            Some((permit, about)) => {
+            Some((permit, about, pending)) => {
                 let (remote, fallback) = dial_target(cx, ends.remote);
                 cx.output(Output::Dial { flow, remote, fallback, permit });
-                Connection { ends, state: State::Dialing { syn }, serves: Serves::Relay(about) }
+                let watch = pending.map(|pending| Box::new(Watch::new(pending)));
+                Connection { ends, state: State::Dialing { syn }, serves: Serves::Relay(about), watch }
             }
         };
         let list = if matches!(connection.state, State::Injected) { INJECTED } else { DIALING };
@@ -246,10 +252,20 @@ impl Connections {
         match &connection.serves {
             Serves::Relay(about) => {
                 cx.report_opened(flow, Protocol::Tcp, ends, about);
-                Some(Accepted::Relay(flow))
+                Some(if connection.watch.is_some() { Accepted::Check(flow) } else { Accepted::Relay(flow) })
             }
             // The resolver reports each query; the connection itself goes nowhere.
             Serves::Dns => Some(Accepted::Dns(flow)),
+        }
+    }
+
+    pub(crate) fn handle_flight(&mut self, cx: &mut Context, now: Time, flow: FlowId, shown: &Shown) -> FlightAnswer {
+        let found = self.table.find_flow(flow).and_then(|slot| self.table.get_mut(slot));
+        match found {
+            Some((_, Connection { ends, state: State::Live { .. }, watch: Some(watch), .. })) => {
+                watch.check(cx, now, Protocol::Tcp, *ends, shown)
+            }
+            Some(_) | None => flight::unknown(),
         }
     }
 

@@ -19,16 +19,31 @@
 //! | BothWays| idle for [`BOTH_WAYS_TIMEOUT`]   | –       | close                                |
 //! | any     | its address is denied now        | –       | close                                |
 //!
+//! A mapping whose verdict is pending begins in Held: its datagrams wait, and no socket is opened, until what they show has
+//! passed. From there on every datagram is looked at, since a client may begin another QUIC connection from the same port.
+//!
+//! | State   | Event                            | Next    | Effect                               |
+//! |---------|----------------------------------|---------|--------------------------------------|
+//! | –       | datagram, pending                | Held    | look at it                           |
+//! | Held    | datagram that shows nothing yet  | Held    | keep it                              |
+//! | Held    | datagram, what it shows passes   | OneWay  | open, send all                       |
+//! | Held    | what it shows is denied, too many, [`FLIGHT_TIMEOUT`] | – | ICMP prohibited or nothing |
+//! | any     | what a datagram shows is denied  | –       | close, ICMP prohibited or nothing    |
+//!
 //! Limits: `max_udp_connections` mappings; at it the longest idle one makes room. Fragments were joined before.
 
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 use std::time::Duration;
 
+use cofferdam_flight::{Datagram as Seen, Doubt, LIMIT, QuicReader, Shown};
 use cofferdam_model::{CloseReason, DenyWith, DropReason, FlowCounters, FlowId, LimitKind, Protocol, Time};
 
-use crate::api::{DnsClient, Fragmentation, Output, UdpError};
+use cofferdam_policy::{Pending, Permit};
+
+use crate::api::{DnsClient, FlightAnswer, Fragmentation, Output, UdpError};
 use crate::context::{About, Context, DNS_PORT, Decision, Ends};
+use crate::flight::Watch;
 use crate::hash::Seeded;
 use crate::key::Key;
 use crate::quote::Quote;
@@ -44,12 +59,18 @@ const ONE_WAY_TIMEOUT: Duration = Duration::from_secs(60);
 /// RFC 4787 REQ-5: two minutes at least.
 const BOTH_WAYS_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// How long a first flight may take to be whole (spec `names.md` §5).
+const FLIGHT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Datagrams that are held: a ClientHello takes one or two, and some are sent again.
+const MAX_HELD: usize = 16;
+
 const ONE_WAY: usize = 0;
 const BOTH_WAYS: usize = 1;
+const HELD: usize = 2;
 
 #[derive(Debug)]
 pub(crate) struct Mappings {
-    table: Table<Key, Mapping, 2>,
+    table: Table<Key, Mapping, 3>,
 }
 
 #[derive(Debug)]
@@ -60,11 +81,73 @@ struct Mapping {
     replied: bool,
     /// Of the guest's last datagram, for ICMP errors.
     quote: Quote,
+    check: Option<Box<Check>>,
+}
+
+/// What a mapping needs whose datagrams are looked at.
+#[derive(Debug)]
+struct Check {
+    watch: Watch,
+    reader: QuicReader,
+    /// A protocol without names has passed.
+    other: bool,
+    held: Vec<(Vec<u8>, Fragmentation)>,
+    /// There while no socket is open.
+    unopened: Option<(Permit, About)>,
+}
+
+/// What becomes of a packet of datagrams that were looked at.
+enum Looked {
+    Send,
+    Hold,
+    Deny,
 }
 
 impl Mapping {
     fn list(&self) -> usize {
-        if self.replied { BOTH_WAYS } else { ONE_WAY }
+        match (self.is_open(), self.replied) {
+            (false, _) => HELD,
+            (true, false) => ONE_WAY,
+            (true, true) => BOTH_WAYS,
+        }
+    }
+
+    fn is_open(&self) -> bool {
+        self.check.as_ref().is_none_or(|check| check.unopened.is_none())
+    }
+}
+
+impl Check {
+    fn new(port: u16, permit: Permit, about: About, pending: Pending) -> Check {
+        let reader = QuicReader::new(port);
+        Check { watch: Watch::new(pending), reader, other: false, held: Vec::new(), unopened: Some((permit, about)) }
+    }
+
+    /// Looks at every datagram of a packet and asks about what they show.
+    fn look(&mut self, cx: &mut Context, now: Time, ends: Ends, payload: &[u8], segment: Option<u16>) -> Looked {
+        let mut looked = Looked::Send;
+        for piece in pieces(payload, segment, 1) {
+            match self.reader.look(piece) {
+                Seen::Known => {}
+                Seen::More => looked = Looked::Hold,
+                Seen::Ask(Shown::Other) if self.other => {}
+                Seen::Ask(shown) => match self.watch.check(cx, now, Protocol::Udp, ends, &shown) {
+                    FlightAnswer::Pass => {
+                        self.other |= shown == Shown::Other;
+                        looked = Looked::Send;
+                    }
+                    FlightAnswer::Deny(_) => return Looked::Deny,
+                },
+            }
+        }
+        let held: usize = self.held.iter().map(|(datagram, _)| datagram.len()).sum();
+        let full = self.held.len() >= MAX_HELD || held + payload.len() > LIMIT;
+        if matches!(looked, Looked::Hold) && full {
+            let shown = Shown::Unreadable { protocol: cofferdam_flight::Protocol::Quic, doubt: Doubt::TooLong };
+            self.watch.check(cx, now, Protocol::Udp, ends, &shown);
+            return Looked::Deny;
+        }
+        looked
     }
 }
 
@@ -93,10 +176,33 @@ impl Mappings {
         };
         let Some((flow, mapping)) = self.table.get_mut(slot) else { return };
         mapping.quote = Quote::of(packet);
+        if let Some(check) = &mut mapping.check {
+            match check.look(cx, now, ends, datagram.payload, segment) {
+                Looked::Send => release(cx, flow, mapping),
+                Looked::Hold => {
+                    let pieces = pieces(datagram.payload, segment, 1);
+                    check.held.extend(pieces.map(|piece| (piece.to_vec(), packet.fragmentation)));
+                    return;
+                }
+                Looked::Deny => return self.deny(cx, now, slot),
+            }
+        }
         mapping.counters.bytes_out = mapping.counters.bytes_out.saturating_add(length(datagram.payload));
         let list = mapping.list();
         send(cx, flow, datagram.payload, segment, packet.fragmentation);
         self.table.touch(now, slot, list);
+    }
+
+    /// Ends a mapping for what it showed, which was reported.
+    fn deny(&mut self, cx: &mut Context, now: Time, slot: Slot) {
+        let Some((_, mapping)) = self.table.get_mut(slot) else { return };
+        match cx.config.deny_with {
+            DenyWith::Reset | DenyWith::Icmp => {
+                cx.emit_error(mapping.ends.guest.ip(), IcmpError::Prohibited, mapping.quote.bytes());
+            }
+            DenyWith::Drop => {}
+        }
+        self.close(cx, now, slot, CloseReason::Policy);
     }
 
     /// The first packet of a mapping: asks the policy and opens it. `None`: there is nothing to send.
@@ -120,8 +226,8 @@ impl Mappings {
             ask(cx);
             return None;
         }
-        let (permit, about) = match cx.decide(now, Protocol::Udp, ends.remote.ip(), Some(ends.remote.port())) {
-            Decision::Allow(permit, about) => (permit, about),
+        let (permit, about, pending) = match cx.decide(now, Protocol::Udp, ends.remote.ip(), Some(ends.remote.port())) {
+            Decision::Allow(permit, about, pending) => (permit, about, pending),
             Decision::Deny(about) => {
                 refuse(cx, now, Protocol::Udp, ends, packet, &about);
                 return None;
@@ -133,15 +239,17 @@ impl Mappings {
         }
         self.make_room(cx, now);
         let flow = cx.new_flow();
-        let remote = match cx.host_alias(ends.remote.ip()) {
-            Some(loopback) => SocketAddr::new(loopback, ends.remote.port()),
-            None => ends.remote,
+        let check = match pending {
+            Some(pending) => Some(Box::new(Check::new(ends.remote.port(), permit, about, pending))),
+            None => {
+                open(cx, flow, ends, permit, &about);
+                None
+            }
         };
-        cx.output(Output::OpenUdp { flow, remote, permit });
-        cx.report_opened(flow, Protocol::Udp, ends, &about);
         let counters = FlowCounters::default();
-        let mapping = Mapping { ends, since: now, counters, replied: false, quote: Quote::of(packet) };
-        Some(self.table.insert(now, ONE_WAY, key(ends), flow, mapping))
+        let mapping = Mapping { ends, since: now, counters, replied: false, quote: Quote::of(packet), check };
+        let list = mapping.list();
+        Some(self.table.insert(now, list, key(ends), flow, mapping))
     }
 
     fn make_room(&mut self, cx: &mut Context, now: Time) {
@@ -149,7 +257,7 @@ impl Mappings {
         if bound == 0 || u32::try_from(self.table.len()).is_ok_and(|len| len < bound) {
             return;
         }
-        let fronts = [ONE_WAY, BOTH_WAYS].into_iter().filter_map(|list| self.table.front(list));
+        let fronts = [ONE_WAY, BOTH_WAYS, HELD].into_iter().filter_map(|list| self.table.front(list));
         if let Some((slot, _)) = fronts.min_by_key(|(_, touched)| *touched) {
             cx.limit(now, LimitKind::UdpMappings, u64::from(bound));
             self.close(cx, now, slot, CloseReason::Limit);
@@ -193,6 +301,14 @@ impl Mappings {
     }
 
     pub(crate) fn handle_timeout(&mut self, cx: &mut Context, now: Time) {
+        while let Some((slot, since)) = self.table.front(HELD)
+            && since + FLIGHT_TIMEOUT <= now
+        {
+            if let Some((_, Mapping { ends, check: Some(check), .. })) = self.table.get_mut(slot) {
+                check.watch.check(cx, now, Protocol::Udp, *ends, &Shown::Unfinished);
+            }
+            self.deny(cx, now, slot);
+        }
         for (list, timeout) in TIMEOUTS {
             while let Some((slot, touched)) = self.table.front(list)
                 && touched + timeout <= now
@@ -204,7 +320,7 @@ impl Mappings {
 
     /// Addresses have moved to other groups: ends what is not allowed any more. The next datagram is told why.
     pub(crate) fn handle_reclassified(&mut self, cx: &mut Context, now: Time, moved: &dyn Fn(IpAddr) -> bool) {
-        for (list, _) in TIMEOUTS {
+        for list in [ONE_WAY, BOTH_WAYS, HELD] {
             for slot in self.table.slots(list) {
                 let Some((_, mapping)) = self.table.get_mut(slot) else { continue };
                 let ends = mapping.ends;
@@ -217,7 +333,7 @@ impl Mappings {
 
     /// Ends every mapping.
     pub(crate) fn handle_shutdown(&mut self, cx: &mut Context, now: Time) {
-        for (list, _) in TIMEOUTS {
+        for list in [ONE_WAY, BOTH_WAYS, HELD] {
             while let Some((slot, _)) = self.table.front(list) {
                 self.close(cx, now, slot, CloseReason::Shutdown);
             }
@@ -225,12 +341,15 @@ impl Mappings {
     }
 
     pub(crate) fn deadline(&self) -> Option<Time> {
-        let fronts = TIMEOUTS.into_iter().filter_map(|(list, timeout)| Some(self.table.front(list)?.1 + timeout));
-        fronts.min()
+        let timeouts = TIMEOUTS.into_iter().chain([(HELD, FLIGHT_TIMEOUT)]);
+        timeouts.filter_map(|(list, timeout)| Some(self.table.front(list)?.1 + timeout)).min()
     }
 
     fn close(&mut self, cx: &mut Context, now: Time, slot: Slot, by: CloseReason) {
         let Some(removed) = self.table.remove(slot) else { return };
+        if !removed.value.is_open() {
+            return;
+        }
         cx.output(Output::CloseUdp { flow: removed.flow });
         cx.report_closed(removed.flow, by, removed.value.counters, now.since(removed.value.since));
     }
@@ -251,6 +370,27 @@ pub(crate) fn refuse(
     match cx.config.deny_with {
         DenyWith::Reset | DenyWith::Icmp => cx.emit_error(packet.src, IcmpError::Prohibited, packet.bytes),
         DenyWith::Drop => {}
+    }
+}
+
+fn open(cx: &mut Context, flow: FlowId, ends: Ends, permit: Permit, about: &About) {
+    let remote = match cx.host_alias(ends.remote.ip()) {
+        Some(loopback) => SocketAddr::new(loopback, ends.remote.port()),
+        None => ends.remote,
+    };
+    cx.output(Output::OpenUdp { flow, remote, permit });
+    cx.report_opened(flow, Protocol::Udp, ends, about);
+}
+
+/// What a mapping shows has passed: opens its socket and sends what was held.
+fn release(cx: &mut Context, flow: FlowId, mapping: &mut Mapping) {
+    let Some(check) = &mut mapping.check else { return };
+    if let Some((permit, about)) = check.unopened.take() {
+        open(cx, flow, mapping.ends, permit, &about);
+    }
+    for (held, fragmentation) in std::mem::take(&mut check.held) {
+        mapping.counters.bytes_out = mapping.counters.bytes_out.saturating_add(length(&held));
+        send(cx, flow, &held, None, fragmentation);
     }
 }
 

@@ -92,7 +92,7 @@ fn a_denied_connection_is_answered_as_configured() {
 fn a_denial_is_reported_with_its_rule() {
     let mut world = World::new();
     let outputs = world.send(&packet::syn(guest(Family::V4), at(Family::V4.private(), 80)));
-    let [EventBody::FlowDenied { decision, direction, protocol, guest: from, remote, group, names, rule }] =
+    let [EventBody::FlowDenied { decision, direction, protocol, guest: from, remote, group, names, rule, shown: None }] =
         events(&outputs)[..]
     else {
         panic!("{outputs:?}")

@@ -128,6 +128,28 @@ pub struct Withheld {
     pub group: Group,
 }
 
+/// What the first bytes of a flow are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FlightProtocol {
+    Tls,
+    Http,
+    Quic,
+    Other,
+    /// Too little came to tell.
+    Unfinished,
+}
+
+/// What a flow showed in its first bytes, or in a later request.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+pub struct FirstFlight {
+    pub protocol: FlightProtocol,
+    pub names: Vec<String>,
+    /// Why it could not be read for sure.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub doubt: Option<String>,
+}
+
 /// What happened.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(tag = "type")]
@@ -179,6 +201,9 @@ pub enum EventBody {
         group: Group,
         names: Vec<String>,
         rule: RuleText,
+        /// Present when the flow was denied for what it showed after it was opened.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        shown: Option<FirstFlight>,
     },
     #[serde(rename = "flow.closed")]
     FlowClosed { flow: FlowId, by: CloseReason, counters: FlowCounters, duration_ms: u64 },

@@ -17,8 +17,8 @@ pub use config::{
     DenyWith, DnsConfig, InterfaceConfig, LimitsConfig, Nameserver, NameserverHost, NameserverOver, NetworkConfig,
 };
 pub use event::{
-    CloseReason, DecisionId, DropReason, Event, EventBody, EventSource, FlowCounters, FlowId, LimitKind, RuleText,
-    Withheld,
+    CloseReason, DecisionId, DropReason, Event, EventBody, EventSource, FirstFlight, FlightProtocol, FlowCounters,
+    FlowId, LimitKind, RuleText, Withheld,
 };
 pub use name::{DomainName, NameError};
 pub use rfc3339::rfc3339;

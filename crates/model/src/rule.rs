@@ -101,6 +101,8 @@ pub struct Rule {
     pub protocols: ProtocolSet,
     /// Empty stands for any port, and for protocols without ports.
     pub ports: Vec<PortRange>,
+    /// A rule that allows a name: on ports 80 and 443 the pin is enough for protocols that show no name.
+    pub opaque: bool,
 }
 
 /// Defaults and ordered rules: the whole of a policy, as data.
@@ -109,11 +111,13 @@ pub struct PolicyConfig {
     pub default_egress: Action,
     pub default_ingress: Action,
     pub rules: Vec<Rule>,
+    /// What only a name allows has to show that name.
+    pub strict: bool,
 }
 
 impl Default for PolicyConfig {
     /// Nothing goes out; what is published may come in.
     fn default() -> PolicyConfig {
-        PolicyConfig { default_egress: Action::Deny, default_ingress: Action::Allow, rules: Vec::new() }
+        PolicyConfig { default_egress: Action::Deny, default_ingress: Action::Allow, rules: Vec::new(), strict: true }
     }
 }

@@ -25,6 +25,7 @@ fn resolver() -> Resolver {
         destination: Destination::Domain("www.example.org".parse().unwrap()),
         protocols: ProtocolSet::ANY,
         ports: Vec::new(),
+        opaque: false,
     };
     let policy = PolicyConfig { rules: vec![rule], ..PolicyConfig::default() };
     let config = ResolverConfig {

@@ -72,7 +72,8 @@ impl Rebinding {
     #[must_use]
     pub fn guarded_by(policy: &PolicyConfig, classifier: Classifier) -> Rebinding {
         let rules = policy.rules.iter().filter(|rule| counts_for_rebinding(rule)).cloned().collect();
-        let explicit = PolicyConfig { default_egress: Action::Deny, default_ingress: Action::Deny, rules };
+        let explicit =
+            PolicyConfig { default_egress: Action::Deny, default_ingress: Action::Deny, rules, strict: true };
         Rebinding::Guard { explicit: Arc::new(Policy::compile(&explicit, classifier)) }
     }
 

@@ -288,7 +288,7 @@ impl Resolver {
             },
             // The root has no name that a rule could match; what is left is whether the query itself may be sent.
             None => match self.policy.check(&facts) {
-                Verdict::Allow(permit) => Ok(permit.reason().rule),
+                Verdict::Allow(permit) | Verdict::Pending(permit, _) => Ok(permit.reason().rule),
                 Verdict::Deny(denial) => Err(denial.reason().rule),
             },
         }

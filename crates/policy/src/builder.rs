@@ -114,7 +114,7 @@ impl PolicyBuilder {
         let PolicyBuilder { mut config, mut errors } = self;
         for (position, rule) in config.rules.iter_mut().enumerate() {
             rule_problem::normalise(rule);
-            if let Err(problem) = rule_problem::check(rule) {
+            if let Err(problem) = rule_problem::check(rule).and_then(|()| rule_problem::check_opaque(rule)) {
                 errors.push(BuildError::Rule { position, problem });
             }
         }
@@ -126,6 +126,7 @@ impl PolicyBuilder {
             direction,
             protocols: ProtocolSet::ANY,
             ports: Vec::new(),
+            opaque: false,
             rules: Vec::new(),
             errors: Vec::new(),
         });
@@ -142,6 +143,7 @@ pub struct RuleBuilder {
     direction: Direction,
     protocols: ProtocolSet,
     ports: Vec<PortRange>,
+    opaque: bool,
     rules: Vec<Rule>,
     errors: Vec<BuildError>,
 }
@@ -176,6 +178,12 @@ impl RuleBuilder {
     /// More ports, from `start` to `end`, both included.
     pub fn port_range(mut self, start: u16, end: u16) -> RuleBuilder {
         self.ports.push(PortRange { start, end });
+        self
+    }
+
+    /// For names that are allowed after it: on ports 80 and 443 protocols that show no name may pass.
+    pub fn opaque(mut self) -> RuleBuilder {
+        self.opaque = true;
         self
     }
 
@@ -304,7 +312,7 @@ impl RuleBuilder {
 
     fn rule(&self, action: Action, destination: Destination) -> Rule {
         let (direction, protocols, ports) = (self.direction, self.protocols, self.ports.clone());
-        Rule { action, direction, destination, protocols, ports }
+        Rule { action, direction, destination, protocols, ports, opaque: self.opaque }
     }
 
     fn target(mut self, action: Action, target: &str) -> RuleBuilder {
@@ -315,6 +323,7 @@ impl RuleBuilder {
             direction: Direction::Egress,
             action,
             destination: Destination::Any,
+            opaque: false,
         };
         if target == "dns" {
             return self.dns(action);

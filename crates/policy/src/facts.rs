@@ -83,6 +83,67 @@ impl Permit {
     }
 }
 
+/// What is left to decide about a flow that was permitted: its first flight has to be looked at, and every request after
+/// it. Goes along with a [`Permit`] in [`Verdict::Pending`].
+#[derive(Debug, Clone)]
+pub struct Pending {
+    pub(crate) protocol: Protocol,
+    pub(crate) peer: IpAddr,
+    pub(crate) port: Option<u16>,
+    pub(crate) reason: Reason,
+}
+
+impl Pending {
+    /// Which rule permitted the flow so far.
+    #[must_use]
+    pub fn reason(&self) -> &Reason {
+        &self.reason
+    }
+}
+
+/// A name that a flow shows.
+#[derive(Debug, Clone, Copy)]
+pub struct ShownName<'a> {
+    pub name: &'a DomainName,
+    /// It was asked for itself and is pinned to the flow's address, or was when this flow showed it before.
+    pub pinned: bool,
+}
+
+/// What a flow shows, as far as rules look at it.
+#[derive(Debug, Clone, Copy)]
+pub enum Flight<'a> {
+    /// A protocol that can show names: those it shows, or none.
+    Names(&'a [ShownName<'a>]),
+    /// Such a protocol, and what it shows is in doubt.
+    Unreadable,
+    /// A protocol without names on the wire.
+    Other,
+}
+
+/// The policy's answer about what a flow shows.
+#[derive(Debug)]
+pub enum FlightVerdict {
+    Allow(Reason),
+    Deny(Denial),
+}
+
+impl FlightVerdict {
+    /// Why, whichever way it went.
+    #[must_use]
+    pub fn reason(&self) -> &Reason {
+        match self {
+            FlightVerdict::Allow(reason) => reason,
+            FlightVerdict::Deny(denial) => denial.reason(),
+        }
+    }
+
+    /// Whether the flow may go on.
+    #[must_use]
+    pub fn is_allow(&self) -> bool {
+        matches!(self, FlightVerdict::Allow(_))
+    }
+}
+
 /// The policy's refusal of one flow.
 #[derive(Debug)]
 pub struct Denial {
@@ -101,6 +162,9 @@ impl Denial {
 #[derive(Debug)]
 pub enum Verdict {
     Allow(Permit),
+    /// It may be opened, and nothing of the guest may go out on it before [`Policy::check_flight`](crate::Policy::check_flight)
+    /// has allowed what it shows.
+    Pending(Permit, Pending),
     Deny(Denial),
 }
 
@@ -109,15 +173,15 @@ impl Verdict {
     #[must_use]
     pub fn reason(&self) -> &Reason {
         match self {
-            Verdict::Allow(permit) => permit.reason(),
+            Verdict::Allow(permit) | Verdict::Pending(permit, _) => permit.reason(),
             Verdict::Deny(denial) => denial.reason(),
         }
     }
 
-    /// Whether the flow may pass.
+    /// Whether the flow may be opened, now or with a first flight that is yet to come.
     #[must_use]
     pub fn is_allow(&self) -> bool {
-        matches!(self, Verdict::Allow(_))
+        matches!(self, Verdict::Allow(_) | Verdict::Pending(..))
     }
 }
 

@@ -3,7 +3,7 @@
 //! ```ebnf
 //! value     = token , { "," , token } ;                 (* pieces trimmed, empty ones skipped; order is rule order *)
 //! token     = action , [ ":" , direction ] , "@" , right ;
-//! right     = target , [ ":" , protos , [ ":" , ports ] ] ;
+//! right     = target , [ ":" , protos , [ ":" , ports ] ] , [ ":opaque" ] ;
 //! target    = "any" | group | "dns" | "[" ipv6 [ "/" len ] "]" | ipv4 [ "/" len ] | "*." name | "." name
 //!           | "suffix=" name | "suffix!=" name | "domain=" name | name-with-a-dot | "@" list ;
 //! protos    = proto , { "+" , proto } ;  proto = "any" | "tcp" | "udp" | "icmpv4" | "icmpv6" | "icmp" ;
@@ -11,7 +11,8 @@
 //! ```
 //!
 //! `*.x` and `suffix=x` stand for `x` and every name below it, `.x` for the names below only. `suffix!=` accepts a public
-//! suffix, which the others refuse. A list stands for one rule per entry. Words are lower case; names are not case sensitive.
+//! suffix, which the others refuse. A list stands for one rule per entry. `:opaque` goes with names that are allowed: on ports 80 and
+//! 443 protocols that show no name pass as well. Words are lower case; names are not case sensitive.
 
 mod error;
 mod format;

@@ -21,7 +21,9 @@ mod warnings;
 mod weigh;
 
 pub use encrypted_dns::BuiltIn;
-pub use facts::{Denial, Facts, NameVerdict, Permit, PinnedName, Reason, RuleRef, Verdict};
+pub use facts::{
+    Denial, Facts, Flight, FlightVerdict, NameVerdict, Pending, Permit, PinnedName, Reason, RuleRef, ShownName, Verdict,
+};
 pub use pins::{Pins, PinsFull};
 pub use policy::Policy;
 pub use rule_problem::RuleProblem;

@@ -17,7 +17,23 @@
 //!
 //! The last row keeps the other names on a shared address working: with several names on one address nothing in the packet
 //! tells them apart. An alias belongs to one of the names that led to it, and only with a single name it is known to which.
+//!
+//! What a flow shows in its first flight can still change that, and [`Policy::check`] says so with [`Verdict::Pending`]: when
+//! only a name allowed it, and when a deny rule for a name that nobody asked for stands before the rule that allowed it.
+//! [`Policy::check_flight`] then looks for the first match again, with what was shown in place of what was pinned:
+//!
+//! | Shown | Allow rules for names | Deny rules for names |
+//! |---|---|---|
+//! | a name, pinned to this address | match it | match it |
+//! | another name | do not match | match it |
+//! | no name, by a protocol that can show one | do not match | do not match |
+//! | such a protocol, in doubt | do not match | the first one matches |
+//! | a protocol without names, not on port 80 or 443 | as in `check` | do not match |
+//! | a protocol without names on port 80 or 443 | as in `check`, if that rule is opaque | do not match |
+//!
+//! When the policy is not strict, allow rules match as in `check` whatever is shown.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use cofferdam_model::{
@@ -28,12 +44,16 @@ use crate::builder::PolicyBuilder;
 use crate::encrypted_dns::KnownResolvers;
 use crate::table::Rank;
 use crate::table::names::{NameTree, Reach};
-use crate::table::ports::{Service, ServiceClass, Table};
+use crate::table::ports::{Ranks, Service, ServiceClass, Table};
 use crate::table::prefixes::Prefixes;
 use crate::weigh::Scales;
 use crate::{
-    BuiltIn, Denial, Facts, NameVerdict, Permit, PinnedName, Reason, RuleRef, Verdict, Warning, grammar, warnings,
+    BuiltIn, Denial, Facts, Flight, FlightVerdict, NameVerdict, Pending, Permit, PinnedName, Reason, RuleRef,
+    ShownName, Verdict, Warning, grammar, warnings,
 };
+
+/// The ports of HTTP and HTTPS, on which every server tells names apart.
+const WEB: [u16; 2] = [80, 443];
 
 /// A compiled policy.
 #[derive(Debug)]
@@ -42,6 +62,7 @@ pub struct Policy {
     default_egress: Action,
     default_ingress: Action,
     classifier: Classifier,
+    strict: bool,
     resolvers: KnownResolvers,
     /// What `deny_doh` makes of known resolvers that speak HTTPS.
     doh: Action,
@@ -70,6 +91,7 @@ impl Policy {
             default_egress: config.default_egress,
             default_ingress: config.default_ingress,
             classifier,
+            strict: config.strict,
             resolvers: KnownResolvers::new(),
             doh: default_doh(config),
             egress: Arc::new(Side::new(&config.rules, Direction::Egress)),
@@ -86,6 +108,7 @@ impl Policy {
             default_egress: self.default_egress,
             default_ingress: self.default_ingress,
             classifier,
+            strict: self.strict,
             resolvers: KnownResolvers::new(),
             doh: self.doh,
             egress: Arc::clone(&self.egress),
@@ -128,12 +151,7 @@ impl Policy {
                 return Verdict::Deny(Denial { reason: Reason { rule, group, name: None } });
             }
         };
-        let by_address = side
-            .any
-            .lookup(service)
-            .min(side.group(group).lookup(service))
-            .min(side.prefixes.lookup(peer, group, service))
-            .first();
+        let by_address = side.by_address(peer, group, service);
         let (by_name, name) = side.by_name(facts.names, service);
         let rank = by_address.min(by_name);
         let name = name.filter(|_| by_name < by_address).cloned();
@@ -145,9 +163,92 @@ impl Policy {
         let reason = Reason { rule, group, name };
         match action {
             Action::Allow => {
-                Verdict::Allow(Permit { protocol: facts.protocol, peer: facts.peer, port: facts.port, reason })
+                let Facts { protocol, peer, port, .. } = *facts;
+                let pending = self.depends_on_flight(facts, service, by_address, by_name);
+                let pending = pending.then(|| Pending { protocol, peer, port, reason: reason.clone() });
+                let permit = Permit { protocol, peer, port, reason };
+                match pending {
+                    Some(pending) => Verdict::Pending(permit, pending),
+                    None => Verdict::Allow(permit),
+                }
             }
             Action::Deny => Verdict::Deny(Denial { reason }),
+        }
+    }
+
+    /// Whether what an allowed flow shows could change its verdict.
+    fn depends_on_flight(&self, facts: &Facts<'_>, service: Service, by_address: Rank, by_name: Rank) -> bool {
+        let shows = match facts.protocol {
+            Protocol::Tcp | Protocol::Udp => facts.direction == Direction::Egress,
+            Protocol::IcmpV4 | Protocol::IcmpV6 => false,
+        };
+        if !shows || self.egress.names.is_empty() {
+            return false;
+        }
+        let named = by_name < by_address;
+        let (_, without_name) = self.decide(by_address, Direction::Egress, self.default_egress);
+        let denied_name = self.egress.denied_names.lookup(service).deny;
+        match named && self.strict {
+            true => without_name == Action::Deny || denied_name < by_address,
+            false => denied_name < by_address.min(by_name),
+        }
+    }
+
+    /// Whether a flow that shows this may go on. Allocates nothing.
+    #[must_use]
+    pub fn check_flight(&self, pending: &Pending, flight: &Flight<'_>) -> FlightVerdict {
+        let peer = pending.peer.to_canonical();
+        let group = self.classifier.classify(peer);
+        let service = Service { protocol: pending.protocol, port: pending.port };
+        let by_address = self.egress.by_address(peer, group, service);
+        let verdict = |rank: Rank, name: Option<&DomainName>| {
+            let (rule, action) = self.decide(rank, Direction::Egress, self.default_egress);
+            let reason = Reason { rule, group, name: name.filter(|_| rank < by_address).cloned() };
+            match action {
+                Action::Allow => FlightVerdict::Allow(reason),
+                Action::Deny => FlightVerdict::Deny(Denial { reason }),
+            }
+        };
+        // The rule by which a name admitted the flow, where it counts whatever is shown.
+        let admitted = |counts: bool| match (&pending.reason.name, pending.reason.rule) {
+            (Some(name), RuleRef::Rule(position)) if counts => (Rank::at(position), Some(name)),
+            (_, _) => (Rank::NONE, None),
+        };
+        match flight {
+            Flight::Names([]) => {
+                let (rank, name) = admitted(!self.strict);
+                verdict(rank.min(by_address), name)
+            }
+            Flight::Names(names) => {
+                let mut last = None;
+                for ShownName { name, pinned } in *names {
+                    let Ranks { allow, deny } = self.egress.names.lookup(name, service);
+                    let allow = if *pinned { allow } else { Rank::NONE };
+                    let shown = allow.min(deny);
+                    let (lax, admitting) = admitted(!self.strict);
+                    let (rank, name) = if lax < shown { (lax, admitting) } else { (shown, Some(*name)) };
+                    let verdict = verdict(rank.min(by_address), name);
+                    if !verdict.is_allow() {
+                        return verdict;
+                    }
+                    last = Some(verdict);
+                }
+                last.unwrap_or_else(|| verdict(by_address, None))
+            }
+            Flight::Unreadable => {
+                let (rank, name) = admitted(!self.strict);
+                let denied = self.egress.denied_names.lookup(service).deny;
+                verdict(rank.min(denied).min(by_address), name.filter(|_| rank < denied))
+            }
+            Flight::Other => {
+                let opaque = match pending.reason.rule {
+                    RuleRef::Rule(at) => self.rule(at).is_some_and(|rule| rule.opaque),
+                    RuleRef::Default(_) | RuleRef::BuiltIn(_) => false,
+                };
+                let web = pending.port.is_some_and(|port| WEB.contains(&port));
+                let (rank, name) = admitted(!self.strict || !web || opaque);
+                verdict(rank.min(by_address), name)
+            }
         }
     }
 
@@ -195,8 +296,7 @@ impl Policy {
         };
         match rule {
             RuleRef::Rule(index) => {
-                let rule = usize::try_from(index).ok().and_then(|at| self.rules.get(at));
-                RuleText { index: Some(index), text: rule.map(grammar::format_rule).unwrap_or_default() }
+                RuleText { index: Some(index), text: self.rule(index).map(grammar::format_rule).unwrap_or_default() }
             }
             RuleRef::Default(Direction::Egress) => default("egress", self.default_egress),
             RuleRef::Default(Direction::Ingress) => default("ingress", self.default_ingress),
@@ -235,8 +335,7 @@ impl Policy {
     /// is meant.
     fn denies_doh(&self, rule: RuleRef) -> bool {
         let RuleRef::Rule(position) = rule else { return self.doh == Action::Deny };
-        let rule = usize::try_from(position).ok().and_then(|at| self.rules.get(at));
-        let is_exact = rule.is_some_and(|rule| match &rule.destination {
+        let is_exact = self.rule(position).is_some_and(|rule| match &rule.destination {
             Destination::Domain(_) => true,
             Destination::Cidr(net) => net.prefix_len() == net.max_prefix_len(),
             Destination::Any | Destination::Group(_) | Destination::Suffix { .. } => false,
@@ -246,8 +345,11 @@ impl Policy {
 
     fn decide(&self, rank: Rank, direction: Direction, default: Action) -> (RuleRef, Action) {
         let Some(position) = rank.position() else { return (RuleRef::Default(direction), default) };
-        let rule = usize::try_from(position).ok().and_then(|at| self.rules.get(at));
-        (RuleRef::Rule(position), rule.map_or(Action::Deny, |rule| rule.action))
+        (RuleRef::Rule(position), self.rule(position).map_or(Action::Deny, |rule| rule.action))
+    }
+
+    fn rule(&self, position: u32) -> Option<&Rule> {
+        usize::try_from(position).ok().and_then(|at| self.rules.get(at))
     }
 }
 
@@ -274,6 +376,8 @@ struct Side {
     groups: [Table; 8],
     prefixes: Prefixes,
     names: NameTree,
+    /// All rules that deny a name, whichever.
+    denied_names: Table,
 }
 
 impl Side {
@@ -305,8 +409,15 @@ impl Side {
             any: Table::new(&any),
             groups: Group::ALL.map(of_group),
             prefixes: Prefixes::new(&prefixes),
+            denied_names: Table::new(&denied_names(&names)),
             names: NameTree::new(&names),
         }
+    }
+
+    /// The first rule that matches by address.
+    fn by_address(&self, peer: IpAddr, group: Group, service: Service) -> Rank {
+        let any = self.any.lookup(service).min(self.group(group).lookup(service));
+        any.min(self.prefixes.lookup(peer, group, service)).first()
     }
 
     fn group(&self, group: Group) -> &Table {
@@ -333,4 +444,18 @@ impl Side {
         }
         scales.first()
     }
+}
+
+/// The rules among these that deny, without those that an earlier one with the same protocols and ports makes pointless:
+/// of a list of a hundred thousand names one is left.
+fn denied_names<'a>(rules: &[(Rank, &'a Rule, &DomainName, Reach)]) -> Vec<(Rank, &'a Rule)> {
+    let mut kept: Vec<(Rank, &Rule)> = Vec::new();
+    for (rank, rule, ..) in rules.iter().filter(|(_, rule, ..)| rule.action == Action::Deny) {
+        // The last ones are enough to find the repetitions of a list.
+        let mut recent = kept.iter().rev().take(4);
+        if !recent.any(|(_, earlier)| earlier.protocols == rule.protocols && earlier.ports == rule.ports) {
+            kept.push((*rank, *rule));
+        }
+    }
+    kept
 }

@@ -154,12 +154,8 @@ impl Preset {
     #[must_use]
     pub fn policy(&self) -> PolicyConfig {
         match self {
-            Preset::None => {
-                PolicyConfig { default_egress: Action::Deny, default_ingress: Action::Deny, rules: Vec::new() }
-            }
-            Preset::AllowAll => {
-                PolicyConfig { default_egress: Action::Allow, default_ingress: Action::Allow, rules: Vec::new() }
-            }
+            Preset::None => PolicyConfig { default_ingress: Action::Deny, ..PolicyConfig::default() },
+            Preset::AllowAll => PolicyConfig { default_egress: Action::Allow, ..PolicyConfig::default() },
             Preset::Profiles(groups) => {
                 let allow = groups.iter().map(|group| Rule {
                     action: Action::Allow,
@@ -167,9 +163,10 @@ impl Preset {
                     destination: Destination::Group(*group),
                     protocols: ProtocolSet::ANY,
                     ports: Vec::new(),
+                    opaque: false,
                 });
                 let rules = std::iter::once(allow_dns()).chain(allow).collect();
-                PolicyConfig { default_egress: Action::Deny, default_ingress: Action::Allow, rules }
+                PolicyConfig { rules, ..PolicyConfig::default() }
             }
         }
     }
@@ -184,5 +181,6 @@ pub fn allow_dns() -> Rule {
         destination: Destination::Group(Group::Host),
         protocols: ProtocolSet::default().with(Protocol::Tcp).with(Protocol::Udp),
         ports: vec![PortRange { start: 53, end: 53 }],
+        opaque: false,
     }
 }

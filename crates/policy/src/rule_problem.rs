@@ -1,4 +1,4 @@
-use cofferdam_model::{Direction, Protocol, Rule};
+use cofferdam_model::{Action, Destination, Direction, Protocol, Rule};
 
 /// Why a rule that is well formed makes no sense. Every door asks: flags, files, the wire and the builder.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -11,6 +11,8 @@ pub enum RuleProblem {
     PortZero,
     #[error("the port range {start}-{end} runs backwards")]
     ReversedRange { start: u16, end: u16 },
+    #[error("`opaque` belongs to a rule that lets a name out: `allow` for a name or suffix, `egress`")]
+    Opaque,
 }
 
 /// Checks what the types do not say.
@@ -40,6 +42,13 @@ pub(crate) fn check(rule: &Rule) -> Result<(), RuleProblem> {
         return Err(RuleProblem::IcmpPorts);
     }
     Ok(())
+}
+
+/// Checks that a rule that is `opaque` can be; asked when its destination is known.
+pub(crate) fn check_opaque(rule: &Rule) -> Result<(), RuleProblem> {
+    let named = matches!(rule.destination, Destination::Domain(_) | Destination::Suffix { .. });
+    let good = rule.action == Action::Allow && rule.direction == Direction::Egress && named;
+    if good || !rule.opaque { Ok(()) } else { Err(RuleProblem::Opaque) }
 }
 
 /// Sorts the port ranges and unites those that touch or overlap.

@@ -23,6 +23,11 @@ impl Rank {
         u32::try_from(position).map_or(Rank::NONE, Rank)
     }
 
+    /// The rank of a rule that decided before.
+    pub(crate) fn at(position: u32) -> Rank {
+        Rank(position)
+    }
+
     /// The position, when this is the rank of a rule.
     pub(crate) fn position(self) -> Option<u32> {
         (self != Rank::NONE).then_some(self.0)

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a test stops where it fails")]
 
 use cofferdam_model::{Action, DenyWith, NetworkConfig};
+use cofferdam_policy::Policy;
 use cofferdam_policy::file::{self, FlagItem, default_network, from_flags};
 use cofferdam_policy::grammar::format_rule;
 
@@ -91,6 +92,7 @@ fn a_file_in_any_format_is_the_same_network() {
         deny_domains = ["metadata.google.internal"]
         deny_domain_suffixes = [".tracking.example", "ads.example"]
         deny_with = "icmp"
+        strict = false
         max_connections = 7
         [network.dns]
         nameservers = ["1.1.1.1:53", "[2606:4700::1111]:5353", "9.9.9.9"]
@@ -104,7 +106,7 @@ fn a_file_in_any_format_is_the_same_network() {
         "rules": [{"action": "allow", "destination": {"domain": "api.github.com"}, "protocols": ["tcp"], "ports": [{"start": 443, "end": 443}]},
                   {"action": "deny", "direction": "egress", "destination": "any", "protocols": ["tcp"], "ports": [25]}],
         "deny_domains": ["metadata.google.internal"], "deny_domain_suffixes": [".tracking.example", "*.ads.example"],
-        "deny_with": "icmp", "max_connections": 7,
+        "deny_with": "icmp", "strict": false, "max_connections": 7,
         "dns": {"nameservers": ["1.1.1.1:53", "[2606:4700::1111]:5353", "9.9.9.9"], "query_timeout_ms": 250, "rebind_protection": false},
         "interface": {"mtu": 9000, "ipv4_pool": "10.9.0.0/16"}}}"#;
     let yaml = "
@@ -120,6 +122,7 @@ network:
   deny_domains: [metadata.google.internal]
   deny_domain_suffixes: ['.tracking.example', 'suffix!=ads.example']
   deny_with: icmp
+  strict: false
   max_connections: 7
   dns:
     nameservers: ['1.1.1.1:53', '[2606:4700::1111]:5353', 9.9.9.9]
@@ -285,13 +288,41 @@ fn fields_that_are_not_supported_are_not_expected() {
             errors.contains(if text.contains("interface") { "ipv4_pool" } else { "connect_timeout_ms" }),
             "{errors}"
         );
-        for field in ["network_mode", "tls", "ports", "strict", "max_inbound_connections", "mac"] {
+        for field in ["network_mode", "tls", "ports", "max_inbound_connections", "mac"] {
             assert!(!errors.contains(field), "{field}: {errors}");
         }
     }
     // A rule has ports.
     let rule = r#"{"rules": [{"action": "deny", "banana": 1}]}"#;
     assert!(file::parse("x.json", rule).unwrap_err().to_string().contains("`ports`"));
+}
+
+#[test]
+fn strict_and_opaque_come_through_every_door() {
+    let strict = |items: &[FlagItem]| from_flags(items).unwrap().policy.strict;
+    let file = |text: &str| FlagItem::Conf { name: "x.toml".into(), text: text.into() };
+    assert!(strict(&[]));
+    assert!(!strict(&[FlagItem::Strict(false)]));
+    assert!(!strict(&[file("[network]\nstrict = false")]));
+    assert!(strict(&[FlagItem::Strict(true), file("[network]\nstrict = false")]));
+    assert!(
+        file::parse("x.json", r#"{"policy": {"rules": []}, "strict": false}"#)
+            .is_ok_and(|config| !config.policy.strict)
+    );
+
+    let text = "allow@x.example:tcp:443:opaque";
+    let object = r#"{"rules": [{"action": "allow", "destination": {"domain": "x.example"}, "protocols": ["tcp"], "ports": [443], "opaque": true}]}"#;
+    let built = Policy::builder().egress(|e| e.tcp().port(443).opaque().allow_domain("x.example")).build().unwrap();
+    assert_eq!(rules(&from_flags(&[FlagItem::NetRule(text.into())]).unwrap())[0], text);
+    assert_eq!(rules(&file::parse("x.json", object).unwrap()), [text]);
+    assert_eq!(format_rule(&built.rules[0]), text);
+    let short = from_flags(&[FlagItem::Allow("x.example:443:opaque".into())]).unwrap();
+    assert_eq!(rules(&short), ["allow@x.example:tcp+udp:443:opaque"]);
+    for wrong in ["deny@x.example:opaque", "allow@public:opaque", "allow:any@x.example:opaque", "allow@[::1]:opaque"] {
+        let error = from_flags(&[FlagItem::NetRule(wrong.into())]).unwrap_err().to_string();
+        assert!(error.contains("`opaque` belongs to a rule that lets a name out"), "{wrong}: {error}");
+    }
+    assert!(Policy::builder().egress(|e| e.opaque().allow_public()).build().is_err());
 }
 
 #[test]

@@ -10,7 +10,7 @@ use cofferdam_model::{
     ProtocolSet, Rule, Time,
 };
 use cofferdam_policy::grammar::{format_rule, parse_rules};
-use cofferdam_policy::{BuiltIn, Facts, PinnedName, Pins, Policy, RuleRef};
+use cofferdam_policy::{BuiltIn, Facts, Flight, PinnedName, Pins, Policy, RuleRef, ShownName, Verdict};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -91,7 +91,7 @@ proptest! {
                     let few = pins.deciding(now, &policies[policy], all.protocol, all.peer, all.port);
                     prop_assert!(few.len() <= 5 && few.iter().all(|name| flow.names.contains(name)));
                     let verdict = policies[policy].check(&Facts { names: few, ..all });
-                    let (rule, action) = first_match(&configs[policy], &all);
+                    let (rule, action) = expected(&configs[policy], &all);
                     prop_assert_eq!(verdict.reason().rule, rule, "{:?} instead of {:?}", few, &all);
                     prop_assert_eq!(verdict.is_allow(), action == Action::Allow);
                     let mut listed: Vec<&PinnedName> = pins.names_of(now, address).collect();
@@ -103,6 +103,35 @@ proptest! {
                     }
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_flight_is_judged_as_the_first_match_is(config in config(), flow in flow(), shown in shown()) {
+        let policy = Policy::compile(&config, classifier());
+        let facts = flow.facts();
+        let names: Vec<ShownName<'_>> = shown.names().iter().map(|name| {
+            let pinned = facts.names.iter().any(|pin| !pin.alias && pin.name == *name);
+            ShownName { name, pinned }
+        }).collect();
+        let flight = match shown {
+            Shown::Names(_) => Flight::Names(&names),
+            Shown::Unreadable => Flight::Unreadable,
+            Shown::Other => Flight::Other,
+        };
+        let admitted = policy.check(&facts);
+        let egress = facts.direction == Direction::Egress && facts.port.is_some();
+        let expected = (egress && admitted.is_allow()).then(|| flight_match(&config, &facts, &admitted, &shown));
+        match (&admitted, expected) {
+            (Verdict::Pending(_, pending), Some((rule, action))) => {
+                let verdict = policy.check_flight(pending, &flight);
+                prop_assert_eq!(verdict.reason().rule, rule);
+                prop_assert_eq!(verdict.is_allow(), action == Action::Allow);
+            }
+            // Nothing a flow can show would have changed the verdict.
+            (Verdict::Allow(_), Some((_, action))) => prop_assert_eq!(action, Action::Allow),
+            (Verdict::Allow(_) | Verdict::Deny(_), None) => {}
+            (_, _) => prop_assert!(false, "{:?}", admitted),
         }
     }
 
@@ -249,6 +278,72 @@ fn first_match(config: &PolicyConfig, facts: &Facts<'_>) -> (RuleRef, Action) {
     (RuleRef::Default(facts.direction), default)
 }
 
+/// What a flow shows.
+#[derive(Debug, Clone)]
+enum Shown {
+    Names(Vec<DomainName>),
+    Unreadable,
+    Other,
+}
+
+impl Shown {
+    fn names(&self) -> &[DomainName] {
+        match self {
+            Shown::Names(names) => names,
+            Shown::Unreadable | Shown::Other => &[],
+        }
+    }
+}
+
+/// The rule that decides about what an admitted flow shows, found the slow way.
+fn flight_match(config: &PolicyConfig, facts: &Facts<'_>, admitted: &Verdict, shown: &Shown) -> (RuleRef, Action) {
+    let by_name = admitted.reason().name.is_some();
+    let names: Vec<Option<&DomainName>> = match shown.names() {
+        [] => vec![None],
+        names => names.iter().map(Some).collect(),
+    };
+    let mut last = None;
+    for name in names {
+        let decided = config.rules.iter().enumerate().position(|(at, rule)| {
+            let side = matches!(rule.direction, Direction::Egress | Direction::Any);
+            let named = matches!(rule.destination, Destination::Domain(_) | Destination::Suffix { .. });
+            if !side || !matches_service(rule, facts) {
+                return false;
+            }
+            if !named {
+                let alone = PolicyConfig { rules: vec![rule.clone()], ..config.clone() };
+                return matches!(first_match(&alone, &Facts { names: &[], ..*facts }).0, RuleRef::Rule(_));
+            }
+            let shows = name.is_some_and(|name| matches_name(&rule.destination, name));
+            if rule.action == Action::Deny {
+                return shows || matches!(shown, Shown::Unreadable);
+            }
+            let pinned = facts.names.iter().any(|pin| !pin.alias && Some(&pin.name) == name);
+            let web = matches!(facts.port, Some(80 | 443));
+            let counts = !config.strict || matches!(shown, Shown::Other) && (!web || rule.opaque);
+            let admits = by_name && admitted.reason().rule == RuleRef::Rule(u32::try_from(at).unwrap());
+            shows && pinned || admits && counts
+        });
+        let verdict = match decided {
+            Some(at) => (RuleRef::Rule(u32::try_from(at).unwrap()), config.rules[at].action),
+            None => (RuleRef::Default(Direction::Egress), config.default_egress),
+        };
+        if verdict.1 == Action::Deny {
+            return verdict;
+        }
+        last = Some(verdict);
+    }
+    last.unwrap()
+}
+
+fn shown() -> impl Strategy<Value = Shown> {
+    prop_oneof![
+        4 => vec(name(), 0..3).prop_map(Shown::Names),
+        1 => Just(Shown::Unreadable),
+        1 => Just(Shown::Other),
+    ]
+}
+
 fn matches_service(rule: &Rule, facts: &Facts<'_>) -> bool {
     let port = |port: u16| rule.ports.iter().any(|range| (range.start..=range.end).contains(&port));
     rule.protocols.matches(facts.protocol) && (rule.ports.is_empty() || facts.port.is_some_and(port))
@@ -303,11 +398,14 @@ fn flow() -> impl Strategy<Value = Flow> {
 }
 
 fn config() -> impl Strategy<Value = PolicyConfig> {
-    (action(), action(), vec(rule(), 0..12)).prop_map(|(default_egress, default_ingress, rules)| PolicyConfig {
-        default_egress,
-        default_ingress,
-        rules,
-    })
+    (action(), action(), vec(rule(), 0..12), any::<bool>()).prop_map(
+        |(default_egress, default_ingress, rules, strict)| PolicyConfig {
+            default_egress,
+            default_ingress,
+            rules,
+            strict,
+        },
+    )
 }
 
 fn rule() -> impl Strategy<Value = Rule> {
@@ -316,14 +414,16 @@ fn rule() -> impl Strategy<Value = Rule> {
     let ports = vec((port(), port()), 0..3).prop_map(|ranges| {
         ranges.into_iter().map(|(a, b)| PortRange { start: a.min(b), end: a.max(b) }).collect::<Vec<_>>()
     });
-    (action(), direction, destination(), protocols, ports).prop_map(
-        |(action, direction, destination, protocols, ports)| {
+    (action(), direction, destination(), protocols, ports, any::<bool>()).prop_map(
+        |(action, direction, destination, protocols, ports, opaque)| {
             // What no door lets in: ICMP that comes in, and ICMP alone with ports.
             let icmp = |p: &Protocol| matches!(p, Protocol::IcmpV4 | Protocol::IcmpV6);
             let direction = if protocols.iter().any(|p| icmp(&p)) { Direction::Egress } else { direction };
             let only_icmp = !protocols.is_any() && protocols.iter().all(|p| icmp(&p));
             let ports = if only_icmp { Vec::new() } else { ports };
-            Rule { action, direction, destination, protocols, ports }
+            let named = matches!(destination, Destination::Domain(_) | Destination::Suffix { .. });
+            let opaque = opaque && named && action == Action::Allow && direction == Direction::Egress;
+            Rule { action, direction, destination, protocols, ports, opaque }
         },
     )
 }

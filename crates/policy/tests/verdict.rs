@@ -4,10 +4,10 @@
 
 use std::net::IpAddr;
 
-use cofferdam_model::{Action, Classifier, Direction, Group, HostNetwork, PolicyConfig, Protocol};
+use cofferdam_model::{Action, Classifier, Direction, DomainName, Group, HostNetwork, PolicyConfig, Protocol};
 use cofferdam_policy::grammar::parse_rules;
 use cofferdam_policy::preset::Preset;
-use cofferdam_policy::{Facts, NameVerdict, PinnedName, Policy, RuleRef};
+use cofferdam_policy::{Facts, Flight, NameVerdict, PinnedName, Policy, RuleRef, ShownName, Verdict};
 
 const GATEWAY: &str = "172.16.0.1";
 
@@ -222,6 +222,136 @@ fn a_name_may_be_asked_for_when_a_rule_for_it_or_for_dns_says_so() {
     let NameVerdict::Deny(reason) = asks("deny@*.bad.example,allow@dns", "x.bad.example") else { panic!() };
     assert_eq!((reason.rule, reason.name), (RuleRef::Rule(0), Some("x.bad.example".parse().unwrap())));
     assert!(!by_hand("allow@dns").uses_names() && by_hand("deny@x.example").uses_names());
+}
+
+const ADDRESS: &str = "45.33.32.156";
+
+/// What a flow to [`ADDRESS`] with these pins is answered when it shows this: `None`, nothing is left to decide.
+fn shows(policy: &Policy, protocol: &str, port: u16, pins: &[&str], shown: &str) -> Option<bool> {
+    let pins: Vec<PinnedName> = pins.iter().map(|name| pin(name, false)).collect();
+    let pending = match policy.check(&egress(protocol, ADDRESS, port, &pins)) {
+        Verdict::Pending(_, pending) => pending,
+        Verdict::Allow(_) => return None,
+        Verdict::Deny(denial) => panic!("denied at once by {:?}", denial.reason()),
+    };
+    let name: Option<DomainName> = shown.contains('.').then(|| shown.parse().unwrap());
+    let pinned = pins.iter().any(|pin| Some(&pin.name) == name.as_ref());
+    let names: Vec<ShownName<'_>> = name.iter().map(|name| ShownName { name, pinned }).collect();
+    let flight = match shown {
+        "other" => Flight::Other,
+        "doubt" => Flight::Unreadable,
+        _ => Flight::Names(&names),
+    };
+    Some(policy.check_flight(&pending, &flight).is_allow())
+}
+
+#[test]
+fn what_only_a_name_allowed_has_to_show_that_name() {
+    let policy = by_hand("allow@a.example,allow@*.cdn.example:tcp:443,allow@o.example:tcp:443:opaque");
+    let pins = ["a.example", "x.cdn.example", "c.example"];
+    for protocol in ["tcp", "udp"] {
+        for (port, shown, expected) in [
+            (443, "a.example", true),
+            (8443, "a.example", true),
+            (443, "x.cdn.example", protocol == "tcp"),
+            (8443, "x.cdn.example", false),
+            // Allowed, and not pinned to this address.
+            (443, "y.cdn.example", false),
+            // Pinned to this address, and not allowed.
+            (443, "c.example", false),
+            (443, "evil.example", false),
+            (443, "none", false),
+            (443, "doubt", false),
+            (443, "other", false),
+            (80, "other", false),
+            (22, "other", true),
+            (22, "none", false),
+        ] {
+            assert_eq!(shows(&policy, protocol, port, &pins, shown), Some(expected), "{protocol} {port} {shown}");
+        }
+    }
+    assert_eq!(shows(&policy, "tcp", 443, &["o.example"], "other"), Some(true));
+    assert_eq!(shows(&policy, "tcp", 443, &["o.example"], "none"), Some(false));
+    assert_eq!(shows(&policy, "tcp", 443, &["o.example"], "evil.example"), Some(false));
+}
+
+#[test]
+fn a_denied_name_is_denied_whatever_the_address() {
+    let policy = by_hand("deny@*.evil.example,allow@public,deny@late.example");
+    for pins in [&[][..], &["good.example"], &["good.example", "x.evil.example"]] {
+        for (shown, expected) in [
+            ("good.example", true),
+            ("x.evil.example", false),
+            ("evil.example", false),
+            ("none", true),
+            ("other", true),
+            ("doubt", false),
+            ("late.example", true),
+        ] {
+            assert_eq!(shows(&policy, "tcp", 443, pins, shown), Some(expected), "{pins:?} {shown}");
+            assert_eq!(shows(&policy, "udp", 443, pins, shown), Some(expected), "{pins:?} {shown}");
+        }
+    }
+    let verdict = policy.check(&egress("tcp", ADDRESS, 443, &[pin("x.evil.example", false)]));
+    assert!(!verdict.is_allow());
+    assert!(matches!(policy.check(&icmp(ADDRESS)), Verdict::Allow(_)));
+}
+
+#[test]
+fn nothing_is_held_when_nothing_could_change() {
+    for rules in [
+        "allow@public",
+        "allow@public,deny@evil.example",
+        "deny@evil.example:tcp:25,allow@public",
+        "allow@a.example,allow@public",
+    ] {
+        assert_eq!(shows(&by_hand(rules), "tcp", 443, &["a.example"], "none"), None, "{rules}");
+    }
+    // A rule by address stands behind the name: only a denied name between them makes a difference.
+    let policy = by_hand("allow@a.example,deny@evil.example,allow@public");
+    for (shown, expected) in
+        [("a.example", true), ("other.example", true), ("evil.example", false), ("none", true), ("doubt", false)]
+    {
+        assert_eq!(shows(&policy, "tcp", 443, &["a.example"], shown), Some(expected), "{shown}");
+    }
+}
+
+#[test]
+fn a_policy_that_is_not_strict_takes_the_pin_and_still_denies_names() {
+    let rules = parse_rules("deny@evil.example,allow@a.example").unwrap();
+    let policy = Policy::compile(&PolicyConfig { rules, strict: false, ..PolicyConfig::default() }, classifier());
+    for (shown, expected) in [
+        ("a.example", true),
+        ("b.example", true),
+        ("none", true),
+        ("other", true),
+        ("evil.example", false),
+        ("doubt", false),
+    ] {
+        assert_eq!(shows(&policy, "tcp", 443, &["a.example"], shown), Some(expected), "{shown}");
+    }
+    let rules = parse_rules("allow@a.example").unwrap();
+    let policy = Policy::compile(&PolicyConfig { rules, strict: false, ..PolicyConfig::default() }, classifier());
+    assert_eq!(shows(&policy, "tcp", 443, &["a.example"], "none"), None);
+    assert!(!policy.check(&egress("tcp", ADDRESS, 443, &[])).is_allow());
+}
+
+#[test]
+fn every_name_of_a_request_has_to_pass() {
+    let policy = by_hand("allow@a.example,allow@b.example");
+    let pins = [pin("a.example", false), pin("b.example", false), pin("c.example", true)];
+    let Verdict::Pending(_, pending) = policy.check(&egress("tcp", ADDRESS, 80, &pins)) else { panic!() };
+    let [a, b, c] = ["a.example", "b.example", "c.example"].map(|name| name.parse::<DomainName>().unwrap());
+    let check = |names: &[(&DomainName, bool)]| {
+        let names: Vec<ShownName<'_>> =
+            names.iter().map(|(name, pinned)| ShownName { name, pinned: *pinned }).collect();
+        policy.check_flight(&pending, &Flight::Names(&names))
+    };
+    assert!(check(&[(&a, true), (&b, true)]).is_allow());
+    assert!(!check(&[(&a, true), (&b, false)]).is_allow());
+    assert!(!check(&[(&c, false), (&a, true)]).is_allow());
+    let verdict = check(&[(&b, true)]);
+    assert_eq!((verdict.reason().rule, verdict.reason().name.as_ref()), (RuleRef::Rule(1), Some(&b)));
 }
 
 fn classifier() -> Classifier {

@@ -85,7 +85,14 @@ pub(crate) fn ms(milliseconds: u64) -> Duration {
 
 pub(crate) fn allow(destination: Destination) -> Rule {
     let protocols = ProtocolSet::ANY;
-    Rule { action: Action::Allow, direction: Direction::Egress, destination, protocols, ports: Vec::new() }
+    Rule {
+        action: Action::Allow,
+        direction: Direction::Egress,
+        destination,
+        protocols,
+        ports: Vec::new(),
+        opaque: false,
+    }
 }
 
 pub(crate) fn allow_host_port(port: u16) -> Rule {

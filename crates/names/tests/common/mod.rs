@@ -62,7 +62,14 @@ pub fn ip(text: &str) -> IpAddr {
 }
 
 pub fn rule(action: Action, destination: Destination) -> Rule {
-    Rule { action, direction: Direction::Egress, destination, protocols: ProtocolSet::ANY, ports: Vec::new() }
+    Rule {
+        action,
+        direction: Direction::Egress,
+        destination,
+        protocols: ProtocolSet::ANY,
+        ports: Vec::new(),
+        opaque: false,
+    }
 }
 
 pub fn allow_name(text: &str) -> Rule {
@@ -82,11 +89,11 @@ pub fn allow_net(text: &str) -> Rule {
 }
 
 pub fn only(rules: Vec<Rule>) -> PolicyConfig {
-    PolicyConfig { default_egress: Action::Deny, default_ingress: Action::Deny, rules }
+    PolicyConfig { default_ingress: Action::Deny, rules, ..PolicyConfig::default() }
 }
 
 pub fn all_but(rules: Vec<Rule>) -> PolicyConfig {
-    PolicyConfig { default_egress: Action::Allow, default_ingress: Action::Deny, rules }
+    PolicyConfig { default_egress: Action::Allow, default_ingress: Action::Deny, rules, strict: true }
 }
 
 /// A query that a resolver got and has not been told to forget.

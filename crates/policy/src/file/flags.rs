@@ -33,6 +33,8 @@ pub enum FlagItem {
     QueryTimeoutMs(u64),
     /// `--no-dns-rebind-protection`
     NoRebindProtection,
+    /// `--net-strict[=BOOL]`
+    Strict(bool),
     /// `--max-connections`
     MaxConnections(u32),
     /// `--max-udp-connections`
@@ -100,6 +102,7 @@ pub fn from_flags(items: &[FlagItem]) -> Result<NetworkConfig, ConfigErrors> {
                 let timeout = values::timeout(*ms);
                 take(&mut errors, "--dns-query-timeout-ms", timeout, |timeout| config.dns.query_timeout = timeout);
             }
+            FlagItem::Strict(strict) => config.policy.strict = *strict,
             FlagItem::NoRebindProtection => config.dns.rebind_protection = false,
             FlagItem::MaxConnections(bound) => config.limits.max_connections = *bound,
             FlagItem::MaxUdpConnections(bound) => config.limits.max_udp_connections = *bound,
@@ -144,6 +147,7 @@ fn read_file(items: &[FlagItem], config: &mut NetworkConfig, errors: &mut Vec<Co
         | FlagItem::Nameserver(_)
         | FlagItem::QueryTimeoutMs(_)
         | FlagItem::NoRebindProtection
+        | FlagItem::Strict(_)
         | FlagItem::MaxConnections(_)
         | FlagItem::MaxUdpConnections(_)
         | FlagItem::Mtu(_)
@@ -208,6 +212,7 @@ fn finish(flags: Flags, file: Option<Resolved>, config: &mut NetworkConfig, erro
     policy.rules = if no_net { Vec::new() } else { [flags.rules, file_rules, behind].concat() };
     // Flags stand above the file: a profile on the command line brings the interface back.
     config.enabled = enabled && (profile_given || file_enabled != Some(false));
+    policy.strict = config.policy.strict;
     config.policy = policy;
 }
 

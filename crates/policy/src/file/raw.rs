@@ -54,6 +54,8 @@ pub(super) struct RawNetwork {
     pub(super) max_connections: Option<u32>,
     /// UDP mappings at once; 0 for no bound.
     pub(super) max_udp_connections: Option<u32>,
+    /// `false`: what a name allows need not show that name in its first bytes.
+    pub(super) strict: Option<bool>,
     /// How long the gateway waits for a remote to accept a connection.
     pub(super) connect_timeout_ms: Option<u64>,
 
@@ -74,8 +76,6 @@ pub(super) struct RawNetwork {
     #[schemars(skip)]
     pub(super) trust_host_cas: Option<IgnoredAny>,
     #[schemars(skip)]
-    pub(super) strict: Option<IgnoredAny>,
-    #[schemars(skip)]
     pub(super) max_inbound_connections: Option<IgnoredAny>,
 }
 
@@ -90,7 +90,6 @@ pub(super) const UNSUPPORTED: [&[&str]; 2] = [
         "rate_limiter",
         "secrets",
         "trust_host_cas",
-        "strict",
         "max_inbound_connections",
     ],
     &["mac"],
@@ -108,7 +107,6 @@ impl RawNetwork {
             ("rate_limiter", self.rate_limiter.is_some()),
             ("secrets", self.secrets.is_some()),
             ("trust_host_cas", self.trust_host_cas.is_some()),
-            ("strict", self.strict.is_some()),
             ("max_inbound_connections", self.max_inbound_connections.is_some()),
             ("interface.mac", self.interface.as_ref().is_some_and(|interface| interface.mac.is_some())),
         ];
@@ -151,6 +149,9 @@ pub(super) struct RawRule {
     /// Empty for any.
     #[serde(default)]
     pub(super) ports: Vec<RawPort>,
+    /// A rule that allows a name: on ports 80 and 443 protocols that show no name may pass.
+    #[serde(default)]
+    pub(super) opaque: bool,
 }
 
 /// A protocol's name.

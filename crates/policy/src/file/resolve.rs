@@ -64,6 +64,9 @@ pub(super) fn apply(
     if let Some(deny_with) = raw.deny_with {
         config.deny_with = deny_with;
     }
+    if let Some(strict) = raw.strict {
+        config.policy.strict = strict;
+    }
     if let Some(bound) = raw.max_connections {
         config.limits.max_connections = bound;
     }
@@ -195,6 +198,7 @@ fn deny_name(origin: &str, text: &str, kind: DenyName, rules: &mut Vec<Rule>, er
         destination: Destination::Any,
         protocols: ProtocolSet::ANY,
         ports: Vec::new(),
+        opaque: false,
     };
     let parsed = grammar::with_target(rule, &format!("{prefix}{text}"));
     let parsed = parsed.map_err(|grammar::RuleErrors(wrong)| {
@@ -251,7 +255,8 @@ fn read_object(origin: &str, raw: RawRule, rules: &mut Vec<Rule>, errors: &mut V
         Err(error) => return errors.push(error),
     };
     let direction = raw.direction.unwrap_or(Direction::Egress);
-    let rule = Rule { action: raw.action, direction, destination: Destination::Any, protocols, ports };
+    let opaque = raw.opaque;
+    let rule = Rule { action: raw.action, direction, destination: Destination::Any, protocols, ports, opaque };
     match target_text(&raw.destination) {
         Ok(target) => collect(&format!("{origin}.destination"), grammar::with_target(rule, &target), rules, errors),
         Err(message) => errors.push(ConfigError::new(format!("{origin}.destination"), message.0).help(message.1)),

@@ -30,6 +30,9 @@ pub(super) fn rule(rule: &Rule) -> String {
         text.push(':');
         text.push_str(&ports(&rule.ports));
     }
+    if rule.opaque {
+        text.push_str(":opaque");
+    }
     text
 }
 

@@ -102,6 +102,7 @@ fn long(token: Piece<'_>, out: &mut Vec<Rule>) -> Result<(), Problem> {
         Some((action_word, direction_word)) => (action(action_word, token)?, direction(direction_word)?),
         None => (action(left, token)?, Direction::Egress),
     };
+    let (right_side, opaque) = opaque(right_side);
     let (target, rest) = right(right_side, Style::Long)?;
     let (protocol_words, port_words) = match rest.map(|rest| (rest, rest.split_once(':'))) {
         None => (None, None),
@@ -120,7 +121,8 @@ fn long(token: Piece<'_>, out: &mut Vec<Rule>) -> Result<(), Problem> {
         None => Vec::new(),
     };
     let places = Places { token, direction: left, protocols: protocol_words, ports: port_words };
-    push(out, Rule { action, direction, destination: Destination::Any, protocols, ports }, target, &places)
+    let rule = Rule { action, direction, destination: Destination::Any, protocols, ports, opaque };
+    push(out, rule, target, &places)
 }
 
 fn short_token(action: Action, token: Piece<'_>, out: &mut Vec<Rule>) -> Result<(), Problem> {
@@ -133,6 +135,7 @@ fn short_token(action: Action, token: Piece<'_>, out: &mut Vec<Rule>) -> Result<
             format!("a whole rule goes into `--net-rule`; here only the target, as in `--{word} example.org:443`");
         return Err(Problem::new(token, kind).help(help));
     }
+    let (token, opaque) = opaque(token);
     let (target, port_words) = right(token, Style::Short)?;
     let ports = match port_words {
         Some(words) => short_ports(words, word, token)?,
@@ -140,8 +143,16 @@ fn short_token(action: Action, token: Piece<'_>, out: &mut Vec<Rule>) -> Result<
     };
     let protocols = ProtocolSet::default().with(Protocol::Tcp).with(Protocol::Udp);
     let places = Places { token, direction: token, protocols: None, ports: port_words };
-    let rule = Rule { action, direction: Direction::Egress, destination: Destination::Any, protocols, ports };
+    let rule = Rule { action, direction: Direction::Egress, destination: Destination::Any, protocols, ports, opaque };
     push(out, rule, target, &places)
+}
+
+/// The last word of a rule, which stands behind whatever else there is.
+fn opaque(piece: Piece<'_>) -> (Piece<'_>, bool) {
+    match piece.strip_suffix(":opaque") {
+        Some(before) => (before, true),
+        None => (piece, false),
+    }
 }
 
 /// Where the parts of a rule stand, for errors about how they go together.
@@ -167,11 +178,16 @@ fn push(out: &mut Vec<Rule>, mut rule: Rule, target: Target, places: &Places<'_>
             rule_problem::RuleProblem::IcmpIngress => places.direction,
             rule_problem::RuleProblem::IcmpPorts
             | rule_problem::RuleProblem::PortZero
+            | rule_problem::RuleProblem::Opaque
             | rule_problem::RuleProblem::ReversedRange { .. } => places.ports.unwrap_or(places.token),
         };
         return Err(Problem::new(at, Kind::Rule(problem)));
     }
-    out.extend(destinations.into_iter().map(|destination| Rule { destination, ..rule.clone() }));
+    for destination in destinations {
+        let rule = Rule { destination, ..rule.clone() };
+        rule_problem::check_opaque(&rule).map_err(|problem| Problem::new(places.token, Kind::Rule(problem)))?;
+        out.push(rule);
+    }
     Ok(())
 }
 

@@ -37,6 +37,11 @@ impl<'a> Piece<'a> {
         Some(Piece { text, at: self.at + prefix.len() })
     }
 
+    pub(crate) fn strip_suffix(self, suffix: &str) -> Option<Piece<'a>> {
+        let text = self.text.strip_suffix(suffix)?;
+        Some(Piece { text, at: self.at })
+    }
+
     /// Without its first `bytes`, which have to be whole characters.
     pub(crate) fn skip(self, bytes: usize) -> Piece<'a> {
         match self.text.get(bytes..) {

@@ -1,0 +1,89 @@
+//! First flights: what is left to decide about a flow that was opened on the strength of a name, or past one that is denied.
+//!
+//! The bytes are read elsewhere (`cofferdam-flight`): by the shell for TCP, by the mappings for UDP. Here what they show is
+//! brought together with the pins of the moment and put to the policy. Names that passed on a flow are remembered with
+//! it, so that a connection that sends requests for an hour does not depend on how long its pin lives.
+
+use cofferdam_flight::Shown;
+use cofferdam_model::{DomainName, FirstFlight, FlightProtocol, Protocol, Time};
+use cofferdam_policy::{Flight, FlightVerdict, Pending, ShownName};
+
+use crate::api::{FlightAnswer, FlightDenial};
+use crate::context::{About, Context, Ends};
+
+/// Names remembered with a flow: one is usual, and a proxy's connection may carry requests for a few.
+const REMEMBERED: usize = 8;
+
+/// A flow whose flights are looked at.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    pending: Pending,
+    passed: Vec<DomainName>,
+}
+
+impl Watch {
+    pub(crate) fn new(pending: Pending) -> Watch {
+        Watch { pending, passed: Vec::new() }
+    }
+
+    /// Puts what a flow shows to the policy. A denial is reported.
+    pub(crate) fn check(
+        &mut self,
+        cx: &mut Context,
+        now: Time,
+        protocol: Protocol,
+        ends: Ends,
+        shown: &Shown,
+    ) -> FlightAnswer {
+        let peer = ends.remote.ip();
+        let pinned = |name: &DomainName| self.passed.contains(name) || cx.pins.is_pinned(now, name, peer);
+        let names: Vec<ShownName<'_>> =
+            shown.names().iter().map(|name| ShownName { name, pinned: pinned(name) }).collect();
+        let flight = match shown {
+            Shown::Tls { .. } | Shown::Quic { .. } | Shown::Http { .. } => Flight::Names(&names),
+            Shown::Unreadable { .. } | Shown::Unfinished => Flight::Unreadable,
+            Shown::Other => Flight::Other,
+        };
+        match cx.policy.check_flight(&self.pending, &flight) {
+            FlightVerdict::Allow(_) => {
+                for name in names.iter().filter(|name| name.pinned) {
+                    if self.passed.len() < REMEMBERED && !self.passed.contains(name.name) {
+                        self.passed.push(name.name.clone());
+                    }
+                }
+                FlightAnswer::Pass
+            }
+            FlightVerdict::Deny(denial) => {
+                let domain = shown.names().iter().find(|name| Some(*name) == denial.reason().name.as_ref());
+                let domain = domain.or_else(|| names.iter().find(|name| !name.pinned).map(|name| name.name));
+                let domain = domain.or_else(|| shown.names().first()).cloned();
+                let about = About::of_flight(denial.reason().clone(), cx.names_of(now, peer), in_event(shown));
+                let rule = cx.policy.rule_text(denial.reason().rule).text;
+                let decision = cx.report_denied(now, protocol, ends, &about);
+                FlightAnswer::Deny(FlightDenial { decision, domain, rule })
+            }
+        }
+    }
+}
+
+/// A flow about which nothing is known: it is not one to ask about.
+pub(crate) fn unknown() -> FlightAnswer {
+    FlightAnswer::Deny(FlightDenial { decision: None, domain: None, rule: String::new() })
+}
+
+/// What a flow showed, as events tell it.
+fn in_event(shown: &Shown) -> FirstFlight {
+    use cofferdam_flight::Protocol::{Http, Quic, Tls};
+    let protocol = match (shown, shown.protocol()) {
+        (_, Some(Tls)) => FlightProtocol::Tls,
+        (_, Some(Http)) => FlightProtocol::Http,
+        (_, Some(Quic)) => FlightProtocol::Quic,
+        (Shown::Unfinished, None) => FlightProtocol::Unfinished,
+        (_, None) => FlightProtocol::Other,
+    };
+    let doubt = match shown {
+        Shown::Unreadable { doubt, .. } => Some(doubt.to_string()),
+        Shown::Tls { .. } | Shown::Quic { .. } | Shown::Http { .. } | Shown::Other | Shown::Unfinished => None,
+    };
+    FirstFlight { protocol, names: shown.names().iter().map(DomainName::to_string).collect(), doubt }
+}
