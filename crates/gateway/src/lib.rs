@@ -5,6 +5,7 @@
 //! the listeners, gives up everything else, and moves what the gate tells it to move. It decides nothing itself.
 
 mod anchors;
+mod check;
 mod clock;
 mod config;
 mod dial;
@@ -12,6 +13,7 @@ mod dns;
 mod echo;
 mod errno;
 mod events;
+mod farewell;
 mod hash;
 mod machine;
 mod netns;

@@ -30,6 +30,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown};
 use rustix::pipe::{PipeFlags, SpliceFlags};
 
+use crate::check::HandOver;
 use crate::hash::FlowHash;
 use crate::poller::{Poller, Ready, Token, Watch};
 
@@ -182,6 +183,29 @@ impl Relay {
         flow.down.source_ends = remote_watched;
         self.flows.insert(id, flow);
         Ok(if remote_watched { self.pump(poller, id) } else { None })
+    }
+
+    /// Takes over a flow that was looked at; whatever its sockets are ready for was announced before.
+    pub(crate) fn adopt(&mut self, poller: &Poller, id: FlowId, handed: HandOver) -> Option<Ended> {
+        let HandOver { guest, remote, counters, guest_ended, remote_ended } = handed;
+        let lane = |bytes, ended| Lane {
+            source_ready: true,
+            destination_ready: true,
+            source_ends: true,
+            ended,
+            bytes,
+            ..Lane::default()
+        };
+        let flow = Flow {
+            guest: Socket { fd: guest, writes_watched: true },
+            remote: Socket { fd: remote, writes_watched: true },
+            up: lane(counters.bytes_out, guest_ended),
+            down: lane(counters.bytes_in, remote_ended),
+            first_end: None,
+            hungry: false,
+        };
+        self.flows.insert(id, flow);
+        self.pump(poller, id)
     }
 
     /// A socket of the flow became ready.

@@ -15,6 +15,7 @@ use cofferdam_names::{Families, Reach, Rebinding, Resolver, ResolverConfig, Upst
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
 
+use crate::check::{Checks, Outcome};
 use crate::clock::Clock;
 use crate::config::{Channels, DnsUpstream, DnsWay, GatewayConfig};
 use crate::dial::{Dials, Progress};
@@ -90,6 +91,7 @@ struct Gateway {
     listeners: Vec<OwnedFd>,
     gate: Gate,
     dials: Dials,
+    checks: Checks,
     relay: Relay,
     udp: Udp,
     echo: Echo,
@@ -191,6 +193,7 @@ impl Gateway {
             listeners: fds.listeners,
             gate: Gate::new(gate_config(&config, descriptors), Arc::clone(&config.policy)),
             dials: Dials::default(),
+            checks: Checks::new(),
             relay: Relay::new(),
             udp: Udp::new(),
             echo: Echo::new(),
@@ -227,6 +230,10 @@ impl Gateway {
                 self.dispatch(now, token, ready);
             }
             self.little &= self.packets <= LITTLE_PACKETS && !self.relay.take_bulk();
+            for flow in self.checks.take_hungry() {
+                let outcome = self.checks.pump(&mut |flow, shown| self.gate.handle_flight(now, flow, shown), now, flow);
+                self.checked(now, outcome);
+            }
             self.relay.feed(&self.poller, &mut ended);
             for ended in ended.drain(..) {
                 self.closed(now, ended);
@@ -239,7 +246,8 @@ impl Gateway {
             self.events.flush(now);
         }
         let now = self.clock.now();
-        for ended in self.relay.reset_all(CloseReason::Shutdown) {
+        let checked = self.checks.reset_all(now, CloseReason::Shutdown);
+        for ended in checked.into_iter().chain(self.relay.reset_all(CloseReason::Shutdown)) {
             self.closed(now, ended);
         }
         self.gate.handle_shutdown(now);
@@ -273,16 +281,23 @@ impl Gateway {
     }
 
     fn timeout(&self) -> Option<std::time::Duration> {
-        if self.relay.is_hungry() || self.dns.is_hungry() {
+        if self.relay.is_hungry() || self.checks.is_hungry() || self.dns.is_hungry() {
             return Some(std::time::Duration::ZERO);
         }
-        let next = [self.gate.poll_timeout(), self.dns.poll_timeout()].into_iter().flatten().min()?;
+        let timeouts = [self.gate.poll_timeout(), self.dns.poll_timeout(), self.checks.poll_timeout()];
+        let next = timeouts.into_iter().flatten().min()?;
         Some(next.since(self.clock.now()))
     }
 
     fn time_out(&mut self, now: Time) {
         if self.gate.poll_timeout().is_some_and(|at| at <= now) {
             self.gate.handle_timeout(now);
+            self.drain(now);
+        }
+        while let Some(outcome) =
+            self.checks.handle_timeout(&mut |flow, shown| self.gate.handle_flight(now, flow, shown), now)
+        {
+            self.checked(now, outcome);
             self.drain(now);
         }
         if self.dns.poll_timeout().is_some_and(|at| at <= now) {
@@ -404,7 +419,11 @@ impl Gateway {
             }
             Output::CloseEcho { flow } => self.echo.close(flow),
             Output::Dns { query, message } => self.dns.handle_datagram(now, query, &message),
-            Output::CloseFlow { flow } => match self.relay.reset(flow, CloseReason::Policy) {
+            Output::CloseFlow { flow } => match self
+                .relay
+                .reset(flow, CloseReason::Policy)
+                .or_else(|| self.checks.reset(now, flow, CloseReason::Policy))
+            {
                 Some(ended) => self.closed(now, ended),
                 None => self.dns.close_flow(&mut self.gate, now, flow),
             },
@@ -464,6 +483,23 @@ impl Gateway {
                     }
                 }
             }
+            Some(Accepted::Check(flow)) => {
+                let inserted = match self.dials.take(flow) {
+                    Some((dialed, watched)) => self.checks.insert(&self.poller, flow, socket, dialed, watched),
+                    None => Err(socket),
+                };
+                match inserted {
+                    Ok(()) => {
+                        let outcome =
+                            self.checks.pump(&mut |flow, shown| self.gate.handle_flight(now, flow, shown), now, flow);
+                        self.checked(now, outcome);
+                    }
+                    Err(socket) => {
+                        refuse(&socket);
+                        self.gate.handle_closed(now, flow, CloseReason::Error, Default::default());
+                    }
+                }
+            }
             Some(Accepted::Dns(flow)) => {
                 let connection = (flow, socket, canonical(remote));
                 if !self.dns.handle_accepted(&self.poller, &mut self.gate, now, connection) {
@@ -487,8 +523,24 @@ impl Gateway {
     }
 
     fn relayed(&mut self, now: Time, flow: FlowId, side: Side, ready: Ready) {
+        let ask = &mut |flow, shown: &_| self.gate.handle_flight(now, flow, shown);
+        if let Some(outcome) = self.checks.handle_ready(ask, now, flow, side, ready) {
+            return self.checked(now, outcome);
+        }
         if let Some(ended) = self.relay.handle_ready(&self.poller, flow, side, ready) {
             self.closed(now, ended);
+        }
+    }
+
+    fn checked(&mut self, now: Time, outcome: Outcome) {
+        match outcome {
+            Outcome::Waiting => {}
+            Outcome::Ended(ended) => self.closed(now, ended),
+            Outcome::Free(flow, handed) => {
+                if let Some(ended) = self.relay.adopt(&self.poller, flow, handed) {
+                    self.closed(now, ended);
+                }
+            }
         }
     }
 
