@@ -11,7 +11,8 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 
 use cofferdam_model::{
-    Action, Direction, DropReason, Event, EventBody, Group, LimitKind, Protocol, RuleText, Withheld,
+    Action, Direction, DropReason, Event, EventBody, FirstFlight, FlightProtocol, Group, LimitKind, Protocol, RuleText,
+    Withheld,
 };
 use cofferdam_policy::BuiltIn;
 
@@ -103,6 +104,8 @@ struct Denied {
     /// An address that stood behind the name, for targets that only a rule by address opens.
     address: Option<IpAddr>,
     first_decision: Option<String>,
+    /// What the first of them showed, when it was denied for that and showed no name.
+    nameless: Option<FlightProtocol>,
 }
 
 /// One group of denials, as data: the form of `--json-summary`.
@@ -136,9 +139,12 @@ impl Summary {
     /// Counts one event.
     pub fn record(&mut self, event: &Event) {
         match &event.body {
-            EventBody::FlowDenied { decision, direction, protocol, guest, remote, group, names, rule, .. } => {
+            EventBody::FlowDenied { decision, direction, protocol, guest, remote, group, names, rule, shown } => {
                 self.totals.flows_denied += 1;
-                let flow = DeniedFlow { decision, direction: *direction, protocol: *protocol, guest: *guest };
+                let shown = shown.as_ref();
+                let flow = DeniedFlow { decision, direction: *direction, protocol: *protocol, guest: *guest, shown };
+                // What was shown is what was denied, and not the name that the address was pinned for.
+                let names = shown.map(|shown| &shown.names).filter(|shown| !shown.is_empty()).unwrap_or(names);
                 self.deny_flow(&flow, *remote, *group, names, rule);
             }
             EventBody::DnsQuery { name, qtype, verdict, rule, decision, withheld, count, .. } => {
@@ -303,6 +309,9 @@ impl Summary {
         denied.group.get_or_insert(group);
         denied.address.get_or_insert(address);
         denied.first_decision.get_or_insert_with(|| flow.decision.clone());
+        if let Some(shown) = flow.shown.filter(|shown| shown.names.is_empty()) {
+            denied.nameless.get_or_insert(shown.protocol);
+        }
         match flow.protocol {
             Protocol::Tcp => denied.tcp += 1,
             Protocol::Udp => denied.udp += 1,
@@ -388,7 +397,7 @@ impl Summary {
             Service::Port(_) | Service::Lookup if self.advice.allow_changes_default => {
                 format!("--net-rule {}", quoted(&rule("", &destination, denied, key.service)))
             }
-            Service::Port(port) => format!("--allow {}", quoted(&format!("{destination}:{port}"))),
+            Service::Port(port) => format!("--allow {}", quoted(&format!("{destination}:{port}{}", denied.opaque()))),
             Service::Lookup => format!("--allow {}", quoted(&destination)),
         };
         Some(format!("{flag}{place}"))
@@ -398,6 +407,10 @@ impl Summary {
     fn destination(&self, key: &Key, denied: &Denied) -> String {
         match (&key.target, denied.group, denied.address) {
             (Target::Gateway, _, _) => "host".to_owned(),
+            // What should have shown a name and showed none is opened by its address alone.
+            (Target::Name(_), _, Some(address)) if denied.nameless.is_some() && denied.opaque().is_empty() => {
+                bracketed(address)
+            }
             // A rule by name opens public addresses alone; anything else needs its address.
             (Target::Name(_), Some(group), Some(address)) if group != Group::Public => bracketed(address),
             (Target::Name(name), _, _) => destination_name(name),
@@ -421,6 +434,7 @@ struct DeniedFlow<'a> {
     direction: Direction,
     protocol: Protocol,
     guest: SocketAddr,
+    shown: Option<&'a FirstFlight>,
 }
 
 impl Denied {
@@ -434,7 +448,14 @@ impl Denied {
             group: None,
             address: None,
             first_decision: None,
+            nameless: None,
         }
+    }
+
+    /// The end of a rule for a protocol without names.
+    fn opaque(&self) -> &'static str {
+        let other = self.nameless == Some(FlightProtocol::Other);
+        if other && self.group == Some(Group::Public) { ":opaque" } else { "" }
     }
 
     fn count(&self) -> u64 {
@@ -487,7 +508,7 @@ fn rule(direction: &str, destination: &str, denied: &Denied, service: Service) -
         (true, true) | (false, false) => "tcp+udp",
     };
     match service {
-        Service::Port(port) => format!("allow{direction}@{destination}:{protocols}:{port}"),
+        Service::Port(port) => format!("allow{direction}@{destination}:{protocols}:{port}{}", denied.opaque()),
         Service::Ping => format!("allow{direction}@{destination}:icmp"),
         Service::Lookup => format!("allow{direction}@{destination}"),
     }
@@ -593,6 +614,25 @@ mod tests {
         summary.record(&flow("[2606:4700::1]:443", &[], Group::Public, default_deny()));
         let text = summary.render(Detail::Denials);
         assert_eq!(text, "blocked  [2606:4700::1]:443  ×1  default egress deny   → --allow '[2606:4700::1]:443'\n");
+    }
+
+    #[test]
+    fn what_was_shown_is_what_has_to_be_allowed() {
+        for (protocol, names, target, remedy) in [
+            (FlightProtocol::Tls, vec!["b.example"], "b.example", "--allow b.example:443"),
+            (FlightProtocol::Other, vec![], "a.example", "--allow a.example:443:opaque"),
+            (FlightProtocol::Tls, vec![], "a.example", "--allow 8.8.8.8:443"),
+        ] {
+            let mut summary = Summary::new(listed());
+            let mut denied = flow("8.8.8.8:443", &["a.example"], Group::Public, default_deny());
+            if let EventBody::FlowDenied { shown, .. } = &mut denied.body {
+                let names = names.iter().map(|name| (*name).to_owned()).collect();
+                *shown = Some(FirstFlight { protocol, names, doubt: None });
+            }
+            summary.record(&denied);
+            let row = summary.denied().remove(0);
+            assert_eq!((row.target.as_str(), row.allow_with.as_deref()), (target, Some(remedy)));
+        }
     }
 
     #[test]

@@ -163,10 +163,9 @@ fn send(world: &mut World, family: Family, payload: &[u8]) -> Vec<Output> {
 }
 
 fn sent(outputs: &[Output]) -> Vec<&[u8]> {
-    let payload = |output| match output {
-        &Output::SendUdp { ref payload, .. } => Some(&payload[..]),
-        _ => None,
-    };
+    fn payload(output: &Output) -> Option<&[u8]> {
+        if let Output::SendUdp { payload, .. } = output { Some(payload) } else { None }
+    }
     outputs.iter().filter_map(payload).collect()
 }
 

@@ -209,8 +209,10 @@ impl Checks {
         match over {
             Over::Reset(side) => {
                 if side == Side::Remote {
-                    // What it said before it was reset is still to be read.
-                    let _ = checked.pump_down(&mut self.buffer, &mut TURN.clone());
+                    // What it said before it was reset is still to be read. The reset is the end of it, and not a FIN.
+                    checked.guest.shut = true;
+                    let mut budget = TURN;
+                    let _ = checked.pump_down(&mut self.buffer, &mut budget);
                 }
                 reset(&checked.guest.socket);
                 reset(&checked.remote.socket);
@@ -719,7 +721,10 @@ mod tests {
         let head = format!("PUT / HTTP/1.1\r\nHost: good.example\r\nContent-Length: {}\r\n\r\n", body.len());
         let up = [head.as_bytes(), &body, GOOD].concat();
         let (mut sent, mut got, mut answered, mut answer) = (0, Vec::new(), 0, Vec::new());
-        while got.len() < up.len() || answer.len() < body.len() {
+        for round in 0.. {
+            if got.len() == up.len() && answer.len() == body.len() {
+                break;
+            }
             sent += world.guest.write(&up[sent..]).unwrap_or(0);
             answered += world.remote.write(&body[answered..]).unwrap_or(0);
             world.settle();
@@ -727,7 +732,8 @@ mod tests {
             assert!(
                 checked.held.len() + checked.remote.queue.len() <= 2 * LIMIT && checked.guest.queue.len() <= BUFFER
             );
-            if sent > 4 << 20 {
+            // Nobody reads at first, and everything comes to rest.
+            if round > 20 {
                 got.extend(heard(&world.remote).0);
                 answer.extend(heard(&world.guest).0);
             }
@@ -782,7 +788,7 @@ mod tests {
             peers.push(near);
         }
         assert_eq!((checks.parting.len(), checks.deadlines.len()), (MAX_PARTING, MAX_PARTING));
-        assert_eq!(heard(&peers[0]).1, Some(Err(ErrorKind::ConnectionReset)));
+        assert!(!checks.parting.contains_key(&FlowId(4)) && checks.parting.contains_key(&FlowId(5)));
         assert_eq!(heard(&peers[5]), (b"bye".to_vec(), Some(Ok(()))));
     }
 }
