@@ -44,7 +44,8 @@ fn denied_is_another_host_in_a_request_and_the_answer_says_why() {
 fn denied_is_another_name_in_a_handshake_and_the_alert_says_so() {
     for family in Family::BOTH {
         for version in ["--http1.1", "--http2", "--tls-max 1.2"] {
-            let script = format!("to {version} https://web.wall-test.com/who; to {version} https://git.wall-test.com/who");
+            let script =
+                format!("to {version} https://web.wall-test.com/who; to {version} https://git.wall-test.com/who");
             let ran = curl(ALLOWED, family, &script);
             ran.exits(35).says("web.wall-test.com").never_says("git.wall-test.com");
             assert!(ran.stderr().to_lowercase().contains("access denied"), "{ran}");
@@ -156,17 +157,26 @@ fn denied_by_name_is_denied_at_an_address_that_was_never_looked_up() {
         for (name, status) in [("git", 35), ("web", 0)] {
             let url = format!("https://{name}.wall-test.com/who");
             let to = format!("::{address}:");
-            let ran = World::shared()
-                .sandbox()
-                .flags("--net public --deny git.wall-test.com")
-                .run(&["curl", "-sS", "--cacert", "ca.pem", "--connect-to", &to, &url]);
+            let ran = World::shared().sandbox().flags("--net public --deny git.wall-test.com").run(&[
+                "curl",
+                "-sS",
+                "--cacert",
+                "ca.pem",
+                "--connect-to",
+                &to,
+                &url,
+            ]);
             ran.exits(status);
         }
         let to = format!("::{address}:");
-        let ran = World::shared()
-            .sandbox()
-            .flags("--net public --deny *.git.wall-test.com")
-            .run(&["curl", "-sS", "-i", "--connect-to", &to, "http://x.git.wall-test.com/who"]);
+        let ran = World::shared().sandbox().flags("--net public --deny *.git.wall-test.com").run(&[
+            "curl",
+            "-sS",
+            "-i",
+            "--connect-to",
+            &to,
+            "http://x.git.wall-test.com/who",
+        ]);
         ran.exits(0).says("403 Forbidden").says("deny@*.git.wall-test.com");
     }
 }
