@@ -35,9 +35,10 @@ pub(crate) fn classify(bytes: &[u8], ended: bool) -> Class {
     let line = bytes.get(start..).unwrap_or_default();
     let end = line.iter().position(|byte| *byte == b'\n');
     let (line, whole) = (line.get(..end.unwrap_or(line.len())).unwrap_or_default(), end.is_some() || ended);
-    if !line.first().is_some_and(|byte| is_token(*byte))
-        || line.iter().any(|byte| byte.is_ascii_control() && !is_blank(*byte))
-    {
+    // What stands behind a byte that is no text is not looked at, so that it does not matter how the bytes were cut.
+    let text = line.iter().position(|byte| byte.is_ascii_control() && !is_blank(*byte));
+    let (line, whole) = (line.get(..text.unwrap_or(line.len())).unwrap_or_default(), whole || text.is_some());
+    if !line.first().is_some_and(|byte| is_token(*byte)) {
         return Class::Other;
     }
     if has_version(line) || (whole && is_simple_request(line)) {

@@ -181,6 +181,13 @@ fn an_upgrade_hides_no_request() {
     assert_eq!(ran.shown[1].names(), ["c.example".parse().unwrap()]);
 }
 
+/// Found by fuzzing: whole it was taken for another protocol, in pieces for a request.
+#[test]
+fn what_looks_like_a_request_is_one_whatever_follows_in_its_line() {
+    let ran = every_way(b"GET / HTTP/1.1\rjunk\x00GET / HTTP/1.1\r\nHost: a.example\r\n\r\n");
+    assert_eq!(ran.shown, [unreadable(Doubt::Malformed)]);
+}
+
 #[test]
 fn other_protocols_are_told_at_once_or_at_the_end_of_their_first_line() {
     for bytes in [
