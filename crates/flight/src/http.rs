@@ -160,6 +160,10 @@ fn names(target: &str, connect: bool, minor: u8, fields: &Fields<'_>) -> Result<
         // Neither origin, absolute, authority nor asterisk form (RFC 9112 §3.2).
         None => return Err(Doubt::Malformed),
     };
+    // A name beside an address, or beside nothing: which of the two counts is the server's to say.
+    if authority.is_some() && !fields.hosts.is_empty() && host.is_some() != in_target.is_some() {
+        return Err(Doubt::Host);
+    }
     let mut names: Vec<DomainName> = host.into_iter().chain(in_target).collect();
     names.dedup();
     Ok(names)

@@ -58,7 +58,7 @@ pub enum Doubt {
     Malformed,
     #[error("its name is not one host name")]
     Name,
-    #[error("the request has no Host header, or several")]
+    #[error("the request has no Host header, several, or one that contradicts its target")]
     Host,
     #[error("the length of the request's body is in doubt")]
     Framing,

@@ -57,6 +57,7 @@ fn addresses_and_nothing_are_no_names() {
         "GET / HTTP/1.1\r\nHost: [2001:db8::1]:80\r\n\r\n",
         "GET / HTTP/1.1\r\nHost:\r\n\r\n",
         "GET / HTTP/1.0\r\n\r\n",
+        "GET http://192.0.2.1/ HTTP/1.1\r\nHost: 192.0.2.1\r\n\r\n",
     ] {
         assert_eq!(every_way(text.as_bytes()).shown, [http(&[])], "{text}");
     }
@@ -75,6 +76,9 @@ fn what_servers_read_in_two_ways_is_refused() {
         ("GET / HTTP/1.1\r\nHost: a.example:80x\r\n\r\n".to_owned(), Doubt::Name),
         ("GET / HTTP/1.1\r\nHost: [::1\r\n\r\n".to_owned(), Doubt::Name),
         ("GET http://u:p@a.example/ HTTP/1.1\r\nHost: a.example\r\n\r\n".to_owned(), Doubt::Name),
+        (format!("GET http://192.0.2.1/ HTTP/1.1\r\n{host}\r\n"), Doubt::Host),
+        (format!("CONNECT 192.0.2.1:443 HTTP/1.1\r\n{host}\r\n"), Doubt::Host),
+        ("GET http://a.example/ HTTP/1.1\r\nHost:\r\n\r\n".to_owned(), Doubt::Host),
         (format!("GET x HTTP/1.1\r\n{host}\r\n"), Doubt::Malformed),
         (format!("GET / HTTP/1.1\r\nHost : b.example\r\n{host}\r\n"), Doubt::Malformed),
         (format!("GET / HTTP/1.1\r\n Host: b.example\r\n{host}\r\n"), Doubt::Malformed),
