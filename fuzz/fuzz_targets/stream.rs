@@ -31,7 +31,7 @@ fn run(pieces: &[&[u8]], ended: bool) -> Vec<Shown> {
                     assert!(held.len() < LIMIT);
                     break;
                 }
-                Look::Free => return shown,
+                Look::Free | Look::Upgraded => return shown,
                 Look::Pass(length) => {
                     assert!(length > 0);
                     length

@@ -12,9 +12,9 @@
 //! | Request | a request's head                       | ask about its head | Body    |
 //! | Free    | anything                               | free               | Free    |
 //!
-//! After an Upgrade what is neither TLS nor HTTP is free without a question: the request named the server, and which
-//! protocol the two agreed on is theirs. HTTP/1 goes on being read whatever the server answered, so that an Upgrade that
-//! was not taken hides no request.
+//! After an Upgrade what is neither TLS nor HTTP is free without a question when the server has taken it: the request named
+//! the server, and which protocol the two agreed on is theirs. HTTP/1 goes on being read whatever the server answered, so
+//! that an Upgrade that was not taken hides no request.
 
 use crate::chunked::Chunked;
 use crate::classify::{Class, classify};
@@ -36,6 +36,9 @@ pub enum Look {
     Ask { shown: Shown, length: usize },
     /// The first so many bytes, at least one, may go on.
     Pass(usize),
+    /// Everything may go on from here, unread, if the server has taken the Upgrade that was last asked for: it has answered
+    /// with 101. If it has not answered yet, nothing may go on; if it has answered otherwise, this is in doubt.
+    Upgraded,
     /// Everything may go on from here, unread.
     Free,
 }
@@ -121,10 +124,7 @@ impl GuestStream {
             Class::More => None,
             Class::Http => return self.look_head(held, ended),
             Class::Tls => tls::look(held),
-            Class::Other if upgraded => {
-                self.state = State::Free;
-                return Look::Free;
-            }
+            Class::Other if upgraded => return Look::Upgraded,
             Class::Other => Some(Shown::Other),
         };
         let protocol = if class == Class::Tls { Protocol::Tls } else { Protocol::Http };
@@ -160,6 +160,16 @@ impl GuestStream {
             Ok(None) if held.len() >= LIMIT => doubtful(Protocol::Http, Doubt::TooLong, held),
             Ok(None) => Look::More,
             Err(doubt) => doubtful(Protocol::Http, doubt, held),
+        }
+    }
+
+    /// Whether the request that was last asked about wants another protocol after it.
+    #[must_use]
+    pub fn is_upgrading(&self) -> bool {
+        match self.state {
+            State::Length { after, .. } | State::Chunked { after, .. } => after == After::Upgrade,
+            State::First { upgraded } => upgraded,
+            State::Request | State::Free => false,
         }
     }
 

@@ -22,7 +22,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use cofferdam_flight::{GuestStream, LIMIT, Look, Shown};
+use cofferdam_flight::{Doubt, GuestStream, LIMIT, Look, Protocol, Shown};
 use cofferdam_gate::{FlightAnswer, FlightDenial};
 use cofferdam_model::{CloseReason, FlowCounters, FlowId, Time};
 use rustix::io::Errno;
@@ -37,6 +37,8 @@ use crate::relay::{Ended, Side};
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Read from the remote at once.
 const BUFFER: usize = 64 * 1024;
+/// How a server's answer begins that has taken an Upgrade (RFC 9110 §15.2.2).
+const SWITCHING: &[u8] = b"HTTP/1.1 101";
 /// Bytes of one flow and direction before others have their turn.
 const TURN: usize = 4 * BUFFER;
 /// Sockets whose last word was said; beyond, the oldest is reset.
@@ -84,6 +86,8 @@ struct Checked {
     held: Vec<u8>,
     /// Everything may go on.
     free: bool,
+    /// The start of what the remote has said since it was asked for another protocol.
+    answer: Option<Vec<u8>>,
     due: Option<Time>,
     /// Something of the guest went on since the flow was last pumped: what is held is not what was held then.
     progress: bool,
@@ -146,6 +150,7 @@ impl Checks {
             stream: GuestStream::new(),
             held: Vec::new(),
             free: false,
+            answer: None,
             due: None,
             progress: false,
             counters: FlowCounters::default(),
@@ -367,10 +372,28 @@ impl Checked {
                     continue;
                 }
                 Look::Ask { shown, length } => match ask(id, &shown) {
-                    FlightAnswer::Pass => length,
+                    FlightAnswer::Pass => {
+                        self.answer = self.stream.is_upgrading().then(Vec::new);
+                        length
+                    }
                     FlightAnswer::Deny(denial) => return Err(Over::Denied(shown, denial)),
                 },
                 Look::Pass(length) => length,
+                Look::Upgraded => match self.took_upgrade() {
+                    Some(true) => {
+                        self.free = true;
+                        self.held.len()
+                    }
+                    Some(false) => {
+                        let shown = Shown::Unreadable { protocol: Protocol::Http, doubt: Doubt::Malformed };
+                        match ask(id, &shown) {
+                            FlightAnswer::Deny(denial) => return Err(Over::Denied(shown, denial)),
+                            // Nothing lets doubt go on; if something did, the flow ends all the same.
+                            FlightAnswer::Pass => return Err(Over::Reset(Side::Guest)),
+                        }
+                    }
+                    None => return Ok(()),
+                },
                 Look::Free => {
                     self.free = true;
                     self.held.len()
@@ -380,6 +403,16 @@ impl Checked {
             self.progress = true;
             self.remote.queue.extend(self.held.drain(..length));
             self.counters.bytes_out = self.counters.bytes_out.saturating_add(length as u64);
+        }
+    }
+
+    /// Whether the remote has taken the Upgrade it was asked for. `None`: it has not answered.
+    fn took_upgrade(&self) -> Option<bool> {
+        let answer = self.answer.as_deref().unwrap_or_default();
+        match answer.get(..SWITCHING.len()) {
+            Some(start) => Some(start == SWITCHING),
+            None if self.remote.ended => Some(false),
+            None => None,
         }
     }
 
@@ -421,7 +454,12 @@ impl Checked {
                 Ok((n, _)) => {
                     *budget = budget.saturating_sub(n);
                     self.counters.bytes_in = self.counters.bytes_in.saturating_add(n as u64);
-                    self.guest.queue.extend_from_slice(buffer.get(..n).unwrap_or_default());
+                    let said = buffer.get(..n).unwrap_or_default();
+                    if let Some(answer) = &mut self.answer {
+                        let missing = SWITCHING.len().saturating_sub(answer.len());
+                        answer.extend_from_slice(said.get(..missing.min(n)).unwrap_or_default());
+                    }
+                    self.guest.queue.extend_from_slice(said);
                 }
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => self.remote.readable = false,
@@ -672,6 +710,33 @@ mod tests {
         world.say(&[GOOD, EVIL, GOOD].concat());
         assert_eq!(world.asked.len(), 2);
         assert_eq!(world.ended.unwrap().by, CloseReason::Policy);
+    }
+
+    #[test]
+    fn another_protocol_passes_when_the_server_has_taken_it() {
+        let upgrade = b"GET / HTTP/1.1\r\nHost: good.example\r\nUpgrade: websocket\r\n\r\n";
+        let frame = [0x81, 0x80, 1, 2, 3, 4];
+        for (answer, taken) in
+            [(&b"HTTP/1.1 101 Yes\r\n\r\n"[..], true), (b"HTTP/1.1 200 OK\r\n\r\nHTTP/1.1 101", false)]
+        {
+            let mut world = World::new();
+            world.say(&[&upgrade[..], &frame].concat());
+            assert_eq!(heard(&world.remote), (upgrade.to_vec(), None));
+            for byte in answer {
+                world.remote.write_all(&[*byte]).unwrap();
+                world.settle();
+                if !taken && world.ended.is_some() {
+                    break;
+                }
+            }
+            assert_eq!(world.free.is_some(), taken);
+            assert_eq!(world.ended.map(|ended| ended.by), (!taken).then_some(CloseReason::Policy));
+            assert_eq!(heard(&world.remote).0, if taken { &frame[..] } else { b"" });
+        }
+        // A request after one that was not taken is a request.
+        let mut world = World::new();
+        world.say(&[&upgrade[..], EVIL].concat());
+        assert_eq!((world.asked.len(), world.ended.unwrap().by), (2, CloseReason::Policy));
     }
 
     #[test]

@@ -55,9 +55,14 @@ pub(crate) struct Ran {
 pub(crate) fn run(pieces: &[&[u8]], ended: bool) -> Ran {
     let mut stream = GuestStream::new();
     let mut ran = Ran::default();
+    let mut free = false;
     for (at, piece) in pieces.iter().enumerate() {
         ran.held.extend_from_slice(piece);
         let last = ended && at + 1 == pieces.len();
+        if free {
+            ran.passed.append(&mut ran.held);
+            continue;
+        }
         loop {
             let length = match stream.look(&ran.held, last) {
                 Look::More => {
@@ -76,10 +81,16 @@ pub(crate) fn run(pieces: &[&[u8]], ended: bool) -> Ran {
                     assert!(length > 0);
                     length
                 }
+                // As if the server had taken it.
+                Look::Upgraded => {
+                    assert!(stream.is_upgrading());
+                    free = true;
+                    ran.held.len()
+                }
                 Look::Free => ran.held.len(),
             };
             ran.passed.extend(ran.held.drain(..length));
-            if ran.held.is_empty() {
+            if ran.held.is_empty() || free {
                 break;
             }
         }
