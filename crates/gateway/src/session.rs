@@ -280,10 +280,9 @@ impl Connection {
             };
             let before = replies.len();
             let outcome = self.session.handle_input(buffer.get(..read).unwrap_or_default(), replies);
-            if replies.len() > before {
-                self.has_answered = true;
-                self.due = (!self.session.is_idle()).then_some(now + PATIENCE);
-            }
+            self.has_answered |= replies.len() > before;
+            // Answers that nobody waits for any more are a sign of life, too.
+            self.due = (!self.session.is_idle()).then_some(now + PATIENCE);
             outcome.map_err(|_| Ended)?;
         }
     }
