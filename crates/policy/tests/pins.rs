@@ -55,11 +55,11 @@ fn names_of_demoted_addresses_count_as_aliases_until_they_are_asked_for_again() 
     }
     pins.insert(at(0), &name("a.example"), false, address(2), 100 * SECOND).unwrap();
     pins.demote(at(1), |other| other == address(1));
-    assert_eq!(names(&pins, at(1), 1), ["b.example (alias)", "a.example (alias)"]);
+    assert_eq!(names(&pins, at(1), 1), ["a.example (alias)", "b.example (alias)"]);
     assert_eq!(names(&pins, at(1), 2), ["a.example"]);
     assert_eq!(pins.len(), 3);
     pins.insert(at(2), &name("a.example"), false, address(1), SECOND).unwrap();
-    assert_eq!(names(&pins, at(99), 1), ["b.example (alias)", "a.example (alias)"]);
+    assert_eq!(names(&pins, at(99), 1), ["a.example (alias)", "b.example (alias)"]);
     assert_eq!(names(&pins, at(100), 1), [] as [&str; 0], "they live no longer than before");
 }
 
