@@ -10,7 +10,8 @@
 #[path = "../../crates/gate/tests/common/mod.rs"]
 mod common;
 
-use cofferdam_gate::{Accepted, DialError, EchoError, Offload, Output, PartialChecksum, UdpError};
+use cofferdam_flight::Shown;
+use cofferdam_gate::{Accepted, DialError, EchoError, FlightAnswer, Offload, Output, PartialChecksum, UdpError};
 use cofferdam_model::{CloseReason, FlowCounters, FlowId};
 use common::observer::Observer;
 use common::packet::{self, Seen};
@@ -22,11 +23,16 @@ const MAX_CONNECTIONS: u32 = 6;
 const MAX_UDP: u32 = 4;
 
 fuzz_target!(|input: &[u8]| {
-    let policy = if input.first().is_some_and(|byte| byte & 1 == 0) {
+    let mut policy = if input.first().is_some_and(|byte| byte & 1 == 0) {
         common::public_only()
     } else {
         cofferdam_model::PolicyConfig { default_egress: cofferdam_model::Action::Allow, ..Default::default() }
     };
+    if input.first().is_some_and(|byte| byte & 2 != 0) {
+        // A name that is denied has every flow show what it is for.
+        let rule = cofferdam_policy::grammar::parse_rules("deny@bad.example").unwrap();
+        policy.rules.splice(..0, rule);
+    }
     let mut shell = Shell {
         world: World::with(policy, |config| {
             config.limits.max_connections = MAX_CONNECTIONS;
@@ -130,6 +136,18 @@ impl Shell {
                 Some(Accepted::Relay(flow)) => {
                     assert!(self.observer.dialed.remove(&flow), "a relay without its far end");
                     assert!(self.observer.live.insert(flow));
+                }
+                Some(Accepted::Check(flow)) => {
+                    assert!(self.observer.dialed.remove(&flow), "a relay without its far end");
+                    let nameless = Shown::Tls { server_name: None, ech: false };
+                    let shown = if flow.0 % 2 == 0 { Shown::Other } else { nameless };
+                    match self.world.gate.handle_flight(self.world.now, flow, &shown) {
+                        FlightAnswer::Pass => assert!(self.observer.live.insert(flow)),
+                        FlightAnswer::Deny(_) => {
+                            let counters = FlowCounters::default();
+                            self.world.gate.handle_closed(self.world.now, flow, CloseReason::Policy, counters);
+                        }
+                    }
                 }
                 Some(Accepted::Dns(flow)) => assert!(self.observer.live.insert(flow)),
                 None => {}
