@@ -20,6 +20,8 @@ pub(crate) fn classify(bytes: &[u8], ended: bool) -> Class {
     match bytes {
         [] => return more,
         [content] if tls::CONTENT_TYPES.contains(content) => return more,
+        // A first record's version is looked at late or never by servers: Go takes any below 16.0.
+        [21 | 22, 0..=15, ..] => return Class::Tls,
         [content, 3, ..] if tls::CONTENT_TYPES.contains(content) => return Class::Tls,
         // An SSLv2 hello is told by its fifth byte; no line of HTTP begins so.
         [length, ..] if length & 0x80 != 0 => {
@@ -41,14 +43,14 @@ pub(crate) fn classify(bytes: &[u8], ended: bool) -> Class {
     if !line.first().is_some_and(|byte| is_token(*byte)) {
         return Class::Other;
     }
-    if has_version(line) || (whole && is_simple_request(line)) {
+    if has_version(line) || (whole && is_simple_request(line)) || (text.is_some() && begins_request(line)) {
         return Class::Http;
     }
     if whole { Class::Other } else { Class::More }
 }
 
 fn is_blank(byte: u8) -> bool {
-    matches!(byte, b' ' | b'\t' | b'\r' | b'\n' | 0x0b | 0x0c)
+    matches!(byte, b' ' | b'\t' | b'\r' | b'\n' | 0x0b | 0x0c | 0x1c..=0x1f | 0x85 | 0xa0)
 }
 
 /// `tchar` of RFC 9110 §5.6.2.
@@ -64,6 +66,12 @@ fn has_version(line: &[u8]) -> bool {
         }
         _ => false,
     })
+}
+
+/// A method and a blank, before a byte that is no text.
+fn begins_request(line: &[u8]) -> bool {
+    let method = line.iter().position(|byte| !is_token(*byte));
+    method.and_then(|end| line.get(end)).is_some_and(|byte| is_blank(*byte))
 }
 
 /// HTTP/0.9: `GET` and a target.

@@ -64,10 +64,15 @@ pub(crate) fn head(bytes: &[u8]) -> Result<Option<Head>, Doubt> {
     };
     let fields = Fields::read(request.headers)?;
     let connect = method == "CONNECT";
+    let body = body(minor, &fields)?;
+    // It has no content (RFC 9110 §9.3.6): what would be the body to one reader is the tunnel to another.
+    if connect && body != Body::Length(0) {
+        return Err(Doubt::Framing);
+    }
     Ok(Some(Head {
         length: blank + length,
         names: names(target, connect, minor, &fields)?,
-        body: body(minor, &fields)?,
+        body,
         after: match (connect, fields.upgrade) {
             (true, _) => After::Connect,
             (false, true) => After::Upgrade,

@@ -45,6 +45,13 @@ struct Connection {
     shown: usize,
 }
 
+impl Connection {
+    /// Parts of a ClientHello have come that were not shown yet.
+    fn is_unfinished(&self) -> bool {
+        self.shown == 0 || self.crypto.end() > self.shown
+    }
+}
+
 impl QuicReader {
     /// A flow to `port` on which nothing was sent.
     #[must_use]
@@ -114,6 +121,10 @@ impl QuicReader {
             && let Some(payload) = connection.keys.open(packet)
         {
             return packet::crypto_frames(&payload, |offset, data| connection.crypto.insert(offset, data));
+        }
+        // Whoever holds datagrams of a hello that is not whole would let them go on with the next one's.
+        if self.connection.as_ref().is_some_and(Connection::is_unfinished) {
+            return Err(Doubt::Malformed);
         }
         let keys = Keys::of(packet.version, packet.destination);
         let payload = keys.open(packet).ok_or(Doubt::Malformed)?;

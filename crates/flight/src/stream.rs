@@ -3,7 +3,10 @@
 //! | State   | Bytes                                  | Answer             | Next    |
 //! |---------|----------------------------------------|--------------------|---------|
 //! | First   | not enough to tell                     | more               | First   |
-//! | First   | a ClientHello                          | ask about it, all  | Free    |
+//! | First   | a ClientHello                          | ask about it       | Hello   |
+//! | Hello   | a second ClientHello                   | ask about it       | Hello   |
+//! | Hello   | change of keys, alert, early data      | pass them          | Hello   |
+//! | Hello   | any other record                       | free               | Free    |
 //! | First   | a request's head                       | ask about its head | Body    |
 //! | First   | something else                         | ask about it, all  | Free    |
 //! | Body    | of the request                         | pass them          | Body    |
@@ -19,7 +22,8 @@
 use crate::chunked::Chunked;
 use crate::classify::{Class, classify};
 use crate::http::{self, After, Body, Head};
-use crate::{Doubt, LIMIT, Protocol, Shown, tls};
+use crate::tls::{self, Behind, Looked, Next};
+use crate::{Doubt, LIMIT, Protocol, Shown};
 
 /// Reads what a guest sends. The caller keeps the bytes, and consumes what the answers say before it asks again.
 #[derive(Debug)]
@@ -46,6 +50,7 @@ pub enum Look {
 #[derive(Debug)]
 enum State {
     First { upgraded: bool },
+    Hello(Behind),
     Request,
     Length { left: u64, after: After },
     Chunked { at: Chunked, after: After },
@@ -71,6 +76,7 @@ impl GuestStream {
             match self.state {
                 State::Free => return Look::Free,
                 State::First { upgraded } => return self.look_first(held, ended, upgraded),
+                State::Hello(behind) => return self.look_behind(behind, held, ended),
                 State::Request => return self.look_request(held, ended),
                 State::Length { left: 0, after } | State::Chunked { at: Chunked::Done, after } => {
                     self.state = match after {
@@ -123,19 +129,53 @@ impl GuestStream {
             }
             Class::More => None,
             Class::Http => return self.look_head(held, ended),
-            Class::Tls => tls::look(held),
+            Class::Tls => return self.look_hello(held, ended),
             Class::Other if upgraded => return Look::Upgraded,
             Class::Other => Some(Shown::Other),
         };
-        let protocol = if class == Class::Tls { Protocol::Tls } else { Protocol::Http };
         match shown {
             Some(shown) => {
                 self.state = State::Free;
                 Look::Ask { shown, length: held.len() }
             }
-            None if held.len() >= LIMIT => doubtful(protocol, Doubt::TooLong, held),
-            None if ended => doubtful(protocol, Doubt::Malformed, held),
+            None if held.len() >= LIMIT => doubtful(Protocol::Http, Doubt::TooLong, held),
+            None if ended => doubtful(Protocol::Http, Doubt::Malformed, held),
             None => Look::More,
+        }
+    }
+
+    fn look_hello(&mut self, held: &[u8], ended: bool) -> Look {
+        match tls::look(held) {
+            Some(Looked { shown, length, behind }) => {
+                self.state = behind.map_or(State::Free, State::Hello);
+                Look::Ask { shown, length }
+            }
+            None if held.len() >= LIMIT => doubtful(Protocol::Tls, Doubt::TooLong, held),
+            None if ended => doubtful(Protocol::Tls, Doubt::Malformed, held),
+            None => Look::More,
+        }
+    }
+
+    fn look_behind(&mut self, behind: Behind, held: &[u8], ended: bool) -> Look {
+        if behind.left > 0 && !held.is_empty() {
+            let here = behind.left.min(held.len());
+            self.state = State::Hello(Behind { left: behind.left - here, ..behind });
+            return Look::Pass(here);
+        }
+        match behind.next(held) {
+            // The rest of a record, or nothing at all: no second hello will come of it.
+            Next::More if ended => Look::Free,
+            Next::More => Look::More,
+            Next::Pass(behind) => {
+                self.state = State::Hello(behind);
+                self.look_behind(behind, held, ended)
+            }
+            Next::Hello => self.look_hello(held, ended),
+            Next::Free => {
+                self.state = State::Free;
+                Look::Free
+            }
+            Next::Broken => doubtful(Protocol::Tls, Doubt::Malformed, held),
         }
     }
 
@@ -169,7 +209,7 @@ impl GuestStream {
         match self.state {
             State::Length { after, .. } | State::Chunked { after, .. } => after == After::Upgrade,
             State::First { upgraded } => upgraded,
-            State::Request | State::Free => false,
+            State::Hello(_) | State::Request | State::Free => false,
         }
     }
 
@@ -177,6 +217,7 @@ impl GuestStream {
     #[must_use]
     pub fn unfinished(&self, held: &[u8]) -> Shown {
         let protocol = match (&self.state, classify(held, false)) {
+            (State::Hello(_), _) => Protocol::Tls,
             (State::First { .. } | State::Free, Class::Tls) => Protocol::Tls,
             (State::First { .. } | State::Free, Class::More | Class::Other) => return Shown::Unfinished,
             (State::First { .. } | State::Free, Class::Http) => Protocol::Http,

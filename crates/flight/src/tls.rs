@@ -4,14 +4,22 @@ use cofferdam_model::DomainName;
 
 use crate::{Doubt, LIMIT, Protocol, Shown};
 
+const CHANGE_CIPHER_SPEC: u8 = 20;
+const ALERT: u8 = 21;
 const HANDSHAKE: u8 = 22;
+const APPLICATION_DATA: u8 = 23;
 /// `change_cipher_spec` to `heartbeat`: every content type there is (RFC 8446 §B.1, RFC 6520).
 pub(crate) const CONTENT_TYPES: std::ops::RangeInclusive<u8> = 20..=24;
 const CLIENT_HELLO: u8 = 1;
 const RECORD_HEADER: usize = 5;
 /// Bytes in a plain record (RFC 8446 §5.1).
 const MAX_FRAGMENT: usize = 1 << 14;
+/// No record that is encrypted is shorter: it has a tag of this length or more.
+const MIN_ENCRYPTED: usize = 16;
+/// A ClientHello without extensions and with one cipher suite.
+const MIN_HELLO: usize = 2 + 32 + 1 + 2 + 2 + 1 + 1;
 const EXTENSION_SERVER_NAME: u16 = 0;
+const EXTENSION_EARLY_DATA: u16 = 42;
 const HOST_NAME: u8 = 0;
 /// `encrypted_client_hello` (RFC 9849 §5); its first byte tells outer from inner.
 const EXTENSION_ECH: u16 = 0xfe0d;
@@ -22,18 +30,92 @@ const ECH_OUTER: u8 = 0;
 pub(crate) struct Hello {
     pub(crate) server_name: Option<DomainName>,
     pub(crate) ech: bool,
+    /// It announces data that comes before the server has said anything.
+    pub(crate) early: bool,
+}
+
+/// What a client's bytes show, how many of them that took, and what has to be read behind them.
+#[derive(Debug)]
+pub(crate) struct Looked {
+    pub(crate) shown: Shown,
+    pub(crate) length: usize,
+    pub(crate) behind: Option<Behind>,
+}
+
+/// What stands behind a ClientHello: a server that wants other keys asks for a second one (`HelloRetryRequest`, RFC 8446
+/// §4.1.4), and goes by what that shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Behind {
+    /// Of a record whose start was passed on.
+    pub(crate) left: usize,
+    /// Early data may come before a second hello, and the server throws it away then.
+    pub(crate) early: bool,
+    /// From here on a record of handshake messages may be encrypted.
+    pub(crate) changed: bool,
+}
+
+/// What the next record behind a ClientHello is.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    More,
+    /// It may pass; what is behind it may not yet.
+    Pass(Behind),
+    /// A second hello.
+    Hello,
+    /// There will be no second hello.
+    Free,
+    Broken,
+}
+
+impl Behind {
+    pub(crate) fn next(self, bytes: &[u8]) -> Next {
+        let [content, rest @ ..] = bytes else { return Next::More };
+        let passes = match *content {
+            CHANGE_CIPHER_SPEC | ALERT => true,
+            APPLICATION_DATA if self.early => true,
+            APPLICATION_DATA => return Next::Free,
+            HANDSHAKE => false,
+            _ => return Next::Broken,
+        };
+        let [_, _, high, low, fragment @ ..] = rest else { return Next::More };
+        let length = usize::from(u16::from_be_bytes([*high, *low]));
+        if passes {
+            let changed = self.changed || *content == CHANGE_CIPHER_SPEC;
+            return Next::Pass(Behind { left: RECORD_HEADER + length, changed, ..self });
+        }
+        match fragment {
+            _ if length == 0 => Next::Broken,
+            [] => Next::More,
+            [CLIENT_HELLO, ..] if !self.changed || length < MIN_ENCRYPTED => Next::Hello,
+            // After a change of keys only what is a hello by its length too.
+            [CLIENT_HELLO, a, b, c, ..] => {
+                let hello = usize::try_from(u32::from_be_bytes([0, *a, *b, *c])).unwrap_or(usize::MAX);
+                let plausible = (MIN_HELLO..=LIMIT).contains(&hello) && hello + 4 >= length;
+                if plausible { Next::Hello } else { Next::Free }
+            }
+            [CLIENT_HELLO, ..] => Next::More,
+            [_, ..] => Next::Free,
+        }
+    }
 }
 
 /// The ClientHello at the start of a connection's bytes. `None`: there is more of it to come.
-pub(crate) fn look(bytes: &[u8]) -> Option<Shown> {
-    let doubt = |doubt| Some(Shown::Unreadable { protocol: Protocol::Tls, doubt });
+pub(crate) fn look(bytes: &[u8]) -> Option<Looked> {
+    let doubt = |doubt| {
+        let shown = Shown::Unreadable { protocol: Protocol::Tls, doubt };
+        Some(Looked { shown, length: bytes.len(), behind: None })
+    };
     if is_sslv2_hello(bytes) {
-        // It has no extensions, so no name.
-        return Some(Shown::Tls { server_name: None, ech: false });
+        // It has no extensions, so no name, and TLS 1.3 does not begin so: there is no second one.
+        let shown = Shown::Tls { server_name: None, ech: false };
+        return Some(Looked { shown, length: bytes.len(), behind: None });
     }
     match join_records(bytes) {
-        Ok(Some(message)) => match client_hello(&message) {
-            Ok(Some((hello, _))) => Some(Shown::Tls { server_name: hello.server_name, ech: hello.ech }),
+        Ok(Some((message, length))) => match client_hello(&message) {
+            Ok(Some((Hello { server_name, ech, early }, _))) => {
+                let behind = Some(Behind { left: 0, early, changed: false });
+                Some(Looked { shown: Shown::Tls { server_name, ech }, length, behind })
+            }
             Ok(None) => None,
             Err(why) => doubt(why),
         },
@@ -48,9 +130,10 @@ pub(crate) fn is_sslv2_hello(bytes: &[u8]) -> bool {
     matches!(bytes, [length, _, CLIENT_HELLO, 3, _, ..] | [length, _, CLIENT_HELLO, 0, 2, ..] if length & 0x80 != 0)
 }
 
-/// The first handshake message as far as it has come, without the record headers. `None` before its length is known.
-fn join_records(mut bytes: &[u8]) -> Result<Option<Vec<u8>>, Doubt> {
-    let mut message = Vec::new();
+/// The first handshake message without the record headers, and the length of its records, which end with it: a second
+/// message in the last one would go on unread. `None` before it is whole.
+fn join_records(mut bytes: &[u8]) -> Result<Option<(Vec<u8>, usize)>, Doubt> {
+    let (mut message, mut records) = (Vec::new(), 0);
     while let [content, rest @ ..] = bytes {
         if *content != HANDSHAKE {
             // Servers pass over a warning before the hello, so what follows it would have to be read.
@@ -65,9 +148,12 @@ fn join_records(mut bytes: &[u8]) -> Result<Option<Vec<u8>>, Doubt> {
             return Err(Doubt::Malformed);
         }
         message.extend_from_slice(fragment.get(..length.min(fragment.len())).unwrap_or_default());
-        let needed = needed(&message)?;
-        if needed.is_some_and(|needed| message.len() >= needed) {
-            return Ok(Some(message));
+        records += RECORD_HEADER + length;
+        match needed(&message)? {
+            Some(needed) if message.len() > needed => return Err(Doubt::Malformed),
+            Some(needed) if message.len() == needed && fragment.len() < length => return Err(Doubt::Malformed),
+            Some(needed) if message.len() == needed => return Ok(Some((message, records))),
+            Some(_) | None => {}
         }
         let Some(next) = bytes.get(RECORD_HEADER + length..) else { return Ok(None) };
         bytes = next;
@@ -95,7 +181,7 @@ pub(crate) fn client_hello(stream: &[u8]) -> Result<Option<(Hello, usize)>, Doub
 }
 
 fn parse(body: &[u8]) -> Result<Hello, Doubt> {
-    let mut hello = Hello { server_name: None, ech: false };
+    let mut hello = Hello { server_name: None, ech: false, early: false };
     let mut body = Reader(body);
     body.take(2 + 32)?;
     body.vector8()?;
@@ -122,6 +208,7 @@ fn parse(body: &[u8]) -> Result<Hello, Doubt> {
                 eches += 1;
                 hello.ech = data.first() == Some(&ECH_OUTER);
             }
+            EXTENSION_EARLY_DATA => hello.early = true,
             _ => {}
         }
     }

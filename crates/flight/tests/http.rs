@@ -202,7 +202,6 @@ fn other_protocols_are_told_at_once_or_at_the_end_of_their_first_line() {
         b"\0\0\0\x08\x04\xd2\x16\x2f",
         b"\x80\x01",
         b"a1 LOGIN u p\r\n",
-        b"\x16\x04",
         b"\x12\x01\x00\x2f",
         b"GETX\r\n",
     ] {
@@ -280,5 +279,22 @@ proptest! {
         if let Some(Shown::Http { names }) = ran.shown.first() {
             prop_assert!(names.len() <= 1);
         }
+    }
+}
+
+#[test]
+fn a_request_line_with_odd_bytes_is_no_other_protocol() {
+    for line in [&b"POST /\x01 HTTP/1.1"[..], b"GET\xa0/\xa0HTTP/1.1", b"POST\x1c/\x1cHTTP/1.1"] {
+        let bytes = [line, b"\r\nHost: evil.example\r\n\r\n"].concat();
+        let shown = every_way(&bytes).shown;
+        assert!(matches!(shown[..], [Shown::Unreadable { protocol: Protocol::Http, .. }]), "{line:?}: {shown:?}");
+    }
+}
+
+#[test]
+fn a_connect_with_a_body_is_refused() {
+    for field in ["Content-Length: 40", "Transfer-Encoding: chunked"] {
+        let bytes = format!("CONNECT good.example:443 HTTP/1.1\r\nHost: good.example\r\n{field}\r\n\r\n");
+        assert_eq!(run(&[bytes.as_bytes()], false).shown, [unreadable(Doubt::Framing)], "{field}");
     }
 }

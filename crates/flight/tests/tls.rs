@@ -25,7 +25,7 @@ fn shows_the_server_name_cut_at_every_byte_and_over_records() {
         assert_eq!(ran.passed, records(&message, sizes));
     }
     // What a client sends behind its hello goes along, and nothing is read of it.
-    let early = [records(&message, &[]), vec![0x14, 3, 3, 0, 1, 1], vec![0xff; 30]].concat();
+    let early = [records(&message, &[]), vec![0x14, 3, 3, 0, 1, 1], vec![23, 3, 3, 0, 30], vec![0xff; 30]].concat();
     assert_eq!(every_way(&early).shown, tls(Some("api.example.org"), false));
 }
 
@@ -37,12 +37,48 @@ fn nothing_goes_on_before_the_hello_is_whole() {
         assert_eq!(stream.look(&bytes[..end], false), Look::More, "{end}");
     }
     assert!(matches!(stream.look(&bytes, false), Look::Ask { length, .. } if length == bytes.len()));
-    assert_eq!(stream.look(b"anything", false), Look::Free);
+    assert_eq!(stream.look(&[23, 3, 3, 0, 1, 0], false), Look::Free);
     for end in 2..bytes.len() {
         assert_eq!(run(&[&bytes[..end]], true).shown, unreadable(Doubt::Malformed), "ended at {end}");
         let shown = GuestStream::new().unfinished(&bytes[..end]);
         assert_eq!(shown, unreadable(Doubt::Malformed)[0], "{end}");
     }
+}
+
+#[test]
+fn a_second_hello_is_read_like_the_first() {
+    let (first, second) = (hello(&[name(b"good.example")]), records(&hello(&[name(b"evil.example")]), &[7]));
+    let early = hello(&[name(b"good.example"), (42, Vec::new())]);
+    let change = vec![0x14, 3, 3, 0, 1, 1];
+    let data = [vec![23, 3, 3, 0, 20], vec![9; 20]].concat();
+    let both = [tls(Some("good.example"), false), tls(Some("evil.example"), false)].concat();
+    for bytes in [
+        [records(&first, &[]), second.clone()],
+        [records(&first, &[]), [change.clone(), second.clone()].concat()],
+        [records(&first, &[30]), [vec![21, 3, 3, 0, 2, 1, 0], second.clone()].concat()],
+        [records(&early, &[]), [data.clone(), change.clone(), data.clone(), second.clone()].concat()],
+    ] {
+        assert_eq!(every_way(&bytes.concat()).shown, both, "{bytes:?}");
+    }
+    // Other handshake messages, data, and what is encrypted after a change of keys even when it begins like a hello.
+    let encrypted = [vec![22, 3, 3, 0, 40, 1, 0xff, 0xff], vec![7; 37]].concat();
+    for bytes in [vec![22, 3, 3, 0, 2, 16, 0], data.clone(), [change.clone(), encrypted].concat()] {
+        let bytes = [records(&first, &[]), bytes, second.clone()].concat();
+        assert_eq!(every_way(&bytes).shown, tls(Some("good.example"), false), "{bytes:?}");
+    }
+    // A message behind the hello in its own record would be one that nobody has read.
+    let two = records(&[first.clone(), hello(&[name(b"evil.example")])].concat(), &[]);
+    assert_eq!(every_way(&two).shown, unreadable(Doubt::Malformed));
+    let broken = [records(&first, &[]), vec![99, 3, 3, 0, 1, 0]].concat();
+    assert_eq!(every_way(&broken).shown, [tls(Some("good.example"), false), unreadable(Doubt::Malformed)].concat());
+}
+
+#[test]
+fn a_record_of_any_old_version_is_tls() {
+    let mut bytes = records(&hello(&[name(b"evil.example")]), &[]);
+    bytes[1] = 1;
+    assert_eq!(every_way(&bytes).shown, unreadable(Doubt::Malformed));
+    assert_eq!(every_way(&[&[21, 1, 1, 0, 2, 1, 0][..], &bytes].concat()).shown, unreadable(Doubt::Malformed));
 }
 
 #[test]

@@ -100,15 +100,16 @@ impl Context {
         moved
     }
 
-    /// Asks the policy about a flow that it has allowed before; when it does not any more, reports that.
-    pub(crate) fn still_allows(&mut self, now: Time, protocol: Protocol, ends: Ends) -> bool {
+    /// Asks the policy about a flow that it has allowed before; when it does not any more, reports that. `is_read`: what the
+    /// flow shows is looked at. A flow that would have to show something from here on, and is not looked at, is not allowed.
+    pub(crate) fn still_allows(&mut self, now: Time, protocol: Protocol, ends: Ends, is_read: bool) -> bool {
         let port = match protocol {
             Protocol::Tcp | Protocol::Udp => Some(ends.remote.port()),
             Protocol::IcmpV4 | Protocol::IcmpV6 => None,
         };
         match self.decide(now, protocol, ends.remote.ip(), port) {
-            Decision::Allow(..) => true,
-            Decision::Deny(about) => {
+            Decision::Allow(_, _, pending) if pending.is_none() || is_read => true,
+            Decision::Allow(_, about, _) | Decision::Deny(about) => {
                 self.report_denied(now, protocol, ends, &about);
                 false
             }

@@ -192,7 +192,7 @@ impl Echoes {
         for slot in self.table.slots(0) {
             let Some((_, echo)) = self.table.get_mut(slot) else { continue };
             let (guest, remote) = (echo.guest, echo.remote);
-            if moved(remote) && !cx.still_allows(now, protocol(remote), ends(guest, remote)) {
+            if moved(remote) && !cx.still_allows(now, protocol(remote), ends(guest, remote), false) {
                 self.close(cx, now, slot, CloseReason::Policy);
             }
         }

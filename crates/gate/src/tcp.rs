@@ -306,8 +306,10 @@ impl Connections {
         for list in [DIALING, INJECTED, LIVE] {
             for slot in self.table.slots(list) {
                 let Some((flow, connection)) = self.table.get_mut(slot) else { continue };
-                let ends = connection.ends;
-                if !moved(ends.remote.ip()) || cx.is_resolver(ends.remote) || cx.still_allows(now, Protocol::Tcp, ends)
+                let (ends, is_read) = (connection.ends, connection.watch.is_some());
+                if !moved(ends.remote.ip())
+                    || cx.is_resolver(ends.remote)
+                    || cx.still_allows(now, Protocol::Tcp, ends, is_read)
                 {
                     continue;
                 }

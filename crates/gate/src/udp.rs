@@ -141,7 +141,8 @@ impl Check {
             }
         }
         let held: usize = self.held.iter().map(|(datagram, _)| datagram.len()).sum();
-        let full = self.held.len() >= MAX_HELD || held + payload.len() > LIMIT;
+        let many = self.held.len() + pieces(payload, segment, 1).count() > MAX_HELD;
+        let full = many || held + payload.len() > LIMIT;
         if matches!(looked, Looked::Hold) && full {
             let shown = Shown::Unreadable { protocol: cofferdam_flight::Protocol::Quic, doubt: Doubt::TooLong };
             self.watch.check(cx, now, Protocol::Udp, ends, &shown);
@@ -323,8 +324,8 @@ impl Mappings {
         for list in [ONE_WAY, BOTH_WAYS, HELD] {
             for slot in self.table.slots(list) {
                 let Some((_, mapping)) = self.table.get_mut(slot) else { continue };
-                let ends = mapping.ends;
-                if moved(ends.remote.ip()) && !cx.still_allows(now, Protocol::Udp, ends) {
+                let (ends, is_read) = (mapping.ends, mapping.check.is_some());
+                if moved(ends.remote.ip()) && !cx.still_allows(now, Protocol::Udp, ends, is_read) {
                     self.close(cx, now, slot, CloseReason::Policy);
                 }
             }

@@ -35,12 +35,15 @@ use crate::relay::{Ended, Side};
 
 /// How long a first flight may take (spec `names.md` §5), and a client to hear the last word.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Read from the remote at once.
-const BUFFER: usize = 64 * 1024;
+/// Read at once.
+const BUFFER: usize = 16 * 1024;
+/// Bytes that all flows together may have here, held or waiting for a socket that takes nothing: those of a guest that
+/// begins thousands of handshakes and ends none. The flow that reaches it is refused.
+const MAX_KEPT: usize = 32 * 1024 * 1024;
 /// How a server's answer begins that has taken an Upgrade (RFC 9110 §15.2.2).
 const SWITCHING: &[u8] = b"HTTP/1.1 101";
 /// Bytes of one flow and direction before others have their turn.
-const TURN: usize = 4 * BUFFER;
+const TURN: usize = 16 * BUFFER;
 /// Sockets whose last word was said; beyond, the oldest is reset.
 const MAX_PARTING: usize = 64;
 /// What a client may go on sending after the last word: the rest of a request.
@@ -55,6 +58,8 @@ pub(crate) struct Checks {
     /// Flows that used up their turn.
     hungry: Vec<FlowId>,
     buffer: Vec<u8>,
+    /// Bytes that the flows have here.
+    kept: usize,
 }
 
 /// Who decides about what a flow shows: the gate.
@@ -91,6 +96,10 @@ struct Checked {
     due: Option<Time>,
     /// Something of the guest went on since the flow was last pumped: what is held is not what was held then.
     progress: bool,
+    /// Requests and hellos that passed.
+    asked: u32,
+    /// Bytes of this flow that were counted as kept.
+    kept: usize,
     counters: FlowCounters,
 }
 
@@ -126,6 +135,7 @@ impl Checks {
             deadlines: BTreeSet::new(),
             hungry: Vec::new(),
             buffer: vec![0; BUFFER],
+            kept: 0,
         }
     }
 
@@ -153,6 +163,8 @@ impl Checks {
             answer: None,
             due: None,
             progress: false,
+            asked: 0,
+            kept: 0,
             counters: FlowCounters::default(),
         };
         self.flows.insert(id, checked);
@@ -177,6 +189,10 @@ impl Checks {
             Side::Remote => &mut checked.remote,
         };
         end.readable |= ready.read;
+        if side == Side::Guest && ready.error && !checked.remote.queue.is_empty() {
+            // What it has sent waits for a remote that takes nothing: nobody would read the reset.
+            return Some(self.end(now, id, Over::Reset(Side::Guest)));
+        }
         Some(self.pump(ask, now, id))
     }
 
@@ -191,7 +207,15 @@ impl Checks {
         if checked.held.is_empty() {
             checked.held = Vec::new();
         }
+        let kept = checked.held.len() + checked.guest.queue.len() + checked.remote.queue.len();
+        let has_grown = kept > checked.kept;
+        self.kept = (self.kept + kept).saturating_sub(checked.kept);
+        checked.kept = kept;
         match up {
+            Ok(()) if self.kept > MAX_KEPT && has_grown => {
+                let over = doubtful(ask, id, checked.stream.unfinished(&checked.held));
+                self.end(now, id, over)
+            }
             Ok(()) => {
                 let waits = !checked.held.is_empty() && checked.remote.queue.is_empty();
                 if std::mem::take(&mut checked.progress) {
@@ -210,6 +234,7 @@ impl Checks {
     fn end(&mut self, now: Time, id: FlowId, over: Over) -> Outcome {
         self.set_due(now, id, false);
         let Some(mut checked) = self.flows.remove(&id) else { return Outcome::Waiting };
+        self.kept = self.kept.saturating_sub(checked.kept);
         let counters = checked.counters;
         match over {
             Over::Reset(side) => {
@@ -319,12 +344,7 @@ impl Checks {
             self.deadlines.remove(&(due, id));
             if let Some(checked) = self.flows.get_mut(&id) {
                 checked.due = None;
-                let shown = checked.stream.unfinished(&checked.held);
-                let over = match ask(id, &shown) {
-                    FlightAnswer::Deny(denial) => Over::Denied(shown, denial),
-                    // Nothing lets what is not whole go on; if something did, the flow ends all the same.
-                    FlightAnswer::Pass => Over::Reset(Side::Guest),
-                };
+                let over = doubtful(ask, id, checked.stream.unfinished(&checked.held));
                 return Some(self.end(now, id, over));
             }
             self.gone(id, true);
@@ -336,6 +356,7 @@ impl Checks {
     pub(crate) fn reset(&mut self, now: Time, id: FlowId, by: CloseReason) -> Option<Ended> {
         self.set_due(now, id, false);
         let checked = self.flows.remove(&id)?;
+        self.kept = self.kept.saturating_sub(checked.kept);
         reset(&checked.guest.socket);
         reset(&checked.remote.socket);
         Some(Ended { flow: id, by, counters: checked.counters })
@@ -346,6 +367,15 @@ impl Checks {
         let mut flows: Vec<FlowId> = self.flows.keys().copied().collect();
         flows.sort_unstable();
         flows.into_iter().filter_map(|flow| self.reset(now, flow, by)).collect()
+    }
+}
+
+/// The end of a flow whose bytes are in doubt or not whole. Nothing lets these go on; if something did, the flow ends all the
+/// same.
+fn doubtful(ask: Ask<'_>, id: FlowId, shown: Shown) -> Over {
+    match ask(id, &shown) {
+        FlightAnswer::Deny(denial) => Over::Denied(shown, denial),
+        FlightAnswer::Pass => Over::Reset(Side::Guest),
     }
 }
 
@@ -361,10 +391,11 @@ impl Checked {
                 return if self.guest.queue.is_empty() { Err(Over::Free) } else { Ok(()) };
             }
             let length = match self.stream.look(&self.held, self.guest.ended) {
-                Look::More if self.guest.ended => {
+                Look::More if self.guest.ended && self.held.is_empty() => {
                     self.free = true;
                     continue;
                 }
+                Look::More if self.guest.ended => return Err(doubtful(ask, id, self.stream.unfinished(&self.held))),
                 Look::More => {
                     if !self.read_guest(buffer, budget)? {
                         return Ok(());
@@ -373,7 +404,11 @@ impl Checked {
                 }
                 Look::Ask { shown, length } => match ask(id, &shown) {
                     FlightAnswer::Pass => {
-                        self.answer = self.stream.is_upgrading().then(Vec::new);
+                        self.asked = self.asked.saturating_add(1);
+                        // Behind an earlier answer nothing tells the next one's head from that one's body.
+                        let is_first = self.asked == 1 && self.counters.bytes_in == 0;
+                        let taken = if is_first { Vec::new() } else { vec![0; SWITCHING.len()] };
+                        self.answer = self.stream.is_upgrading().then_some(taken);
                         length
                     }
                     FlightAnswer::Deny(denial) => return Err(Over::Denied(shown, denial)),
@@ -386,11 +421,7 @@ impl Checked {
                     }
                     Some(false) => {
                         let shown = Shown::Unreadable { protocol: Protocol::Http, doubt: Doubt::Malformed };
-                        match ask(id, &shown) {
-                            FlightAnswer::Deny(denial) => return Err(Over::Denied(shown, denial)),
-                            // Nothing lets doubt go on; if something did, the flow ends all the same.
-                            FlightAnswer::Pass => return Err(Over::Reset(Side::Guest)),
-                        }
+                        return Err(doubtful(ask, id, shown));
                     }
                     None => return Ok(()),
                 },
@@ -657,6 +688,17 @@ mod tests {
                 Err(error) => return (all, Some(Err(error.kind()))),
             }
         }
+    }
+
+    #[test]
+    fn the_body_of_an_earlier_answer_is_not_taken_for_101() {
+        let mut world = World::new();
+        world.say(GOOD);
+        world.remote.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 24\r\n\r\n").unwrap();
+        world.settle();
+        world.say(b"GET / HTTP/1.1\r\nHost: good.example\r\nUpgrade: x\r\n\r\n\x81anything");
+        world.settle();
+        assert!(world.free.is_none() && world.ended.is_some());
     }
 
     #[test]

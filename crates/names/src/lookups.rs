@@ -285,6 +285,11 @@ impl Lookups {
         Some(Asked { id: attempt.id, transport: attempt.transport, question: &lookup.key.question })
     }
 
+    /// Whether `upstream` was asked of a resolver that is configured now.
+    pub(crate) fn is_current(&self, upstream: UpstreamId) -> bool {
+        self.attempts.get(&upstream).is_some_and(|attempt| attempt.index.is_some())
+    }
+
     /// The query `upstream` was answered: its lookup is over.
     pub(crate) fn answered(&mut self, effects: &mut Effects<'_>, upstream: UpstreamId) -> Option<Finished> {
         let attempt = self.attempts.get(&upstream)?;

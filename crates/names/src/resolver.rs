@@ -124,9 +124,11 @@ impl Resolver {
         let mut effects = Effects { now, draw_id: &mut draw_id, outputs: &mut self.outputs };
         match (arrival, transport) {
             (Arrival::Answer(answer), _) => {
+                // What a former resolver says is for those who wait for it, and for nobody else.
+                let is_current = self.lookups.is_current(upstream);
                 let finished = self.lookups.answered(&mut effects, upstream);
                 if let Some(finished) = finished {
-                    if let Some(key) = finished.key.to_cache_key() {
+                    if let Some(key) = finished.key.to_cache_key().filter(|_| is_current) {
                         let life = answer.life(&finished.key.question);
                         self.cache.insert(now, key, message, life);
                     }

@@ -336,7 +336,7 @@ impl Policy {
     fn denies_doh(&self, rule: RuleRef) -> bool {
         let RuleRef::Rule(position) = rule else { return self.doh == Action::Deny };
         let is_exact = self.rule(position).is_some_and(|rule| match &rule.destination {
-            Destination::Domain(_) => true,
+            Destination::Domain(name) => self.resolvers.has_name(name),
             Destination::Cidr(net) => net.prefix_len() == net.max_prefix_len(),
             Destination::Any | Destination::Group(_) | Destination::Suffix { .. } => false,
         });

@@ -130,3 +130,21 @@ fn a_refusal_says_what_it_is() {
             && !BuiltIn::is_final(&text(BuiltIn::KnownResolver).text)
     );
 }
+
+#[test]
+fn an_exact_name_opens_no_resolver_but_its_own() {
+    for rules in ["allow@x.example", "allow@x.example,allow@public"] {
+        let rules = cofferdam_policy::grammar::parse_rules(rules).unwrap();
+        let config = cofferdam_model::PolicyConfig { rules, ..Default::default() };
+        let policy = cofferdam_policy::Policy::compile(&config, cofferdam_model::Classifier::default());
+        let names = [cofferdam_policy::PinnedName { name: "x.example".parse().unwrap(), alias: false }];
+        let facts = cofferdam_policy::Facts {
+            direction: cofferdam_model::Direction::Egress,
+            protocol: cofferdam_model::Protocol::Tcp,
+            peer: "8.8.8.8".parse().unwrap(),
+            port: Some(443),
+            names: &names,
+        };
+        assert!(!policy.check(&facts).is_allow());
+    }
+}

@@ -2,6 +2,9 @@
 
 use crate::Doubt;
 
+/// Spans with gaps between them: a hello comes in a few pieces, and each new one is compared with all.
+const MAX_SPANS: usize = 64;
+
 /// Bytes by offset, with gaps; bounded.
 #[derive(Debug)]
 pub(super) struct Assembly {
@@ -44,6 +47,9 @@ impl Assembly {
             }
             apart
         });
+        if self.spans.len() >= MAX_SPANS {
+            return Err(Doubt::TooLong);
+        }
         let at = self.spans.partition_point(|(from, _)| *from < start);
         self.spans.insert(at, (start, end));
         Ok(())

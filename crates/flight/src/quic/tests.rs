@@ -182,3 +182,19 @@ fn what_cannot_be_read_is_said_to_be_so() {
     assert_eq!(look(b""), Datagram::Ask(Shown::Other));
     assert_eq!(look(&[0x40; 1200]), Datagram::Ask(Shown::Other));
 }
+
+#[test]
+fn a_connection_that_is_not_whole_makes_no_room_for_another() {
+    let (frame, other) = (hex(FRAME), [9; 8]);
+    let mut reader = QuicReader::new(443);
+    assert_eq!(reader.look(&initial(Version::One, &ID, &ID, 0, &crypto(0, &frame[4..104]), 1200)), Datagram::More);
+    let second = reader.look(&initial(Version::One, &other, &other, 0, &frame, 1200));
+    assert!(matches!(second, Datagram::Ask(Shown::Unreadable { .. })), "{second:?}");
+}
+
+#[test]
+fn crumbs_with_gaps_are_refused() {
+    let crumbs: Vec<u8> = (0..100).flat_map(|at| crypto(at * 2, &[1])).collect();
+    let looked = QuicReader::new(443).look(&initial(Version::One, &ID, &ID, 0, &crumbs, 1200));
+    assert!(matches!(looked, Datagram::Ask(Shown::Unreadable { doubt: Doubt::TooLong, .. })), "{looked:?}");
+}
