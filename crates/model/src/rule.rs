@@ -103,6 +103,8 @@ pub struct Rule {
     pub ports: Vec<PortRange>,
     /// A rule that allows a name: on ports 80 and 443 the pin is enough for protocols that show no name.
     pub opaque: bool,
+    /// A rule that allows a name: it may lead to addresses that are not public.
+    pub allow_private: bool,
 }
 
 /// Defaults and ordered rules: the whole of a policy, as data.

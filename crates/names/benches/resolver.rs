@@ -26,6 +26,7 @@ fn resolver() -> Resolver {
         protocols: ProtocolSet::ANY,
         ports: Vec::new(),
         opaque: false,
+        allow_private: false,
     };
     let policy = PolicyConfig { rules: vec![rule], ..PolicyConfig::default() };
     let config = ResolverConfig {

@@ -145,6 +145,21 @@ fn read_errors(options: &[u8]) -> Vec<ExtendedError> {
     errors
 }
 
+/// Which addresses an answer may carry.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Guard<'a> {
+    pub(crate) rebinding: &'a Rebinding,
+    pub(crate) inside: Inside,
+}
+
+/// What the rule that allowed the name says about addresses that are not public (`allow_private`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Inside {
+    Withhold,
+    /// All but those that no name may lead to, and the host's, which the guest reaches by address or not at all.
+    Deliver,
+}
+
 /// An answer that may not be delivered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Objection {
@@ -206,7 +221,7 @@ impl Answer<'_> {
         &mut self,
         question: &Question,
         families: Families,
-        rebinding: &Rebinding,
+        guard: Guard<'_>,
     ) -> Result<Bindings, Objection> {
         let chain = Chain::follow(question, &self.answer)?;
         let mut aliases = chain.aliases.clone();
@@ -225,14 +240,14 @@ impl Answer<'_> {
         let mut addresses = Vec::new();
         for record in &self.answer {
             let Some(address) = address_of(record) else { continue };
-            if let Some(group) = forbidden(address, rebinding) {
+            if let Some(group) = guard.forbids(address) {
                 return Err(Objection::Rebinding { address, group });
             }
             let ttl = seconds(record.ttl).min(chain.ttl);
             addresses.push((address, ttl));
         }
         for (address, ttl) in services {
-            if let Some(group) = forbidden(address, rebinding) {
+            if let Some(group) = guard.forbids(address) {
                 return Err(Objection::Rebinding { address, group });
             }
             addresses.push((address, ttl.min(chain.ttl)));
@@ -246,7 +261,7 @@ impl Answer<'_> {
         // Glue is a courtesy: what must not be delivered is left out of it without a word.
         for section in [&mut self.authority, &mut self.additional] {
             section.retain(|record| {
-                let is_harmless = address_of(record).is_none_or(|address| forbidden(address, rebinding).is_none());
+                let is_harmless = address_of(record).is_none_or(|address| guard.forbids(address).is_none());
                 record.class == CLASS_IN && deliverable(record) && is_harmless
             });
         }
@@ -380,19 +395,21 @@ fn address_of(record: &Record<'_>) -> Option<IpAddr> {
     }
 }
 
-/// The group of an address that must not be delivered (`names.md` §3).
-fn forbidden(address: IpAddr, rebinding: &Rebinding) -> Option<Group> {
-    let Rebinding::Guard { explicit } = rebinding else { return None };
-    let group = explicit.classifier().classify(address);
-    let possible = match group {
-        Group::Public => return None,
-        // No rule makes these reachable by name: credentials, and services that trust whoever reaches them.
-        Group::Metadata | Group::Loopback => false,
-        Group::Host | Group::LinkLocal | Group::Private | Group::Multicast | Group::Reserved => {
-            !address.to_canonical().is_unspecified()
-        }
-    };
-    (!(possible && allows(explicit, address))).then_some(group)
+impl Guard<'_> {
+    /// The group of an address that must not be delivered (`names.md` §3).
+    fn forbids(self, address: IpAddr) -> Option<Group> {
+        let Rebinding::Guard { explicit } = self.rebinding else { return None };
+        let group = explicit.classifier().classify(address);
+        let by_name = match group {
+            Group::Public => return None,
+            // No rule makes these reachable by name: credentials, and services that trust whoever reaches them.
+            Group::Metadata | Group::Loopback => return Some(group),
+            Group::Host => false,
+            Group::LinkLocal | Group::Private | Group::Multicast | Group::Reserved => self.inside == Inside::Deliver,
+        };
+        let possible = !address.to_canonical().is_unspecified();
+        (!(possible && (by_name || allows(explicit, address)))).then_some(group)
+    }
 }
 
 /// Whether a policy that has only rules without ports allows some protocol to `address`.

@@ -59,7 +59,8 @@ pub struct Families {
 pub enum Rebinding {
     /// Every address is delivered and pinned.
     Allow,
-    /// Only public addresses are, and those that an explicit rule allows (`explicit`, see [`Rebinding::guarded_by`]).
+    /// Only public addresses are, those that an explicit rule allows (`explicit`, see [`Rebinding::guarded_by`]), and those of
+    /// a name that a rule with `allow_private` allows.
     Guard { explicit: Arc<Policy> },
 }
 

@@ -31,7 +31,7 @@ use chacha20::rand_core::{Rng as _, SeedableRng as _};
 use cofferdam_model::{Action, DecisionId, Direction, EventBody, LimitKind, Protocol, RuleText, Time, Withheld};
 use cofferdam_policy::{Facts, NameVerdict, Policy, RuleRef, Verdict};
 
-use crate::answer::{self, Answer, Arrival, Bindings, Objection, Question};
+use crate::answer::{self, Answer, Arrival, Bindings, Guard, Inside, Objection, Question};
 use crate::cache::Cache;
 use crate::lookups::{Effects, Finished, Key, Lookups, MAX_WAITERS, Route, Waiter};
 use crate::output::Outbox;
@@ -357,7 +357,8 @@ impl Resolver {
 
     /// Pins what an answer binds and hands it to everybody who waits for it.
     fn deliver(&mut self, now: Time, finished: Finished, mut answer: Answer<'_>) {
-        let cleared = answer.clear(&finished.key.question, self.config.families, &self.config.rebinding);
+        let guard = Guard { rebinding: &self.config.rebinding, inside: self.inside(&finished.waiters) };
+        let cleared = answer.clear(&finished.key.question, self.config.families, guard);
         let bindings = match cleared {
             Ok(bindings) => bindings,
             Err(Objection::Chain) => return self.fail(now, &finished, &ExtendedError::other("unusable CNAME chain")),
@@ -395,6 +396,12 @@ impl Resolver {
             };
             self.report(now, &waiter.query, now.since(waiter.since), ending);
         }
+    }
+
+    /// Whether the answer may lead inside. One answer goes to all who wait for it: only when the rules of all say so.
+    fn inside(&self, waiters: &[Waiter]) -> Inside {
+        let all = waiters.iter().all(|waiter| self.policy.allows_private(waiter.rule));
+        if all { Inside::Deliver } else { Inside::Withhold }
     }
 
     fn pin(&mut self, finished: &Finished, bindings: &Bindings) {

@@ -213,6 +213,60 @@ fn rules_that_are_not_explicit_let_no_address_through() {
 }
 
 #[test]
+fn the_rule_that_allows_a_name_may_let_it_lead_inside() {
+    let inside = ["10.77.0.5", "100.64.0.1", "fd12::5", "169.254.1.1", "fe80::5", "::ffff:10.77.0.5", "64:ff9b::a4d:5"];
+    for text in inside {
+        let policy = only(vec![allow_name_inside("example.org")]);
+        let records = [cname("example.org", 60, "www.inner.example"), address("www.inner.example", 60, text)];
+        let (mut world, reply) = resolve(policy, qtype_of(text), &records);
+        assert_eq!((reply.rcode(), reply.addresses()), (NOERROR, vec![ip(text)]), "{text}");
+        assert_eq!(world.pins().len(), 2, "{text}");
+        // Remembered, and judged again.
+        let sent = world.sent.len();
+        let client = world.ask(&query(2, "example.org", qtype_of(text)));
+        assert_eq!((world.reply(client).unwrap().addresses(), world.sent.len()), (vec![ip(text)], sent), "{text}");
+    }
+}
+
+#[test]
+fn what_another_rule_says_lets_no_name_lead_inside() {
+    let inside = || allow_name_inside("example.org");
+    let cases = [
+        vec![allow_name_inside("other.example")],
+        // The first that matches the name is the one that allows it.
+        vec![allow_name("example.org"), inside()],
+        vec![allow_group(Group::Host), inside()],
+    ];
+    for rules in cases {
+        for text in ["10.77.0.5", "fd12::5"] {
+            let (world, reply) = resolve(all_but(rules.clone()), qtype_of(text), &[address("example.org", 60, text)]);
+            assert_eq!((reply.rcode(), world.pins().len()), (NXDOMAIN, 0), "{text} {rules:?}");
+        }
+    }
+}
+
+#[test]
+fn no_rule_for_a_name_lets_it_lead_to_the_host_or_to_credentials() {
+    let never = [
+        "169.254.169.254",
+        "fd00:ec2::254",
+        "::ffff:169.254.169.254",
+        "64:ff9b::a9fe:a9fe",
+        "127.0.0.1",
+        "::1",
+        "0.0.0.0",
+        "::",
+        "172.16.7.1",
+        "fd42:6d73:62:7::1",
+    ];
+    for text in never {
+        let policy = only(vec![allow_name_inside("example.org")]);
+        let (world, reply) = resolve(policy, qtype_of(text), &[address("example.org", 60, text)]);
+        assert_eq!((reply.rcode(), world.pins().len()), (NXDOMAIN, 0), "{text}");
+    }
+}
+
+#[test]
 fn some_addresses_are_never_reached_by_name() {
     let cases = [
         (allow_group(Group::Metadata), "169.254.169.254"),

@@ -91,6 +91,18 @@ fn an_explicit_rule_lets_a_hint_pass() {
 }
 
 #[test]
+fn the_rule_that_allows_a_name_may_let_its_hints_lead_inside() {
+    for (text, rcode, pins) in
+        [("10.0.0.5", NOERROR, 1), ("fd12::5", NOERROR, 1), ("169.254.169.254", NXDOMAIN, 0), ("::1", NXDOMAIN, 0)]
+    {
+        let mut world = World::new(only(vec![allow_name_inside("example.org")]));
+        let (key, value) = hint(text);
+        let reply = ask(&mut world, HTTPS, &[service(HTTPS, "example.org", ".", &[(key, &value)])]);
+        assert_eq!((reply.rcode(), world.pins().len()), (rcode, pins), "{text}");
+    }
+}
+
+#[test]
 fn signatures_of_changed_records_go_and_others_stay() {
     let signature = |covered: u16| {
         let fixed = [&covered.to_be_bytes()[..], &[13; 16]].concat();

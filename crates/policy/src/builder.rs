@@ -114,7 +114,7 @@ impl PolicyBuilder {
         let PolicyBuilder { mut config, mut errors } = self;
         for (position, rule) in config.rules.iter_mut().enumerate() {
             rule_problem::normalise(rule);
-            if let Err(problem) = rule_problem::check(rule).and_then(|()| rule_problem::check_opaque(rule)) {
+            if let Err(problem) = rule_problem::check(rule).and_then(|()| rule_problem::check_suffixes(rule)) {
                 errors.push(BuildError::Rule { position, problem });
             }
         }
@@ -127,6 +127,7 @@ impl PolicyBuilder {
             protocols: ProtocolSet::ANY,
             ports: Vec::new(),
             opaque: false,
+            allow_private: false,
             rules: Vec::new(),
             errors: Vec::new(),
         });
@@ -144,6 +145,7 @@ pub struct RuleBuilder {
     protocols: ProtocolSet,
     ports: Vec<PortRange>,
     opaque: bool,
+    allow_private: bool,
     rules: Vec<Rule>,
     errors: Vec<BuildError>,
 }
@@ -184,6 +186,12 @@ impl RuleBuilder {
     /// For names that are allowed after it: on ports 80 and 443 protocols that show no name may pass.
     pub fn opaque(mut self) -> RuleBuilder {
         self.opaque = true;
+        self
+    }
+
+    /// For names that are allowed after it: they may lead to addresses that are not public (`allow_private` in a file).
+    pub fn private_addresses(mut self) -> RuleBuilder {
+        self.allow_private = true;
         self
     }
 
@@ -312,7 +320,8 @@ impl RuleBuilder {
 
     fn rule(&self, action: Action, destination: Destination) -> Rule {
         let (direction, protocols, ports) = (self.direction, self.protocols, self.ports.clone());
-        Rule { action, direction, destination, protocols, ports, opaque: self.opaque }
+        let (opaque, allow_private) = (self.opaque, self.allow_private);
+        Rule { action, direction, destination, protocols, ports, opaque, allow_private }
     }
 
     fn target(mut self, action: Action, target: &str) -> RuleBuilder {
@@ -324,6 +333,7 @@ impl RuleBuilder {
             action,
             destination: Destination::Any,
             opaque: false,
+            allow_private: false,
         };
         if target == "dns" {
             return self.dns(action);

@@ -3,7 +3,7 @@
 //! ```ebnf
 //! value     = token , { "," , token } ;                 (* pieces trimmed, empty ones skipped; order is rule order *)
 //! token     = action , [ ":" , direction ] , "@" , right ;
-//! right     = target , [ ":" , protos , [ ":" , ports ] ] , [ ":opaque" ] ;
+//! right     = target , [ ":" , protos , [ ":" , ports ] ] , { ":opaque" | ":allow-private" } ;
 //! target    = "any" | group | "dns" | "[" ipv6 [ "/" len ] "]" | ipv4 [ "/" len ] | "*." name | "." name
 //!           | "suffix=" name | "suffix!=" name | "domain=" name | name-with-a-dot | "@" list ;
 //! protos    = proto , { "+" , proto } ;  proto = "any" | "tcp" | "udp" | "icmpv4" | "icmpv6" | "icmp" ;
@@ -11,8 +11,9 @@
 //! ```
 //!
 //! `*.x` and `suffix=x` stand for `x` and every name below it, `.x` for the names below only. `suffix!=` accepts a public
-//! suffix, which the others refuse. A list stands for one rule per entry. `:opaque` goes with names that are allowed: on ports 80 and
-//! 443 protocols that show no name pass as well. Words are lower case; names are not case sensitive.
+//! suffix, which the others refuse. A list stands for one rule per entry. `:opaque` and `:allow-private`, each once and in either
+//! order, go with names that are allowed: on ports 80 and 443 protocols that show no name pass as well; and the names may lead to
+//! addresses that are not public. Words are lower case; names are not case sensitive.
 
 mod error;
 mod format;
@@ -27,6 +28,10 @@ pub(crate) use parse::with_target;
 
 /// The port of DNS (RFC 1035 §4.2).
 const DNS_PORT: PortRange = PortRange { start: 53, end: 53 };
+/// Behind a rule that is `opaque`.
+const OPAQUE: &str = ":opaque";
+/// Behind a rule that says `allow_private`.
+const ALLOW_PRIVATE: &str = ":allow-private";
 
 /// Parses rules in the grammar, separated by commas.
 ///

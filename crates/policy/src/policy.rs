@@ -275,6 +275,15 @@ impl Policy {
         }
     }
 
+    /// Whether `rule`, by which a name was allowed, lets that name lead to addresses that are not public.
+    #[must_use]
+    pub fn allows_private(&self, rule: RuleRef) -> bool {
+        match rule {
+            RuleRef::Rule(at) => self.rule(at).is_some_and(|rule| rule.allow_private),
+            RuleRef::Default(_) | RuleRef::BuiltIn(_) => false,
+        }
+    }
+
     /// What this policy takes addresses for.
     #[must_use]
     pub fn classifier(&self) -> &Classifier {

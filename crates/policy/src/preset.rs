@@ -164,6 +164,7 @@ impl Preset {
                     protocols: ProtocolSet::ANY,
                     ports: Vec::new(),
                     opaque: false,
+                    allow_private: false,
                 });
                 let rules = std::iter::once(allow_dns()).chain(allow).collect();
                 PolicyConfig { rules, ..PolicyConfig::default() }
@@ -182,5 +183,6 @@ pub fn allow_dns() -> Rule {
         protocols: ProtocolSet::default().with(Protocol::Tcp).with(Protocol::Udp),
         ports: vec![PortRange { start: 53, end: 53 }],
         opaque: false,
+        allow_private: false,
     }
 }

@@ -13,6 +13,8 @@ pub enum RuleProblem {
     ReversedRange { start: u16, end: u16 },
     #[error("`opaque` belongs to a rule that lets a name out: `allow` for a name or suffix, `egress`")]
     Opaque,
+    #[error("`allow_private` belongs to a rule that lets a name out: `allow` for a name or suffix, `egress`")]
+    AllowPrivate,
 }
 
 /// Checks what the types do not say.
@@ -44,11 +46,15 @@ pub(crate) fn check(rule: &Rule) -> Result<(), RuleProblem> {
     Ok(())
 }
 
-/// Checks that a rule that is `opaque` can be; asked when its destination is known.
-pub(crate) fn check_opaque(rule: &Rule) -> Result<(), RuleProblem> {
+/// Checks that a rule that is `opaque` or says `allow_private` may; asked when its destination is known.
+pub(crate) fn check_suffixes(rule: &Rule) -> Result<(), RuleProblem> {
     let named = matches!(rule.destination, Destination::Domain(_) | Destination::Suffix { .. });
     let good = rule.action == Action::Allow && rule.direction == Direction::Egress && named;
-    if good || !rule.opaque { Ok(()) } else { Err(RuleProblem::Opaque) }
+    match (good, rule.opaque, rule.allow_private) {
+        (true, _, _) | (false, false, false) => Ok(()),
+        (false, true, _) => Err(RuleProblem::Opaque),
+        (false, false, true) => Err(RuleProblem::AllowPrivate),
+    }
 }
 
 /// Sorts the port ranges and unites those that touch or overlap.

@@ -326,6 +326,26 @@ fn strict_and_opaque_come_through_every_door() {
 }
 
 #[test]
+fn allow_private_comes_through_every_door() {
+    let text = "allow@x.example:tcp:443:allow-private";
+    let object = r#"{"rules": [{"action": "allow", "destination": {"domain": "x.example"}, "protocols": ["tcp"], "ports": [443], "allow_private": true}]}"#;
+    let built = Policy::builder().egress(|e| e.tcp().port(443).private_addresses().allow_domain("x.example"));
+    assert_eq!(rules(&from_flags(&[FlagItem::NetRule(text.into())]).unwrap())[0], text);
+    assert_eq!(rules(&file::parse("x.json", object).unwrap()), [text]);
+    assert_eq!(format_rule(&built.build().unwrap().rules[0]), text);
+    for both in ["*.x.example:opaque:allow-private", "*.x.example:allow-private:opaque"] {
+        let short = from_flags(&[FlagItem::Allow(both.into())]).unwrap();
+        assert_eq!(rules(&short), ["allow@*.x.example:tcp+udp:opaque:allow-private"]);
+    }
+    for wrong in ["deny@x.example", "allow@public", "allow:any@x.example", "allow:ingress@x.example", "allow@[::1]"] {
+        let error = from_flags(&[FlagItem::NetRule(format!("{wrong}:allow-private"))]).unwrap_err().to_string();
+        assert!(error.contains("`allow_private` belongs to a rule that lets a name out"), "{wrong}: {error}");
+    }
+    assert!(from_flags(&[FlagItem::Allow("x.example:allow-private:allow-private".into())]).is_err());
+    assert!(Policy::builder().egress(|e| e.private_addresses().allow_public()).build().is_err());
+}
+
+#[test]
 fn ports_of_the_wire_form_are_exact() {
     let cases = [
         ("[443]", Ok("allow@any:tcp:443")),

@@ -414,16 +414,17 @@ fn rule() -> impl Strategy<Value = Rule> {
     let ports = vec((port(), port()), 0..3).prop_map(|ranges| {
         ranges.into_iter().map(|(a, b)| PortRange { start: a.min(b), end: a.max(b) }).collect::<Vec<_>>()
     });
-    (action(), direction, destination(), protocols, ports, any::<bool>()).prop_map(
-        |(action, direction, destination, protocols, ports, opaque)| {
+    (action(), direction, destination(), protocols, ports, any::<(bool, bool)>()).prop_map(
+        |(action, direction, destination, protocols, ports, (opaque, allow_private))| {
             // What no door lets in: ICMP that comes in, and ICMP alone with ports.
             let icmp = |p: &Protocol| matches!(p, Protocol::IcmpV4 | Protocol::IcmpV6);
             let direction = if protocols.iter().any(|p| icmp(&p)) { Direction::Egress } else { direction };
             let only_icmp = !protocols.is_any() && protocols.iter().all(|p| icmp(&p));
             let ports = if only_icmp { Vec::new() } else { ports };
             let named = matches!(destination, Destination::Domain(_) | Destination::Suffix { .. });
-            let opaque = opaque && named && action == Action::Allow && direction == Direction::Egress;
-            Rule { action, direction, destination, protocols, ports, opaque }
+            let lets_a_name_out = named && action == Action::Allow && direction == Direction::Egress;
+            let (opaque, allow_private) = (opaque && lets_a_name_out, allow_private && lets_a_name_out);
+            Rule { action, direction, destination, protocols, ports, opaque, allow_private }
         },
     )
 }

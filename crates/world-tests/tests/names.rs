@@ -115,3 +115,35 @@ for n in range(3000):
     assert!(times.len() <= bound, "{} events, not {bound}", times.len());
     assert!(events.contains("\"count\":"), "nothing was told together");
 }
+
+/// The script of one request by name to a machine inside.
+fn fetch_inside(family: Family) -> String {
+    format!("curl {} --silent --show-error --max-time 10 http://inside.wall-test.com/", family.flag())
+}
+
+#[test]
+fn a_rule_with_allow_private_reaches_a_machine_inside_by_name() {
+    for family in Family::BOTH {
+        let sandbox = World::shared().sandbox().flags("--allow inside.wall-test.com:80:allow-private");
+        sandbox.sh(&fetch_inside(family)).exits(0).says("hello");
+    }
+}
+
+#[test]
+fn denied_is_a_machine_inside_by_name_without_allow_private() {
+    for family in Family::BOTH {
+        let sandbox = World::shared().sandbox().flags("--allow inside.wall-test.com:80");
+        sandbox.sh(&fetch_inside(family)).exits(6);
+    }
+}
+
+#[test]
+fn denied_is_a_machine_inside_by_address_when_a_name_leads_there() {
+    for family in Family::BOTH {
+        // By name, and then with the address as the host that the request is for, which is answered with 403.
+        let by_address = format!("curl --silent --fail --max-time 10 http://{}/", family.in_url(family.inside()));
+        let script = format!("{} && {by_address}", fetch_inside(family));
+        let sandbox = World::shared().sandbox().flags("--allow inside.wall-test.com:80:allow-private");
+        sandbox.sh(&script).exits(22).says("hello");
+    }
+}

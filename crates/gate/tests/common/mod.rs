@@ -92,6 +92,7 @@ pub(crate) fn allow(destination: Destination) -> Rule {
         protocols,
         ports: Vec::new(),
         opaque: false,
+        allow_private: false,
     }
 }
 

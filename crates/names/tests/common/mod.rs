@@ -69,11 +69,17 @@ pub fn rule(action: Action, destination: Destination) -> Rule {
         protocols: ProtocolSet::ANY,
         ports: Vec::new(),
         opaque: false,
+        allow_private: false,
     }
 }
 
 pub fn allow_name(text: &str) -> Rule {
     rule(Action::Allow, Destination::Domain(name(text)))
+}
+
+/// As [`allow_name`], and the name may lead to addresses that are not public.
+pub fn allow_name_inside(text: &str) -> Rule {
+    Rule { allow_private: true, ..allow_name(text) }
 }
 
 pub fn deny_name(text: &str) -> Rule {

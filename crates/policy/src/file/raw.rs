@@ -152,6 +152,10 @@ pub(super) struct RawRule {
     /// A rule that allows a name: on ports 80 and 443 protocols that show no name may pass.
     #[serde(default)]
     pub(super) opaque: bool,
+    /// A rule that allows a name: it may lead to addresses that are not public, though never to the host, cloud metadata or
+    /// loopback.
+    #[serde(default)]
+    pub(super) allow_private: bool,
 }
 
 /// A protocol's name.

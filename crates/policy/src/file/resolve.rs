@@ -199,6 +199,7 @@ fn deny_name(origin: &str, text: &str, kind: DenyName, rules: &mut Vec<Rule>, er
         protocols: ProtocolSet::ANY,
         ports: Vec::new(),
         opaque: false,
+        allow_private: false,
     };
     let parsed = grammar::with_target(rule, &format!("{prefix}{text}"));
     let parsed = parsed.map_err(|grammar::RuleErrors(wrong)| {
@@ -255,8 +256,9 @@ fn read_object(origin: &str, raw: RawRule, rules: &mut Vec<Rule>, errors: &mut V
         Err(error) => return errors.push(error),
     };
     let direction = raw.direction.unwrap_or(Direction::Egress);
-    let opaque = raw.opaque;
-    let rule = Rule { action: raw.action, direction, destination: Destination::Any, protocols, ports, opaque };
+    let RawRule { action, opaque, allow_private, .. } = raw;
+    let destination = Destination::Any;
+    let rule = Rule { action, direction, destination, protocols, ports, opaque, allow_private };
     match target_text(&raw.destination) {
         Ok(target) => collect(&format!("{origin}.destination"), grammar::with_target(rule, &target), rules, errors),
         Err(message) => errors.push(ConfigError::new(format!("{origin}.destination"), message.0).help(message.1)),

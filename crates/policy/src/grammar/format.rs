@@ -3,7 +3,7 @@ use std::fmt::Write;
 use cofferdam_model::{Action, Destination, Direction, Group, PortRange, Protocol, ProtocolSet, Rule};
 use ipnet::IpNet;
 
-use crate::grammar::{DNS_PORT, name};
+use crate::grammar::{ALLOW_PRIVATE, DNS_PORT, OPAQUE, name};
 use crate::rule_problem;
 
 /// A rule in the grammar, normalised: the shortest spelling of its parts, ports sorted and united.
@@ -31,7 +31,10 @@ pub(super) fn rule(rule: &Rule) -> String {
         text.push_str(&ports(&rule.ports));
     }
     if rule.opaque {
-        text.push_str(":opaque");
+        text.push_str(OPAQUE);
+    }
+    if rule.allow_private {
+        text.push_str(ALLOW_PRIVATE);
     }
     text
 }

@@ -7,7 +7,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::grammar::error::{RuleError, RuleErrorKind as Kind, RuleErrors};
 use crate::grammar::piece::Piece;
-use crate::grammar::{DNS_PORT, name};
+use crate::grammar::{ALLOW_PRIVATE, DNS_PORT, OPAQUE, name};
 use crate::nearest::{nearest, roughly};
 use crate::{preset, rule_problem};
 
@@ -102,7 +102,7 @@ fn long(token: Piece<'_>, out: &mut Vec<Rule>) -> Result<(), Problem> {
         Some((action_word, direction_word)) => (action(action_word, token)?, direction(direction_word)?),
         None => (action(left, token)?, Direction::Egress),
     };
-    let (right_side, opaque) = opaque(right_side);
+    let (right_side, Suffixes { opaque, allow_private }) = suffixes(right_side);
     let (target, rest) = right(right_side, Style::Long)?;
     let (protocol_words, port_words) = match rest.map(|rest| (rest, rest.split_once(':'))) {
         None => (None, None),
@@ -121,7 +121,8 @@ fn long(token: Piece<'_>, out: &mut Vec<Rule>) -> Result<(), Problem> {
         None => Vec::new(),
     };
     let places = Places { token, direction: left, protocols: protocol_words, ports: port_words };
-    let rule = Rule { action, direction, destination: Destination::Any, protocols, ports, opaque };
+    let destination = Destination::Any;
+    let rule = Rule { action, direction, destination, protocols, ports, opaque, allow_private };
     push(out, rule, target, &places)
 }
 
@@ -135,7 +136,7 @@ fn short_token(action: Action, token: Piece<'_>, out: &mut Vec<Rule>) -> Result<
             format!("a whole rule goes into `--net-rule`; here only the target, as in `--{word} example.org:443`");
         return Err(Problem::new(token, kind).help(help));
     }
-    let (token, opaque) = opaque(token);
+    let (token, Suffixes { opaque, allow_private }) = suffixes(token);
     let (target, port_words) = right(token, Style::Short)?;
     let ports = match port_words {
         Some(words) => short_ports(words, word, token)?,
@@ -143,15 +144,31 @@ fn short_token(action: Action, token: Piece<'_>, out: &mut Vec<Rule>) -> Result<
     };
     let protocols = ProtocolSet::default().with(Protocol::Tcp).with(Protocol::Udp);
     let places = Places { token, direction: token, protocols: None, ports: port_words };
-    let rule = Rule { action, direction: Direction::Egress, destination: Destination::Any, protocols, ports, opaque };
+    let (direction, destination) = (Direction::Egress, Destination::Any);
+    let rule = Rule { action, direction, destination, protocols, ports, opaque, allow_private };
     push(out, rule, target, &places)
 }
 
-/// The last word of a rule, which stands behind whatever else there is.
-fn opaque(piece: Piece<'_>) -> (Piece<'_>, bool) {
-    match piece.strip_suffix(":opaque") {
-        Some(before) => (before, true),
-        None => (piece, false),
+/// The last words of a rule, which stand behind whatever else there is.
+#[derive(Debug, Default)]
+struct Suffixes {
+    opaque: bool,
+    allow_private: bool,
+}
+
+/// Takes the last words off, in whichever order; one that is repeated stays and is no protocol or port.
+fn suffixes(mut piece: Piece<'_>) -> (Piece<'_>, Suffixes) {
+    let mut found = Suffixes::default();
+    loop {
+        let (before, said) = match (piece.strip_suffix(OPAQUE), piece.strip_suffix(ALLOW_PRIVATE)) {
+            (Some(before), _) => (before, &mut found.opaque),
+            (None, Some(before)) => (before, &mut found.allow_private),
+            (None, None) => return (piece, found),
+        };
+        if std::mem::replace(said, true) {
+            return (piece, found);
+        }
+        piece = before;
     }
 }
 
@@ -179,13 +196,14 @@ fn push(out: &mut Vec<Rule>, mut rule: Rule, target: Target, places: &Places<'_>
             rule_problem::RuleProblem::IcmpPorts
             | rule_problem::RuleProblem::PortZero
             | rule_problem::RuleProblem::Opaque
+            | rule_problem::RuleProblem::AllowPrivate
             | rule_problem::RuleProblem::ReversedRange { .. } => places.ports.unwrap_or(places.token),
         };
         return Err(Problem::new(at, Kind::Rule(problem)));
     }
     for destination in destinations {
         let rule = Rule { destination, ..rule.clone() };
-        rule_problem::check_opaque(&rule).map_err(|problem| Problem::new(places.token, Kind::Rule(problem)))?;
+        rule_problem::check_suffixes(&rule).map_err(|problem| Problem::new(places.token, Kind::Rule(problem)))?;
         out.push(rule);
     }
     Ok(())
