@@ -1,5 +1,6 @@
 //! Real resolvers upstream, real clients inside, over both families: what arrives, what does not, and what is never asked.
 
+use std::fs;
 use std::time::Duration;
 
 use cofferdam_world_tests::{Family, Ran, Sandbox, World};
@@ -315,16 +316,20 @@ fn the_ways_around_the_resolver_are_refused_at_once() {
 
 #[test]
 fn a_denial_says_its_decision_id_in_dns_and_in_the_events() {
-    let ran = World::with_resolvers().sandbox().flags("--allow web.names-test.com --events events.jsonl").run(&[
-        "dig",
-        "+tries=1",
-        "denied.names-test.com",
-    ]);
+    let sandbox = World::with_resolvers().sandbox().flags("--allow web.names-test.com --events events.jsonl");
+    let folder = sandbox.folder().to_owned();
+    let ran = sandbox.run(&["dig", "+tries=1", "denied.names-test.com"]);
     ran.exits(0).says("status: NXDOMAIN").says("EDE: 15 (Blocked): (blocked by policy, decision ");
     let text = ran.stdout();
     let decision =
         text.split("decision ").nth(1).and_then(|rest| rest.split(')').next()).expect("a decision id").to_owned();
     assert!(decision.len() >= 5 && decision.chars().all(|c| c.is_ascii_alphanumeric()), "{decision:?}");
+    let events = fs::read_to_string(folder.join("events.jsonl")).expect("the run has left events");
+    let of_the_query =
+        |line: &&str| line.contains("\"type\":\"dns.query\"") && line.contains("\"name\":\"denied.names-test.com\"");
+    let told: Vec<&str> = events.lines().filter(of_the_query).collect();
+    assert_eq!(told.len(), 1, "{events}");
+    assert!(told[0].contains(&format!("\"decision\":\"{decision}\"")), "{decision} is not in {told:?}");
 }
 
 /// A sandbox whose gateway asks these, on a machine that trusts the world's authority.
