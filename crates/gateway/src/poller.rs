@@ -79,6 +79,8 @@ pub(crate) struct Ready {
     pub(crate) hang_up: bool,
     /// An error is pending on the socket or its error queue.
     pub(crate) error: bool,
+    /// There is urgent data (RFC 6093): a read stops in front of it.
+    pub(crate) urgent: bool,
 }
 
 /// How a descriptor is watched.
@@ -132,6 +134,7 @@ impl Poller {
                 write: hang_up || flags.contains(EventFlags::OUT),
                 hang_up,
                 error,
+                urgent: flags.contains(EventFlags::PRI),
             };
             Some((Token::decode(data.u64())?, ready))
         }));
@@ -142,8 +145,8 @@ impl Poller {
 fn flags(watch: Watch) -> EventFlags {
     match watch {
         Watch::Read => EventFlags::IN,
-        Watch::ReadEdges => EventFlags::IN | EventFlags::RDHUP | EventFlags::ET,
-        Watch::BothEdges => EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET,
+        Watch::ReadEdges => EventFlags::IN | EventFlags::PRI | EventFlags::RDHUP | EventFlags::ET,
+        Watch::BothEdges => EventFlags::IN | EventFlags::PRI | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET,
     }
 }
 

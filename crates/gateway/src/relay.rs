@@ -101,7 +101,7 @@ struct Lane {
     held: Held,
     source_ready: bool,
     destination_ready: bool,
-    /// The source said FIN, seen or announced by epoll: a short read does not mean that it is drained.
+    /// The source said FIN or something urgent, seen or announced by epoll: a short read does not mean that it is drained.
     source_ends: bool,
     /// The end of the source has been read.
     ended: bool,
@@ -216,7 +216,7 @@ impl Relay {
             Side::Remote => (&mut flow.down, &mut flow.up),
         };
         out.source_ready |= ready.read;
-        out.source_ends |= ready.hang_up;
+        out.source_ends |= ready.hang_up || ready.urgent;
         back.destination_ready |= ready.write;
         self.pump(poller, id)
     }
@@ -454,7 +454,8 @@ impl Lane {
     fn fill_pipe(&mut self, source: &OwnedFd, pipe: Pipe, tools: &mut Tools) -> Result<usize, (bool, Errno)> {
         match rustix::pipe::splice(source, None, &pipe.write, None, CHUNK, SpliceFlags::NONBLOCK | SpliceFlags::MOVE) {
             Ok(0) => {
-                self.ended = true;
+                // The end, or urgent data, which splice does not pass (`tcp_read_sock`): a read tells.
+                self.bulk = false;
                 tools.give_back(pipe);
                 Ok(0)
             }
@@ -467,9 +468,14 @@ impl Lane {
             Err(error) => {
                 tools.give_back(pipe);
                 match error {
+                    // So says splice in front of urgent data as well: a read tells.
+                    Errno::AGAIN if self.source_ends => {
+                        self.bulk = false;
+                        self.spliced = 0;
+                        Ok(0)
+                    }
                     Errno::AGAIN => {
                         self.source_ready = false;
-                        self.source_ends = false;
                         // Little came at once: a copy is cheaper next time.
                         self.bulk = self.spliced >= SMALL;
                         self.spliced = 0;
@@ -519,6 +525,7 @@ impl Tools {
 mod tests {
     use std::io::{ErrorKind, Read, Write};
     use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsFd as _;
 
     use super::*;
 
@@ -539,6 +546,9 @@ mod tests {
         let far = listener.accept().unwrap().0;
         far.set_nonblocking(true).unwrap();
         near.set_nonblocking(true).unwrap();
+        for socket in [near.as_fd(), far.as_fd()] {
+            rustix::net::sockopt::set_socket_oobinline(socket, true).unwrap();
+        }
         (near, far.into())
     }
 
@@ -662,6 +672,44 @@ mod tests {
         let mut got = vec![0; 10_000];
         assert_eq!(world.guest.read(&mut got).unwrap(), 5000);
         assert_eq!(world.guest.read(&mut got).unwrap(), 0);
+    }
+
+    #[test]
+    fn an_urgent_byte_keeps_its_place() {
+        let mut world = World::new();
+        for round in 0..3 {
+            world.guest.write_all(b"ab").unwrap();
+            if round == 1 {
+                assert_eq!(world.read(), b"ab");
+            }
+            assert_eq!(rustix::net::send(&world.guest, b"!", SendFlags::OOB).unwrap(), 1);
+            world.guest.write_all(b"after").unwrap();
+            assert_eq!(world.read(), if round == 1 { &b"!after"[..] } else { b"ab!after" });
+        }
+    }
+
+    #[test]
+    fn an_urgent_byte_in_a_bulk_transfer_stops_nothing() {
+        for is_closed_at_once in [true, false] {
+            let mut world = World::new();
+            let mut total = world.stuff(7);
+            let mut some = vec![0; 1 << 20];
+            let mut got = 0;
+            // The reader is slow, and makes room for it.
+            while rustix::net::send(&world.guest, b"!", SendFlags::OOB).is_err() {
+                got += world.remote.read(&mut some).unwrap();
+                world.settle();
+            }
+            total += 1 + world.guest.write(&[8; 65_536]).unwrap_or(0);
+            if is_closed_at_once {
+                world.guest.shutdown(std::net::Shutdown::Write).unwrap();
+            }
+            got += world.read().len();
+            assert_eq!(got, total);
+            world.guest.shutdown(std::net::Shutdown::Write).unwrap();
+            world.settle();
+            assert_eq!(world.remote.read(&mut some).unwrap(), 0);
+        }
     }
 
     #[test]

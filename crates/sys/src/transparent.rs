@@ -6,7 +6,7 @@ use std::mem;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use rustix::net::sockopt::{set_ipv6_v6only, set_tcp_congestion, set_tcp_nodelay};
+use rustix::net::sockopt::{set_ipv6_v6only, set_socket_oobinline, set_tcp_congestion, set_tcp_nodelay};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto};
 
 /// Which IP a socket speaks.
@@ -55,6 +55,8 @@ pub fn transparent_listener(
             (Ipv6Addr::UNSPECIFIED, port).into()
         }
     };
+    // Accepted sockets inherit these.
+    set_socket_oobinline(&socket, true).map_err(|e| ("SO_OOBINLINE", e.into()))?;
     set_tcp_nodelay(&socket, true).map_err(|e| ("TCP_NODELAY", e.into()))?;
     set_tcp_congestion(&socket, congestion).map_err(|e| ("TCP_CONGESTION", e.into()))?;
     rustix::net::bind(&socket, &address).map_err(|e| ("bind", e.into()))?;
