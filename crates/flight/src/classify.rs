@@ -68,9 +68,10 @@ fn has_version(line: &[u8]) -> bool {
     })
 }
 
-/// A method and a blank, before a byte that is no text.
+/// A method and a blank, before a byte that is no text. Methods that servers know have no digits, and the lines of git's own
+/// protocol, which have a NUL in them, begin with some.
 fn begins_request(line: &[u8]) -> bool {
-    let method = line.iter().position(|byte| !is_token(*byte));
+    let method = line.iter().position(|byte| !byte.is_ascii_alphabetic() && !b"-_".contains(byte));
     method.and_then(|end| line.get(end)).is_some_and(|byte| is_blank(*byte))
 }
 

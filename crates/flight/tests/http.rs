@@ -202,6 +202,7 @@ fn other_protocols_are_told_at_once_or_at_the_end_of_their_first_line() {
         b"\0\0\0\x08\x04\xd2\x16\x2f",
         b"\x80\x01",
         b"a1 LOGIN u p\r\n",
+        b"0035git-upload-pack /project.git\0host=a.example\0",
         b"\x12\x01\x00\x2f",
         b"GETX\r\n",
     ] {
