@@ -216,7 +216,8 @@ fn expected(config: &PolicyConfig, facts: &Facts<'_>) -> (RuleRef, Action) {
     let (rule, action) = first_match(config, facts);
     let https = facts.protocol == Protocol::Tcp && facts.port == Some(443) && facts.peer.to_canonical() == KNOWN;
     let exact = matches!(rule, RuleRef::Rule(at) if match &config.rules[usize::try_from(at).unwrap()].destination {
-        Destination::Domain(_) => true,
+        // None of the names here is a resolver's own.
+        Destination::Domain(_) => false,
         Destination::Cidr(net) => net.prefix_len() == net.max_prefix_len(),
         Destination::Any | Destination::Group(_) | Destination::Suffix { .. } => false,
     });
