@@ -11,6 +11,7 @@ mod chunked;
 mod classify;
 mod http;
 mod quic;
+mod reader;
 mod tls;
 
 pub use quic::{Datagram, QuicReader};

@@ -2,6 +2,7 @@
 
 use cofferdam_model::DomainName;
 
+use crate::reader::Reader;
 use crate::{Doubt, LIMIT, Protocol, Shown};
 
 const CHANGE_CIPHER_SPEC: u8 = 20;
@@ -234,16 +235,7 @@ pub(crate) fn parse_name(name: &[u8]) -> Result<DomainName, Doubt> {
     text.parse().map_err(|_| Doubt::Name)
 }
 
-/// Takes pieces off the front of a slice.
-struct Reader<'a>(&'a [u8]);
-
 impl<'a> Reader<'a> {
-    fn take(&mut self, length: usize) -> Result<&'a [u8], Doubt> {
-        let (taken, rest) = self.0.split_at_checked(length).ok_or(Doubt::Malformed)?;
-        self.0 = rest;
-        Ok(taken)
-    }
-
     fn u16(&mut self) -> Result<u16, Doubt> {
         match self.take(2)? {
             [high, low] => Ok(u16::from_be_bytes([*high, *low])),

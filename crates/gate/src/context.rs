@@ -76,7 +76,7 @@ impl Context {
     pub(crate) fn decide(&mut self, now: Time, protocol: Protocol, peer: IpAddr, port: Option<u16>) -> Decision {
         let names = self.pins.deciding(now, &self.policy, protocol, peer, port);
         let verdict = self.policy.check(&Facts { direction: Direction::Egress, protocol, peer, port, names });
-        let names = names_for_event(&self.pins, now, peer);
+        let names = self.names_for_event(now, peer);
         let about = |reason: &Reason| About { reason: reason.clone(), names, shown: None };
         match verdict {
             Verdict::Allow(permit) => {
@@ -116,9 +116,12 @@ impl Context {
         }
     }
 
-    /// The names pinned to `peer`, as many as an event lists.
-    pub(crate) fn names_of(&self, now: Time, peer: IpAddr) -> Box<[DomainName]> {
-        names_for_event(&self.pins, now, peer)
+    /// The youngest names of an address, since these are what the guest probably has in mind. Those that were asked for come
+    /// before aliases, which no allow rule looks at.
+    pub(crate) fn names_for_event(&self, now: Time, address: IpAddr) -> Box<[DomainName]> {
+        let mut names: Vec<_> = self.pins.names_of(now, address).take(NAMES_FOR_EVENT).collect();
+        names.sort_by_key(|pinned| pinned.alias);
+        names.into_iter().take(NAMES_IN_EVENT).map(|pinned| pinned.name.clone()).collect()
     }
 
     /// The host's loopback of `address`'s family when `address` is one of the gateway's own: the host alias.
@@ -278,14 +281,6 @@ impl Context {
         let (guest, remote) = (ends.guest, ends.remote);
         self.event(EventBody::FlowFailed { flow, protocol, guest, remote, error: error.to_string() });
     }
-}
-
-/// The youngest names of an address, since these are what the guest probably has in mind. Those that were asked for come
-/// before aliases, which no allow rule looks at.
-fn names_for_event(pins: &Pins, now: Time, address: IpAddr) -> Box<[DomainName]> {
-    let mut names: Vec<_> = pins.names_of(now, address).take(NAMES_FOR_EVENT).collect();
-    names.sort_by_key(|pinned| pinned.alias);
-    names.into_iter().take(NAMES_IN_EVENT).map(|pinned| pinned.name.clone()).collect()
 }
 
 impl About {

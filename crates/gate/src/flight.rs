@@ -57,7 +57,7 @@ impl Watch {
                 let domain = shown.names().iter().find(|name| Some(*name) == denial.reason().name.as_ref());
                 let domain = domain.or_else(|| names.iter().find(|name| !name.pinned).map(|name| name.name));
                 let domain = domain.or_else(|| shown.names().first()).cloned();
-                let about = About::of_flight(denial.reason().clone(), cx.names_of(now, peer), in_event(shown));
+                let about = About::of_flight(denial.reason().clone(), cx.names_for_event(now, peer), in_event(shown));
                 let rule = cx.policy.rule_text(denial.reason().rule).text;
                 let decision = cx.report_denied(now, protocol, ends, &about);
                 FlightAnswer::Deny(FlightDenial { decision, domain, rule })

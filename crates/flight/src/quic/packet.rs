@@ -1,6 +1,7 @@
 //! Long headers (RFC 9000 §17.2) and the frames of an Initial (§12.4).
 
 use crate::Doubt;
+use crate::reader::Reader;
 
 const VERSION_1: u32 = 1;
 /// RFC 9369 §3.1.
@@ -124,15 +125,7 @@ pub(super) fn crypto_frames(
     Ok(())
 }
 
-struct Reader<'a>(&'a [u8]);
-
 impl<'a> Reader<'a> {
-    fn take(&mut self, length: usize) -> Result<&'a [u8], Doubt> {
-        let (taken, rest) = self.0.split_at_checked(length).ok_or(Doubt::Malformed)?;
-        self.0 = rest;
-        Ok(taken)
-    }
-
     fn number(&mut self, length: usize) -> Result<u64, Doubt> {
         Ok(self.take(length)?.iter().fold(0, |number, byte| number << 8 | u64::from(*byte)))
     }
