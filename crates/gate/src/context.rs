@@ -7,9 +7,10 @@ use cofferdam_model::{
     CloseReason, DecisionId, Direction, DomainName, DropReason, EventBody, FirstFlight, FlowCounters, FlowId, Group,
     LimitKind, Protocol, RuleText, Time,
 };
-use cofferdam_policy::{Facts, Pending, Permit, Pins, Policy, Reason, Verdict};
+use cofferdam_policy::{Facts, Pending, Permit, PinnedName, Pins, Policy, Reason, Verdict};
 
 use crate::api::{GateConfig, Output};
+use crate::flight::Watch;
 use crate::hash::Seeded;
 use crate::reply::Replies;
 use crate::report::Reports;
@@ -52,6 +53,21 @@ pub(crate) struct About {
     shown: Option<FirstFlight>,
 }
 
+/// What a flow stands on that was allowed.
+#[derive(Debug, Default)]
+pub(crate) struct Standing<'a> {
+    /// The name that it was admitted by.
+    pub(crate) name: Option<&'a DomainName>,
+    pub(crate) watch: Option<&'a mut Watch>,
+}
+
+impl About {
+    /// The name that decided.
+    pub(crate) fn name(&self) -> Option<&DomainName> {
+        self.reason.name.as_ref()
+    }
+}
+
 impl Context {
     pub(crate) fn new(config: GateConfig, policy: Arc<Policy>, hasher: Seeded, numbers: [u64; 2]) -> Context {
         let [decisions, fragments] = numbers;
@@ -91,29 +107,70 @@ impl Context {
         }
     }
 
-    /// Puts `policy` in the place of the one in force: the same rules with another classifier. `true`: this address has
-    /// changed its group by that.
-    pub(crate) fn reclassify(&mut self, now: Time, policy: Arc<Policy>) -> impl Fn(IpAddr) -> bool + use<> {
-        let before = std::mem::replace(&mut self.policy, Arc::clone(&policy));
-        let moved = move |address| before.classifier().classify(address) != policy.classifier().classify(address);
-        self.pins.demote(now, &moved);
-        moved
+    /// Puts `policy` in the place of the one in force, which it returns: the same rules with another classifier. Names that led
+    /// to addresses which are in another group by that have to be asked for again.
+    pub(crate) fn reclassify(&mut self, now: Time, policy: Arc<Policy>) -> Arc<Policy> {
+        let before = std::mem::replace(&mut self.policy, policy);
+        self.pins.demote(now, |address| moved(&before, &self.policy, address));
+        before
     }
 
-    /// Asks the policy about a flow that it has allowed before; when it does not any more, reports that. `is_read`: what the
-    /// flow shows is looked at. A flow that would have to show something from here on, and is not looked at, is not allowed.
-    pub(crate) fn still_allows(&mut self, now: Time, protocol: Protocol, ends: Ends, is_read: bool) -> bool {
+    /// Puts `policy`, which has other rules, in the place of the one in force, and returns that. Names that led to addresses
+    /// which are not public have to be asked for again: that they were told of was decided by the former rules.
+    pub(crate) fn replace_policy(&mut self, now: Time, policy: Arc<Policy>) -> Arc<Policy> {
+        let classifier = policy.classifier().clone();
+        self.pins.demote(now, |address| classifier.classify(address) != Group::Public);
+        std::mem::replace(&mut self.policy, policy)
+    }
+
+    /// Asks the policy about a flow that the one `before` it has allowed; when it is not allowed any more, reports that.
+    ///
+    /// A flow keeps the name that it was admitted by, unless its address has moved to another group. One that would have to
+    /// show something from here on, and is not looked at, is not allowed, unless `before` would say the same by now.
+    pub(crate) fn still_allows(
+        &mut self,
+        now: Time,
+        before: &Policy,
+        (protocol, ends): (Protocol, Ends),
+        standing: Standing<'_>,
+    ) -> bool {
+        let Standing { name, watch } = standing;
+        let peer = ends.remote.ip();
         let port = match protocol {
             Protocol::Tcp | Protocol::Udp => Some(ends.remote.port()),
             Protocol::IcmpV4 | Protocol::IcmpV6 => None,
         };
-        match self.decide(now, protocol, ends.remote.ip(), port) {
-            Decision::Allow(_, _, pending) if pending.is_none() || is_read => true,
-            Decision::Allow(_, about, _) | Decision::Deny(about) => {
-                self.report_denied(now, protocol, ends, &about);
-                false
-            }
+        let moved = moved(before, &self.policy, peer);
+        let mut names = self.pins.deciding(now, &self.policy, protocol, peer, port).to_vec();
+        if !moved {
+            let passed = watch.as_ref().map(|watch| watch.passed()).unwrap_or_default();
+            let own = name.into_iter().chain(passed).map(|name| PinnedName { name: name.clone(), alias: false });
+            names.extend(own);
         }
+        let facts = Facts { direction: Direction::Egress, protocol, peer, port, names: &names };
+        let reason = match (self.policy.check(&facts), watch) {
+            (Verdict::Allow(_), None) => return true,
+            (Verdict::Allow(_), Some(watch)) => watch.renew(&self.policy, None, moved).err(),
+            (Verdict::Pending(_, pending), Some(watch)) => watch.renew(&self.policy, Some(pending), moved).err(),
+            (Verdict::Pending(permit, _), None) => {
+                let is_new = moved || self.is_new(now, before, &facts, permit.reason());
+                is_new.then(|| permit.reason().clone())
+            }
+            (Verdict::Deny(denial), _) => Some(denial.reason().clone()),
+        };
+        let Some(reason) = reason else { return true };
+        let about = About { reason, names: self.names_for_event(now, peer), shown: None };
+        self.report_denied(now, protocol, ends, &about);
+        false
+    }
+
+    /// Whether `before` would not let a flow pend as well, by the same rule.
+    fn is_new(&self, now: Time, before: &Policy, facts: &Facts<'_>, reason: &Reason) -> bool {
+        let known = self.pins.names_of(now, facts.peer).take(NAMES_FOR_EVENT).chain(facts.names);
+        let names: Vec<PinnedName> = known.cloned().collect();
+        let verdict = before.check(&Facts { names: &names, ..*facts });
+        let same = self.policy.rule_text(reason.rule).text == before.rule_text(verdict.reason().rule).text;
+        !(matches!(verdict, Verdict::Pending(..)) && same)
     }
 
     /// The youngest names of an address, since these are what the guest probably has in mind. Those that were asked for come
@@ -294,4 +351,9 @@ impl About {
 pub(crate) struct Ends {
     pub(crate) guest: SocketAddr,
     pub(crate) remote: SocketAddr,
+}
+
+/// Whether an address is in another group than `before`.
+pub(crate) fn moved(before: &Policy, after: &Policy, address: IpAddr) -> bool {
+    before.classifier().classify(address) != after.classifier().classify(address)
 }

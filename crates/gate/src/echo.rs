@@ -24,10 +24,13 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use cofferdam_model::{CloseReason, DropReason, EventBody, FlowCounters, FlowId, LimitKind, Protocol, Time};
+use cofferdam_model::{
+    CloseReason, DomainName, DropReason, EventBody, FlowCounters, FlowId, LimitKind, Protocol, Time,
+};
+use cofferdam_policy::Policy;
 
 use crate::api::{EchoError, Output};
-use crate::context::{Context, Decision, Ends};
+use crate::context::{Context, Decision, Ends, Standing};
 use crate::hash::Seeded;
 use crate::key::Key;
 use crate::quote::Quote;
@@ -60,6 +63,8 @@ struct Echo {
     remote: IpAddr,
     ident: u16,
     since: Time,
+    /// The name that it was admitted by.
+    name: Option<DomainName>,
     counters: FlowCounters,
     /// Of the guest's last request, for ICMP errors.
     quote: Quote,
@@ -121,6 +126,7 @@ impl Echoes {
             remote: packet.dst,
             ident: request.ident,
             since: now,
+            name: about.name().cloned(),
             counters: FlowCounters::default(),
             quote: Quote::of(packet),
         };
@@ -187,15 +193,27 @@ impl Echoes {
         }
     }
 
-    /// Addresses have moved to other groups: ends what is not allowed any more. The next request is told why.
-    pub(crate) fn handle_reclassified(&mut self, cx: &mut Context, now: Time, moved: &dyn Fn(IpAddr) -> bool) {
+    /// The policy is not the one `before`: ends what is not allowed any more of what is `concerned`, and counts it. The next
+    /// request is told why.
+    pub(crate) fn decide_again(
+        &mut self,
+        cx: &mut Context,
+        now: Time,
+        before: &Policy,
+        concerned: &dyn Fn(IpAddr) -> bool,
+    ) -> u64 {
+        let mut ended = 0;
         for slot in self.table.slots(0) {
             let Some((_, echo)) = self.table.get_mut(slot) else { continue };
             let (guest, remote) = (echo.guest, echo.remote);
-            if moved(remote) && !cx.still_allows(now, protocol(remote), ends(guest, remote), false) {
+            let flow = (protocol(remote), ends(guest, remote));
+            let standing = Standing { name: echo.name.as_ref(), watch: None };
+            if concerned(remote) && !cx.still_allows(now, before, flow, standing) {
+                ended += 1;
                 self.close(cx, now, slot, CloseReason::Policy);
             }
         }
+        ended
     }
 
     /// Ends every flow.

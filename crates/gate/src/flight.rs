@@ -6,7 +6,7 @@
 
 use cofferdam_flight::Shown;
 use cofferdam_model::{DomainName, FirstFlight, FlightProtocol, Protocol, Time};
-use cofferdam_policy::{Flight, FlightVerdict, Pending, ShownName};
+use cofferdam_policy::{Flight, FlightVerdict, Pending, Policy, Reason, ShownName};
 
 use crate::api::{FlightAnswer, FlightDenial};
 use crate::context::{About, Context, Ends};
@@ -17,13 +17,29 @@ const REMEMBERED: usize = 8;
 /// A flow whose flights are looked at.
 #[derive(Debug)]
 pub(crate) struct Watch {
-    pending: Pending,
+    /// What is left to decide; `None` under a policy that allows the flow whatever it shows.
+    pending: Option<Pending>,
     passed: Vec<DomainName>,
+    last: Option<Last>,
+}
+
+/// What a flow showed last, for the case that it has to be decided again.
+#[derive(Debug, PartialEq, Eq)]
+enum Last {
+    /// The names, and whether each was pinned.
+    Names(Vec<(DomainName, bool)>),
+    Unreadable,
+    Other,
 }
 
 impl Watch {
     pub(crate) fn new(pending: Pending) -> Watch {
-        Watch { pending, passed: Vec::new() }
+        Watch { pending: Some(pending), passed: Vec::new(), last: None }
+    }
+
+    /// The names that passed on this flow while they were pinned to its address.
+    pub(crate) fn passed(&self) -> &[DomainName] {
+        &self.passed
     }
 
     /// Puts what a flow shows to the policy. A denial is reported.
@@ -44,16 +60,22 @@ impl Watch {
             Shown::Unreadable { .. } | Shown::Unfinished => Flight::Unreadable,
             Shown::Other => Flight::Other,
         };
-        match cx.policy.check_flight(&self.pending, &flight) {
-            FlightVerdict::Allow(_) => {
+        let verdict = self.pending.as_ref().map(|pending| cx.policy.check_flight(pending, &flight));
+        match verdict {
+            None | Some(FlightVerdict::Allow(_)) => {
                 for name in names.iter().filter(|name| name.pinned) {
                     if self.passed.len() < REMEMBERED && !self.passed.contains(name.name) {
                         self.passed.push(name.name.clone());
                     }
                 }
+                self.last = Some(match flight {
+                    Flight::Names(names) => Last::Names(names.iter().map(|n| (n.name.clone(), n.pinned)).collect()),
+                    Flight::Unreadable => Last::Unreadable,
+                    Flight::Other => Last::Other,
+                });
                 FlightAnswer::Pass
             }
-            FlightVerdict::Deny(denial) => {
+            Some(FlightVerdict::Deny(denial)) => {
                 let domain = shown.names().iter().find(|name| Some(*name) == denial.reason().name.as_ref());
                 let domain = domain.or_else(|| names.iter().find(|name| !name.pinned).map(|name| name.name));
                 let domain = domain.or_else(|| shown.names().first()).cloned();
@@ -62,6 +84,29 @@ impl Watch {
                 let decision = cx.report_denied(now, protocol, ends, &about);
                 FlightAnswer::Deny(FlightDenial { decision, domain, rule })
             }
+        }
+    }
+
+    /// Another policy is in force, and this is what it leaves to decide. The reason, when it denies what was shown last.
+    /// `moved`: the address is in another group by now, so that names which led there count no more.
+    pub(crate) fn renew(&mut self, policy: &Policy, pending: Option<Pending>, moved: bool) -> Result<(), Reason> {
+        if moved {
+            self.passed.clear();
+        }
+        self.pending = pending;
+        let (Some(pending), Some(last)) = (&self.pending, &self.last) else { return Ok(()) };
+        let names: Vec<ShownName<'_>>;
+        let flight = match last {
+            Last::Names(shown) => {
+                names = shown.iter().map(|(name, pinned)| ShownName { name, pinned: *pinned && !moved }).collect();
+                Flight::Names(&names)
+            }
+            Last::Unreadable => Flight::Unreadable,
+            Last::Other => Flight::Other,
+        };
+        match policy.check_flight(pending, &flight) {
+            FlightVerdict::Allow(_) => Ok(()),
+            FlightVerdict::Deny(denial) => Err(denial.reason().clone()),
         }
     }
 }

@@ -3,13 +3,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cofferdam_flight::Shown;
-use cofferdam_model::{CloseReason, DomainName, DropReason, FlowCounters, FlowId, Time};
+use cofferdam_model::{
+    CloseReason, DenyWith, DomainName, DropReason, EventBody, FlowCounters, FlowId, LimitsConfig, Time,
+};
 use cofferdam_policy::{PinsFull, Policy};
 
 use crate::api::{
     Accepted, DialError, DnsClient, EchoError, FlightAnswer, Fragmentation, GateConfig, Link4, Output, UdpError,
 };
-use crate::context::{Context, DNS_PORT};
+use crate::context::{self, Context, DNS_PORT};
 use crate::echo::Echoes;
 use crate::fragments::Fragments;
 use crate::hash::Seeded;
@@ -191,10 +193,36 @@ impl Gate {
     /// reported; the others do not notice. Names bound to such an address are no reason to allow it until they are asked
     /// for again, since the look-up was judged by the former group.
     pub fn handle_reclassified(&mut self, now: Time, policy: Arc<Policy>) {
-        let moved = self.cx.reclassify(now, policy);
-        self.connections.handle_reclassified(&mut self.cx, now, &moved);
-        self.mappings.handle_reclassified(&mut self.cx, now, &moved);
-        self.echoes.handle_reclassified(&mut self.cx, now, &moved);
+        let before = self.cx.reclassify(now, policy);
+        let after = Arc::clone(&self.cx.policy);
+        self.decide_again(now, &before, &|address| context::moved(&before, &after, address));
+    }
+
+    /// Other rules are in force from here on. Every flow is decided anew: those that are denied are closed and reported, the
+    /// others do not notice. `policy` has the classifier of the one in force.
+    pub fn handle_policy(&mut self, now: Time, policy: Arc<Policy>) {
+        let rules = u64::try_from(policy.rules().len()).unwrap_or(u64::MAX);
+        let before = self.cx.replace_policy(now, policy);
+        let ended = self.decide_again(now, &before, &|_| true);
+        self.cx.event(EventBody::PolicyChanged { rules, ended });
+    }
+
+    /// Other bounds are in force from here on; what is beyond them already stays.
+    pub fn handle_limits(&mut self, limits: LimitsConfig) {
+        self.cx.config.limits = limits;
+    }
+
+    /// Denied flows are told so in this way from here on.
+    pub fn handle_deny_with(&mut self, deny_with: DenyWith) {
+        self.cx.config.deny_with = deny_with;
+    }
+
+    /// Decides the flows to addresses for which `concerns` says so again, and returns how many have ended by that.
+    fn decide_again(&mut self, now: Time, before: &Policy, concerns: &dyn Fn(IpAddr) -> bool) -> u64 {
+        let Gate { cx, connections, mappings, echoes, .. } = self;
+        connections.decide_again(cx, now, before, concerns)
+            + mappings.decide_again(cx, now, before, concerns)
+            + echoes.decide_again(cx, now, before, concerns)
     }
 
     /// A deadline has passed.

@@ -34,9 +34,10 @@ use std::time::Duration;
 
 use cofferdam_flight::Shown;
 use cofferdam_model::{CloseReason, DenyWith, DropReason, FlowCounters, FlowId, LimitKind, Protocol, Time};
+use cofferdam_policy::Policy;
 
 use crate::api::{Accepted, DialError, FlightAnswer, Output};
-use crate::context::{About, Context, DNS_PORT, Decision, Ends};
+use crate::context::{About, Context, DNS_PORT, Decision, Ends, Standing};
 use crate::flight::{self, Watch};
 use crate::hash::Seeded;
 use crate::key::Key;
@@ -301,25 +302,39 @@ impl Connections {
         }
     }
 
-    /// Addresses have moved to other groups: ends what is not allowed any more.
-    pub(crate) fn handle_reclassified(&mut self, cx: &mut Context, now: Time, moved: &dyn Fn(IpAddr) -> bool) {
+    /// The policy is not the one `before`: ends what is not allowed any more of what is `concerned`, and counts it.
+    pub(crate) fn decide_again(
+        &mut self,
+        cx: &mut Context,
+        now: Time,
+        before: &Policy,
+        concerned: &dyn Fn(IpAddr) -> bool,
+    ) -> u64 {
+        let mut ended = 0;
         for list in [DIALING, INJECTED, LIVE] {
             for slot in self.table.slots(list) {
                 let Some((flow, connection)) = self.table.get_mut(slot) else { continue };
-                let (ends, is_read) = (connection.ends, connection.watch.is_some());
-                if !moved(ends.remote.ip())
-                    || cx.is_resolver(ends.remote)
-                    || cx.still_allows(now, Protocol::Tcp, ends, is_read)
-                {
+                let Connection { ends, state, serves, watch } = connection;
+                if !concerned(ends.remote.ip()) || cx.is_resolver(ends.remote) {
                     continue;
                 }
-                match &connection.state {
+                let name = match serves {
+                    Serves::Relay(about) => about.name(),
+                    Serves::Dns => None,
+                };
+                let standing = Standing { name, watch: watch.as_deref_mut() };
+                if cx.still_allows(now, before, (Protocol::Tcp, *ends), standing) {
+                    continue;
+                }
+                ended += 1;
+                match state {
                     // Its entry goes when the shell says what it has carried.
                     State::Live { .. } => cx.output(Output::CloseFlow { flow }),
                     State::Dialing { .. } | State::Injected => self.withdraw(cx, slot),
                 }
             }
         }
+        ended
     }
 
     /// Ends a connection that is denied before it has been made.

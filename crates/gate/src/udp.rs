@@ -37,12 +37,12 @@ use std::num::NonZeroU16;
 use std::time::Duration;
 
 use cofferdam_flight::{Datagram as Seen, Doubt, LIMIT, QuicReader, Shown};
-use cofferdam_model::{CloseReason, DenyWith, DropReason, FlowCounters, FlowId, LimitKind, Protocol, Time};
+use cofferdam_model::{CloseReason, DenyWith, DomainName, DropReason, FlowCounters, FlowId, LimitKind, Protocol, Time};
 
-use cofferdam_policy::{Pending, Permit};
+use cofferdam_policy::{Pending, Permit, Policy};
 
 use crate::api::{DnsClient, FlightAnswer, Fragmentation, Output, UdpError};
-use crate::context::{About, Context, DNS_PORT, Decision, Ends};
+use crate::context::{About, Context, DNS_PORT, Decision, Ends, Standing};
 use crate::flight::Watch;
 use crate::hash::Seeded;
 use crate::key::Key;
@@ -77,6 +77,8 @@ pub(crate) struct Mappings {
 struct Mapping {
     ends: Ends,
     since: Time,
+    /// The name that it was admitted by.
+    name: Option<DomainName>,
     counters: FlowCounters,
     replied: bool,
     /// Of the guest's last datagram, for ICMP errors.
@@ -240,6 +242,7 @@ impl Mappings {
         }
         self.make_room(cx, now);
         let flow = cx.new_flow();
+        let name = about.name().cloned();
         let check = match pending {
             Some(pending) => Some(Box::new(Check::new(ends.remote.port(), permit, about, pending))),
             None => {
@@ -248,7 +251,7 @@ impl Mappings {
             }
         };
         let counters = FlowCounters::default();
-        let mapping = Mapping { ends, since: now, counters, replied: false, quote: Quote::of(packet), check };
+        let mapping = Mapping { ends, since: now, name, counters, replied: false, quote: Quote::of(packet), check };
         let list = mapping.list();
         Some(self.table.insert(now, list, key(ends), flow, mapping))
     }
@@ -319,17 +322,28 @@ impl Mappings {
         }
     }
 
-    /// Addresses have moved to other groups: ends what is not allowed any more. The next datagram is told why.
-    pub(crate) fn handle_reclassified(&mut self, cx: &mut Context, now: Time, moved: &dyn Fn(IpAddr) -> bool) {
+    /// The policy is not the one `before`: ends what is not allowed any more of what is `concerned`, and counts it. The next
+    /// datagram is told why.
+    pub(crate) fn decide_again(
+        &mut self,
+        cx: &mut Context,
+        now: Time,
+        before: &Policy,
+        concerned: &dyn Fn(IpAddr) -> bool,
+    ) -> u64 {
+        let mut ended = 0;
         for list in [ONE_WAY, BOTH_WAYS, HELD] {
             for slot in self.table.slots(list) {
-                let Some((_, mapping)) = self.table.get_mut(slot) else { continue };
-                let (ends, is_read) = (mapping.ends, mapping.check.is_some());
-                if moved(ends.remote.ip()) && !cx.still_allows(now, Protocol::Udp, ends, is_read) {
+                let Some((_, Mapping { ends, name, check, .. })) = self.table.get_mut(slot) else { continue };
+                let watch = check.as_mut().map(|check| &mut check.watch);
+                let standing = Standing { name: name.as_ref(), watch };
+                if concerned(ends.remote.ip()) && !cx.still_allows(now, before, (Protocol::Udp, *ends), standing) {
+                    ended += 1;
                     self.close(cx, now, slot, CloseReason::Policy);
                 }
             }
         }
+        ended
     }
 
     /// Ends every mapping.

@@ -209,6 +209,9 @@ pub enum EventBody {
     FlowClosed { flow: FlowId, by: CloseReason, counters: FlowCounters, duration_ms: u64 },
     #[serde(rename = "flow.failed")]
     FlowFailed { flow: FlowId, protocol: Protocol, guest: SocketAddr, remote: SocketAddr, error: String },
+    /// Other rules are in force from here on: how many there are, and how many flows they have ended.
+    #[serde(rename = "policy.changed")]
+    PolicyChanged { rules: u64, ended: u64 },
     #[serde(rename = "limit.reached")]
     LimitReached { limit: LimitKind, bound: u64, count: u64 },
     #[serde(rename = "gateway.dropped")]

@@ -89,6 +89,8 @@ impl Key {
 pub(crate) struct Waiter {
     pub(crate) client: ClientId,
     pub(crate) transport: Transport,
+    /// Where the guest sent it.
+    pub(crate) server: SocketAddr,
     pub(crate) query: Query,
     pub(crate) rule: cofferdam_policy::RuleRef,
     pub(crate) since: Time,
@@ -264,6 +266,11 @@ impl Lookups {
         }
     }
 
+    /// How long a lookup may take that begins from here on.
+    pub(crate) fn set_budget(&mut self, budget: Duration) {
+        self.budget = budget;
+    }
+
     /// Takes the waiter that has waited longest when there are more than [`MAX_WAITERS`].
     pub(crate) fn overflow(&mut self, effects: &mut Effects<'_>) -> Option<Finished> {
         if self.waiters <= MAX_WAITERS {
@@ -392,14 +399,42 @@ impl Lookups {
     pub(crate) fn withdrawn(
         &mut self,
         effects: &mut Effects<'_>,
-        moved: impl Fn(SocketAddr) -> bool,
+        moved: impl Fn(SocketAddr, Transport) -> bool,
     ) -> Option<Finished> {
         let chosen = |lookup: &Lookup| match lookup.key.route {
             Route::Configured => false,
-            Route::Chosen(server) => moved(server),
+            Route::Chosen(server) => moved(server, lookup.key.transport),
         };
         let id = *self.lookups.iter().find(|(_, lookup)| chosen(lookup))?.0;
         self.finish(effects, id, None)
+    }
+
+    /// Lets `judge` look at everybody who waits, and takes those out about whom it says no. Nobody is asked any more on behalf
+    /// of these alone.
+    pub(crate) fn revise(
+        &mut self,
+        effects: &mut Effects<'_>,
+        mut judge: impl FnMut(&mut Waiter) -> bool,
+    ) -> Vec<Waiter> {
+        let mut out = Vec::new();
+        let mut idle = Vec::new();
+        for (id, lookup) in &mut self.lookups {
+            for mut waiter in std::mem::take(&mut lookup.waiters) {
+                if judge(&mut waiter) {
+                    lookup.waiters.push_back(waiter);
+                } else {
+                    self.waiters -= 1;
+                    out.push(waiter);
+                }
+            }
+            if lookup.waiters.is_empty() {
+                idle.push(*id);
+            }
+        }
+        for id in idle {
+            self.finish(effects, id, None);
+        }
+        out
     }
 
     pub(crate) fn poll_timeout(&self) -> Option<Time> {

@@ -40,7 +40,7 @@ use crate::reply::{self, ExtendedError, Head, Rcode, Reply};
 use crate::report::Reports;
 use crate::special;
 use crate::wire::{flags, kind};
-use crate::{ClientId, Output, ResolverConfig, Transport, Upstream, UpstreamId};
+use crate::{ClientId, Output, Rebinding, ResolverConfig, Transport, Upstream, UpstreamId};
 
 /// How often a reached limit is reported.
 const LIMIT_REPORT_EVERY: Duration = Duration::from_secs(1);
@@ -181,11 +181,49 @@ impl Resolver {
         self.config.rebinding = self.config.rebinding.with_classifier(policy.classifier());
         let before = std::mem::replace(&mut self.policy, policy);
         let after = Arc::clone(&self.policy);
-        let moved =
-            |server: SocketAddr| before.classifier().classify(server.ip()) != after.classifier().classify(server.ip());
+        let moved = |server: SocketAddr, _| {
+            before.classifier().classify(server.ip()) != after.classifier().classify(server.ip())
+        };
         while let Some(finished) = self.step(now, |lookups, effects| lookups.withdrawn(effects, moved)) {
             self.give_up(now, Some(finished));
         }
+    }
+
+    /// Other rules are in force from here on, and `rebinding` goes with them. Whoever waits for an answer is judged by them: a
+    /// name that is denied now is answered so, and a resolver of the guest's choice that is denied now is asked no more.
+    pub fn handle_policy(&mut self, now: Time, policy: Arc<Policy>, rebinding: Rebinding) {
+        self.outputs.begin_group();
+        self.config.rebinding = rebinding;
+        self.policy = policy;
+        let after = Arc::clone(&self.policy);
+        let is_denied = |server: SocketAddr, transport| !after.check(&facts(server, transport)).is_allow();
+        while let Some(finished) = self.step(now, |lookups, effects| lookups.withdrawn(effects, is_denied)) {
+            self.give_up(now, Some(finished));
+        }
+        let after = Arc::clone(&self.policy);
+        let gateway = self.config.gateway.clone();
+        let mut rules = Vec::new();
+        let denied = self.step(now, |lookups, effects| {
+            lookups.revise(effects, |waiter| {
+                match check(&after, &gateway, &waiter.query, waiter.transport, waiter.server) {
+                    Ok(rule) => waiter.rule = rule,
+                    Err(rule) => {
+                        rules.push(rule);
+                        return false;
+                    }
+                }
+                true
+            })
+        });
+        for (waiter, rule) in denied.into_iter().zip(rules) {
+            self.deny(now, waiter.client, waiter.transport, &waiter.query, rule);
+        }
+    }
+
+    /// How long one query may take, for those that come from here on.
+    pub fn handle_query_timeout(&mut self, budget: Duration) {
+        self.config.query_timeout = budget;
+        self.lookups.set_budget(budget);
     }
 
     /// Other resolvers are configured from here on. What the former ones said is forgotten: on another network the same
@@ -238,11 +276,11 @@ impl Resolver {
     }
 
     fn decide(&mut self, now: Time, client: ClientId, transport: Transport, server: SocketAddr, query: Query) {
-        let rule = match self.check(&query, transport, server) {
+        let rule = match check(&self.policy, &self.config.gateway, &query, transport, server) {
             Ok(rule) => rule,
             Err(rule) => return self.deny(now, client, transport, &query, rule),
         };
-        let waiter = Waiter { client, transport, query, rule, since: now };
+        let waiter = Waiter { client, transport, server, query, rule, since: now };
         if let Some(domain) = &waiter.query.domain
             && let Some(special) = special::look_up(domain, &self.config.gateway)
         {
@@ -269,30 +307,6 @@ impl Resolver {
             self.overflow.count += 1;
             self.give_up(now, pushed_out);
             self.report_overflow(now);
-        }
-    }
-
-    /// The rule that allows the query, or the one that denies it. Wherever it was sent, it is the gateway that answers, so
-    /// rules that allow DNS are asked about the gateway; what was sent elsewhere has passed the rules for that address as
-    /// well before it came here.
-    fn check(&self, query: &Query, transport: Transport, server: SocketAddr) -> Result<RuleRef, RuleRef> {
-        let protocol = match transport {
-            Transport::Udp => Protocol::Udp,
-            Transport::Tcp => Protocol::Tcp,
-        };
-        let mut gateways = self.config.gateway.iter().copied();
-        let peer = gateways.find(|gateway| gateway.is_ipv4() == server.is_ipv4()).unwrap_or(server.ip());
-        let facts = Facts { direction: Direction::Egress, protocol, peer, port: Some(server.port()), names: &[] };
-        match &query.domain {
-            Some(domain) => match self.policy.check_name(domain, &facts) {
-                NameVerdict::Allow(reason) => Ok(reason.rule),
-                NameVerdict::Deny(reason) => Err(reason.rule),
-            },
-            // The root has no name that a rule could match; what is left is whether the query itself may be sent.
-            None => match self.policy.check(&facts) {
-                Verdict::Allow(permit) | Verdict::Pending(permit, _) => Ok(permit.reason().rule),
-                Verdict::Deny(denial) => Err(denial.reason().rule),
-            },
         }
     }
 
@@ -499,6 +513,41 @@ impl Resolver {
 
     fn draw_decision(&mut self) -> DecisionId {
         DecisionId(self.random.next_u64() >> (u64::BITS - DECISION_BITS))
+    }
+}
+
+/// A query as the policy sees it.
+fn facts(server: SocketAddr, transport: Transport) -> Facts<'static> {
+    let protocol = match transport {
+        Transport::Udp => Protocol::Udp,
+        Transport::Tcp => Protocol::Tcp,
+    };
+    Facts { direction: Direction::Egress, protocol, peer: server.ip(), port: Some(server.port()), names: &[] }
+}
+
+/// The rule that allows the query, or the one that denies it. Wherever it was sent, it is the gateway that answers, so
+/// rules that allow DNS are asked about the gateway; what was sent elsewhere has passed the rules for that address as
+/// well before it came here.
+fn check(
+    policy: &Policy,
+    gateway: &[IpAddr],
+    query: &Query,
+    transport: Transport,
+    server: SocketAddr,
+) -> Result<RuleRef, RuleRef> {
+    let mut gateways = gateway.iter().copied();
+    let peer = gateways.find(|gateway| gateway.is_ipv4() == server.is_ipv4()).unwrap_or(server.ip());
+    let facts = facts(SocketAddr::new(peer, server.port()), transport);
+    match &query.domain {
+        Some(domain) => match policy.check_name(domain, &facts) {
+            NameVerdict::Allow(reason) => Ok(reason.rule),
+            NameVerdict::Deny(reason) => Err(reason.rule),
+        },
+        // The root has no name that a rule could match; what is left is whether the query itself may be sent.
+        None => match policy.check(&facts) {
+            Verdict::Allow(permit) | Verdict::Pending(permit, _) => Ok(permit.reason().rule),
+            Verdict::Deny(denial) => Err(denial.reason().rule),
+        },
     }
 }
 

@@ -4,7 +4,7 @@
 mod common;
 
 use cofferdam_model::{Action, Destination, EventBody, Group, PortRange, Protocol, ProtocolSet};
-use cofferdam_names::{Families, Transport};
+use cofferdam_names::{Families, Rebinding, Transport};
 use common::*;
 
 fn open() -> World {
@@ -445,6 +445,71 @@ fn a_chosen_resolver_that_becomes_the_machines_is_asked_no_more() {
         assert!(world.reply(configured).is_none(), "the other goes on");
         world.pass(ms(900));
         assert_eq!(world.sent.iter().filter(|sent| sent.server == asked.server).count(), 1);
+    }
+}
+
+/// These rules are in force from here on.
+fn replace(world: &mut World, policy: &cofferdam_model::PolicyConfig) {
+    let gateway = [GATEWAY, GATEWAY6].map(|text| text.parse::<std::net::SocketAddr>().unwrap().ip());
+    let host = cofferdam_model::HostNetwork { addresses: gateway.to_vec(), ..Default::default() };
+    let classifier = cofferdam_model::Classifier::new(host);
+    let rebinding = Rebinding::guarded_by(policy, classifier.clone());
+    let policy = cofferdam_policy::Policy::compile(policy, classifier).into();
+    world.resolver.handle_policy(world.now, policy, rebinding);
+    world.drain();
+}
+
+#[test]
+fn who_waits_is_judged_by_the_rules_that_come() {
+    for qtype in [A, AAAA] {
+        let mut world = World::new(only(vec![allow_name("a.example"), allow_name("b.example")]));
+        let denied = world.ask(&query(1, "a.example", qtype));
+        let asked = world.last();
+        let stays = world.ask(&query(2, "b.example", qtype));
+        let going_on = world.last();
+        replace(&mut world, &only(vec![allow_name("b.example")]));
+        assert_eq!(world.reply(denied).unwrap().rcode(), NXDOMAIN);
+        assert_eq!(world.abandoned, [asked.upstream]);
+        assert!(world.reply(stays).is_none());
+        let public = if qtype == A { "93.184.216.34" } else { "2606:2800:220:1::34" };
+        world.answer(&going_on, &answer_to(&going_on, 0, &[address("b.example", 300, public)]));
+        assert_eq!(world.reply(stays).unwrap().rcode(), 0);
+        // What is remembered is judged anew each time.
+        replace(&mut world, &only(vec![]));
+        let sent = world.sent.len();
+        let again = world.ask(&query(3, "b.example", qtype));
+        assert_eq!((world.reply(again).unwrap().rcode(), world.sent.len()), (NXDOMAIN, sent));
+    }
+}
+
+#[test]
+fn an_answer_is_judged_by_the_rebinding_rules_that_come() {
+    for (qtype, inside) in [(A, "10.0.0.5"), (AAAA, "fd00::5")] {
+        let network = cofferdam_policy::grammar::parse_rules("allow@private").unwrap().remove(0);
+        let wide = only(vec![dns_rule(), allow_name("a.example"), network]);
+        let mut world = World::new(wide);
+        let client = world.ask(&query(1, "a.example", qtype));
+        let sent = world.last();
+        replace(&mut world, &only(vec![dns_rule(), allow_name("a.example")]));
+        world.answer(&sent, &answer_to(&sent, 0, &[address("a.example", 300, inside)]));
+        assert_eq!(world.reply(client).unwrap().rcode(), NXDOMAIN);
+        assert!(world.pins().is_empty());
+    }
+}
+
+#[test]
+fn a_chosen_resolver_that_is_denied_is_asked_no_more() {
+    for other in [OTHER, "[2001:4860:4860::8888]:53"] {
+        let mut world = World::new(all_but(vec![]));
+        let chosen = world.ask_at(other, Transport::Udp, &query(9, "example.org", A));
+        let asked = world.last();
+        replace(&mut world, &only(vec![dns_rule(), allow_name("example.org")]));
+        assert_eq!(world.reply(chosen).unwrap().rcode(), SERVFAIL);
+        assert_eq!(world.abandoned, [asked.upstream]);
+        let mut world = World::new(all_but(vec![]));
+        let chosen = world.ask_at(other, Transport::Udp, &query(9, "example.org", A));
+        replace(&mut world, &all_but(vec![dns_rule()]));
+        assert!(world.reply(chosen).is_none(), "still allowed");
     }
 }
 

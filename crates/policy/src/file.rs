@@ -11,6 +11,7 @@ mod flags;
 mod raw;
 mod resolve;
 mod values;
+mod write;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
@@ -50,6 +51,12 @@ pub fn default_network() -> NetworkConfig {
             connect_timeout: Duration::from_secs(75),
         },
     }
+}
+
+/// A configuration in the wire form: one line of JSON from which [`parse`] makes the same configuration.
+#[must_use]
+pub fn to_json(config: &NetworkConfig) -> String {
+    write::network(config).to_string()
 }
 
 /// The JSON Schema of a configuration file, made from the types that read it.

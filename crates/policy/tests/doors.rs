@@ -442,3 +442,40 @@ fn the_schema_describes_both_forms() {
 fn rules(config: &NetworkConfig) -> Vec<String> {
     config.policy.rules.iter().map(format_rule).collect()
 }
+
+#[test]
+fn what_is_written_is_read_back_as_it_was() {
+    let texts = [
+        "",
+        r#"enabled = false"#,
+        r#"preset = "none""#,
+        r#"
+        preset = "public,host"
+        default_ingress = "deny"
+        deny_with = "drop"
+        strict = false
+        rules = ["allow@x.org:tcp:443:opaque", "deny@[2001:db8::/32]", "allow@y.org:any:any:allow-private", "deny:any@*.z.org"]
+        max_connections = 0
+        max_udp_connections = 7
+        connect_timeout_ms = 1500
+        [dns]
+        nameservers = ["192.0.2.1", "[2001:db8::1]:54", "tls://192.0.2.2#dns.x.org", "https://dns.x.org:444/q", "tls://ns.x.org"]
+        query_timeout_ms = 10
+        rebind_protection = false
+        deny_doh = false
+        [interface]
+        mtu = 9000
+        ipv4_pool = "10.9.0.0/16"
+        ipv6_pool = "fd00:1::/48"
+        ipv6 = true
+        ipv4_address = "10.9.0.2"
+        ipv6_address = "fd00:1::2"
+        "#,
+    ];
+    for text in texts {
+        let config = file::parse("x.toml", text).unwrap_or_else(|errors| panic!("{errors}"));
+        let written = file::to_json(&config);
+        assert_eq!(file::parse("x.json", &written).unwrap_or_else(|errors| panic!("{written}: {errors}")), config);
+        assert!(!written.contains('\n'));
+    }
+}

@@ -1,0 +1,75 @@
+//! A configuration as text, to be read again by another process: every value is written, so that defaults which change
+//! later do not change what was meant.
+
+use std::time::Duration;
+
+use cofferdam_model::{
+    DnsConfig, InterfaceConfig, LimitsConfig, Nameserver, NameserverHost, NameserverOver, NetworkConfig, PolicyConfig,
+};
+use serde_json::{Map, Value, json};
+
+use crate::grammar::format_rule;
+
+/// The wire form of `config`. Reading it gives the same configuration.
+pub(super) fn network(config: &NetworkConfig) -> Value {
+    // Taken apart by name: a field that is new has to be written as well.
+    let NetworkConfig { enabled, policy, deny_with, dns, interface, limits } = config;
+    let PolicyConfig { default_egress, default_ingress, rules, strict } = policy;
+    let LimitsConfig { max_connections, max_udp_connections, connect_timeout } = limits;
+    json!({
+        "enabled": enabled,
+        "policy": {
+            "default_egress": default_egress,
+            "default_ingress": default_ingress,
+            "rules": rules.iter().map(format_rule).collect::<Vec<_>>(),
+        },
+        "strict": strict,
+        "deny_with": deny_with,
+        "dns": dns_value(dns),
+        "interface": interface_value(interface),
+        "max_connections": max_connections,
+        "max_udp_connections": max_udp_connections,
+        "connect_timeout_ms": milliseconds(*connect_timeout),
+    })
+}
+
+fn dns_value(dns: &DnsConfig) -> Value {
+    let DnsConfig { nameservers, query_timeout, rebind_protection, deny_doh } = dns;
+    let mut value = Map::new();
+    value.insert("nameservers".to_owned(), nameservers.iter().map(nameserver).collect::<Vec<_>>().into());
+    value.insert("query_timeout_ms".to_owned(), milliseconds(*query_timeout).into());
+    value.insert("rebind_protection".to_owned(), (*rebind_protection).into());
+    value.extend(deny_doh.map(|deny| ("deny_doh".to_owned(), deny.into())));
+    Value::Object(value)
+}
+
+fn interface_value(interface: &InterfaceConfig) -> Value {
+    let InterfaceConfig { mtu, ipv4_pool, ipv6_pool, ipv6, ipv4_address, ipv6_address } = interface;
+    let mut value = Map::new();
+    value.insert("mtu".to_owned(), (*mtu).into());
+    value.insert("ipv4_pool".to_owned(), ipv4_pool.to_string().into());
+    value.insert("ipv6_pool".to_owned(), ipv6_pool.to_string().into());
+    value.extend(ipv6.map(|on| ("ipv6".to_owned(), on.into())));
+    value.extend(ipv4_address.map(|address| ("ipv4_address".to_owned(), address.to_string().into())));
+    value.extend(ipv6_address.map(|address| ("ipv6_address".to_owned(), address.to_string().into())));
+    Value::Object(value)
+}
+
+fn nameserver(server: &Nameserver) -> String {
+    let Nameserver { host, port, over } = server;
+    let authority = match host {
+        NameserverHost::Address(address) => std::net::SocketAddr::new(*address, *port).to_string(),
+        NameserverHost::Name(name) => format!("{name}:{port}"),
+    };
+    let certified = |name: &Option<_>| name.as_ref().map(|name| format!("#{name}")).unwrap_or_default();
+    match over {
+        NameserverOver::Plain => authority,
+        NameserverOver::Tls { name } => format!("tls://{authority}{}", certified(name)),
+        NameserverOver::Https { name, path } => format!("https://{authority}{path}{}", certified(name)),
+    }
+}
+
+/// Timeouts are read in whole milliseconds, so that none is cut off here.
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
