@@ -93,6 +93,16 @@ impl Shell {
                 let error = errors.get(usize::from(argument >> 5)).copied().unwrap_or(EchoError::Prohibited);
                 self.world.gate.handle_echo_error(now, flow, error);
             }
+            _ if number >= 0xf0 => {
+                // Other rules while flows are there.
+                let rules = ["allow@any", "deny@any", "deny@bad.example,allow@public", "allow@good.example"];
+                let rules = rules.get(usize::from(argument & 3)).copied().unwrap_or_default();
+                let rules = cofferdam_policy::grammar::parse_rules(rules).unwrap();
+                let policy = cofferdam_model::PolicyConfig { rules, ..Default::default() };
+                let classifier = self.world.gate.policy().classifier().clone();
+                let policy = cofferdam_policy::Policy::compile(&policy, classifier);
+                self.world.gate.handle_policy(now, policy.into());
+            }
             _ => {
                 let outputs = self.world.pass(std::time::Duration::from_millis(number * number));
                 self.handle(&outputs);

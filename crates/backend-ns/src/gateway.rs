@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
-use cofferdam_gateway::{Channels, GatewayConfig, GatewayFds};
+use cofferdam_gateway::{Channels, Commands, GatewayConfig, GatewayFds};
 use cofferdam_sys::fdpass;
 use cofferdam_sys::ns::{self, Child, Fork};
 use cofferdam_sys::process::{self, Groups};
@@ -13,6 +13,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::fs::OFlags;
 use rustix::pipe::PipeFlags;
 
+use crate::NetworkSpec;
 use crate::identity::Identity;
 use crate::wire::{self, Fault, Step as _};
 
@@ -29,6 +30,8 @@ pub(crate) struct Gateway {
     pub(crate) errors: OwnedFd,
     /// Where it hears of the machine's network, until somebody takes that up.
     pub(crate) machine: Option<OwnedFd>,
+    /// Where it takes commands, if it does.
+    pub(crate) commands: Option<Commands>,
 }
 
 /// Why there is no gateway.
@@ -48,7 +51,7 @@ impl From<Fault> for GatewayError {
 impl Gateway {
     /// Forks the gateway process and waits until it is confined and serves.
     pub(crate) fn start(
-        config: &GatewayConfig,
+        network: &NetworkSpec,
         mut fds: Vec<OwnedFd>,
         lifeline: &OwnedFd,
         identity: Identity,
@@ -63,21 +66,34 @@ impl Gateway {
         // Messages keep their borders, so that a slow reader loses whole lines and never half of one.
         let (events, events_in) = fdpass::pair().step(|| "make a socket pair".to_owned())?;
         let (machine, machine_in) = fdpass::pair().step(|| "make a socket pair".to_owned())?;
+        let (commands, commands_in) = match network.live {
+            true => {
+                let (ours, theirs) = Commands::pair().step(|| "make a socket pair".to_owned())?;
+                (Some(ours), Some(theirs))
+            }
+            false => (None, None),
+        };
         let (ready, ready_in) = pipe()?;
         let (errors, errors_in) = pipe()?;
         let child = match ns::fork().step(|| "fork the gateway".to_owned())? {
             Fork::Parent(child) => child,
             Fork::Child => process::run_and_exit(|| {
                 let Ok(lifeline) = lifeline.try_clone() else { return 1 };
-                let channels = Channels { events: events_in, machine: machine_in, ready: ready_in, lifeline };
-                run(config.clone(), GatewayFds { tun, listeners: fds }, channels, &errors_in, identity)
+                let channels = Channels {
+                    events: events_in,
+                    machine: machine_in,
+                    commands: commands_in,
+                    ready: ready_in,
+                    lifeline,
+                };
+                run(network.gateway.clone(), GatewayFds { tun, listeners: fds }, channels, &errors_in, identity)
             }),
         };
-        drop((tun, fds, events_in, machine_in, ready_in, errors_in));
+        drop((tun, fds, events_in, machine_in, commands_in, ready_in, errors_in));
         for pipe in [&events, &errors] {
             rustix::fs::fcntl_setfl(pipe, OFlags::NONBLOCK).step(|| "set up a pipe".to_owned())?;
         }
-        let gateway = Self { child, events, errors, machine: Some(machine) };
+        let gateway = Self { child, events, errors, machine: Some(machine), commands };
         gateway.wait_until_ready(&ready, deadline)?;
         Ok(gateway)
     }
@@ -146,7 +162,7 @@ fn enter(fds: &GatewayFds, channels: &Channels, errors: &OwnedFd, identity: Iden
     drop(null);
     let mut kept: Vec<_> =
         [&fds.tun, &channels.events, &channels.machine, &channels.ready, &channels.lifeline].map(AsFd::as_fd).into();
-    kept.extend(fds.listeners.iter().map(AsFd::as_fd));
+    kept.extend(fds.listeners.iter().chain(&channels.commands).map(AsFd::as_fd));
     process::close_all_except(&kept).step(|| "close descriptors".to_owned())?;
     // Away from the terminal, whose interrupts are for the supervisor.
     rustix::process::setsid().step(|| "start a session".to_owned())?;

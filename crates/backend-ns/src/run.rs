@@ -27,6 +27,7 @@ mod watch;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
+use cofferdam_gateway::Commands;
 use cofferdam_sys::ns::Child;
 use cofferdam_sys::process::SignalFd;
 use rustix::process::{Signal, WaitId, WaitIdOptions};
@@ -61,6 +62,11 @@ impl Running {
     #[must_use]
     pub fn init_pid(&self) -> u32 {
         self.processes.init.as_ref().map_or(0, |init| init.pid.as_raw_nonzero().get().unsigned_abs())
+    }
+
+    /// Where the gateway takes commands; `None` when the sandbox was not made to be changed, or its gateway has ended.
+    pub fn commands(&mut self) -> Option<&mut Commands> {
+        self.processes.gateway.as_mut()?.commands.as_mut()
     }
 }
 

@@ -41,6 +41,8 @@ pub struct SandboxSpec {
 pub struct NetworkSpec {
     pub gateway: GatewayConfig,
     pub link: NetnsSpec,
+    /// Whether something may be changed while it runs; see [`Running::commands`](crate::Running::commands).
+    pub live: bool,
     /// The file that names the resolvers, where they are the machine's and so to be followed.
     pub resolvers: Option<ResolverFile>,
 }

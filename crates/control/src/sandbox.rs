@@ -337,18 +337,14 @@ fn network_spec(
     let mut addresses = gateway_addresses(&link);
     addresses.extend(&host.addresses);
     let known = HostNetwork { addresses, on_link: host.on_link.clone(), nat64: Vec::new() };
-    let mut policy = Policy::compile(&network.policy, Classifier::new(known));
-    if let Some(deny) = network.dns.deny_doh {
-        policy = policy.with_doh(if deny { Action::Deny } else { Action::Allow });
-    }
-    let policy = Arc::new(policy);
+    let policy = Arc::new(Policy::for_network(&network, Classifier::new(known)));
     let [guest_mac, gateway_mac] = link_addresses(&seed);
     let netns = NetnsSpec { link: link.clone(), mtu: network.interface.mtu, guest_mac, gateway_mac };
     let anchors = host.anchors.clone();
     // Resolvers that were configured stay who they are.
     let file = network.dns.nameservers.is_empty().then(resolvers::file);
     let gateway = GatewayConfig { network, policy, link, resolvers, anchors, seed };
-    NetworkSpec { gateway, link: netns, resolvers: file }
+    NetworkSpec { gateway, link: netns, live: false, resolvers: file }
 }
 
 /// Two unlike unicast MAC addresses from the locally administered range, out of the seed.

@@ -174,7 +174,7 @@ impl Summary {
                 *entry = entry.saturating_add(*count);
             }
             EventBody::GatewayNotice { message } => self.note(message),
-            EventBody::SandboxStarted { .. } | EventBody::SandboxStopped { .. } => {}
+            EventBody::PolicyChanged { .. } | EventBody::SandboxStarted { .. } | EventBody::SandboxStopped { .. } => {}
         }
     }
 

@@ -2,6 +2,7 @@
 
 #![allow(
     clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
     clippy::unwrap_used,
     clippy::wildcard_enum_match_arm,
     reason = "a test may fail by panicking"
@@ -15,7 +16,7 @@ use std::time::Duration;
 
 use cofferdam_flight::Shown;
 use cofferdam_gate::{Accepted, FlightAnswer, Output};
-use cofferdam_model::{CloseReason, DenyWith, EventBody, FlowCounters, FlowId, LimitsConfig, PolicyConfig};
+use cofferdam_model::{CloseReason, DenyWith, EventBody, FlowCounters, FlowId, PolicyConfig};
 use cofferdam_policy::Policy;
 use cofferdam_policy::grammar::parse_rules;
 use common::{BOTH, Family, World, actions, at, events, names, packet};
@@ -214,12 +215,8 @@ fn other_bounds_and_answers_count_from_then_on() {
         let mut world = World::new();
         let remote = at(family.nth_public(1), 443);
         flow(&world.send(&packet::syn(guest(family, 1), remote)));
-        let limits = LimitsConfig {
-            max_connections: 1,
-            max_udp_connections: 1,
-            connect_timeout: Duration::from_secs(1),
-            ..cofferdam_policy::file::default_network().limits
-        };
+        let mut limits = cofferdam_policy::file::default_network().limits;
+        limits.max_connections = 1;
         world.gate.handle_limits(limits);
         assert_eq!(names(&world.send(&packet::syn(guest(family, 2), remote))), ["limit", "emit"]);
         world.gate.handle_deny_with(DenyWith::Drop);

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use cofferdam_gate::{DnsClient, Gate};
 use cofferdam_model::{CloseReason, FlowCounters, FlowId, Time};
-use cofferdam_names::{ClientId, Output, Reply, Resolver, Transport, Upstream, UpstreamId};
+use cofferdam_names::{ClientId, Output, Rebinding, Reply, Resolver, Transport, Upstream, UpstreamId};
 use cofferdam_policy::Policy;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
@@ -144,6 +144,12 @@ impl Dns {
     /// The machine's addresses have changed.
     pub(crate) fn handle_reclassified(&mut self, now: Time, policy: Arc<Policy>) {
         self.resolver.handle_reclassified(now, policy);
+    }
+
+    /// Other rules are in force, and what goes with them.
+    pub(crate) fn handle_policy(&mut self, now: Time, policy: Arc<Policy>, rebinding: Rebinding, budget: Duration) {
+        self.resolver.handle_query_timeout(budget);
+        self.resolver.handle_policy(now, policy, rebinding);
     }
 
     /// The gateway ends: tells of what is counted and not told yet.

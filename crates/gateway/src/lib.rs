@@ -7,6 +7,8 @@
 mod anchors;
 mod check;
 mod clock;
+mod commands;
+mod compiler;
 mod config;
 mod dial;
 mod dns;
@@ -27,6 +29,7 @@ mod session;
 mod udp;
 
 pub use anchors::{ReadAnchorsError, trust_anchors};
+pub use commands::{CommandAnswer, Commands};
 pub use config::{Channels, DnsUpstream, DnsWay, GatewayConfig, Link6, LinkAddresses};
 pub use machine::{TooMany, machine_message, resolvers_message};
 pub use netns::{BuildError, GatewayFds, NetnsSpec, build_netns, configure_guest_link};

@@ -15,6 +15,10 @@ pub(crate) enum Token {
     Lifeline,
     /// The channel on which the supervisor speaks of the machine's network.
     Machine,
+    /// The channel on which the supervisor has something changed.
+    Commands,
+    /// A policy is compiled.
+    Compiler,
     Listener(usize),
     /// The host's socket of a TCP flow, while it connects and afterwards.
     Remote(FlowId),
@@ -47,6 +51,8 @@ impl Token {
             Token::DnsClient(number) => (8, number),
             Token::Machine => (9, 0),
             Token::Session(number) => (10, number),
+            Token::Commands => (11, 0),
+            Token::Compiler => (12, 0),
         };
         kind << 56 | (number & NUMBER)
     }
@@ -65,6 +71,8 @@ impl Token {
             8 => Token::DnsClient(number),
             9 => Token::Machine,
             10 => Token::Session(number),
+            11 => Token::Commands,
+            12 => Token::Compiler,
             _ => return None,
         })
     }
@@ -168,6 +176,8 @@ mod tests {
             Token::DnsClient(4),
             Token::Machine,
             Token::Session(5),
+            Token::Commands,
+            Token::Compiler,
         ] {
             assert_eq!(Token::decode(token.encode()), Some(token));
         }

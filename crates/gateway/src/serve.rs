@@ -10,13 +10,15 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use cofferdam_gate::{Accepted, Gate, GateConfig, Link4, Link6, Output};
-use cofferdam_model::{Classifier, CloseReason, FlowId, HostNetwork, Time};
-use cofferdam_names::{Families, Reach, Rebinding, Resolver, ResolverConfig, Upstream};
+use cofferdam_model::{Classifier, CloseReason, FlowId, HostNetwork, LimitsConfig, Time};
+use cofferdam_names::{Families, Reach, Resolver, ResolverConfig, Upstream};
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
 
 use crate::check::{Checks, Outcome};
 use crate::clock::Clock;
+use crate::commands::{self, Command, Received};
+use crate::compiler::{self, Compiler, CompilerError, Done, Job, Settings};
 use crate::config::{Channels, DnsUpstream, DnsWay, GatewayConfig};
 use crate::dial::{Dials, Progress};
 use crate::dns::Dns;
@@ -36,6 +38,9 @@ const PACKETS: usize = 64;
 
 /// Connections accepted from one listener in one turn.
 const ACCEPTS: usize = 256;
+
+/// Commands that are carried out in one turn.
+const COMMANDS: usize = 16;
 
 /// A turn with no more than this, and no bulk transfer, did little: a step of a ping-pong, or of a connection being made.
 const LITTLE_EVENTS: usize = 2;
@@ -63,6 +68,25 @@ pub enum ServeError {
     Wait { source: io::Error },
     #[error("the supervisor said something about the machine's network that cannot be read")]
     Machine,
+    #[error("cannot start what compiles policies")]
+    Compiler { source: io::Error },
+    #[error("the supervisor wants something changed that cannot be read")]
+    Command,
+}
+
+impl From<CompilerError> for ServeError {
+    fn from(error: CompilerError) -> ServeError {
+        match error {
+            CompilerError::Start { source } => ServeError::Compiler { source },
+            CompilerError::Seal { source } => ServeError::Seal { source },
+        }
+    }
+}
+
+/// What it takes to change something while a sandbox runs.
+struct Live {
+    channel: OwnedFd,
+    compiler: Compiler,
 }
 
 /// The gateway process: confines itself, says that it is ready, and serves until the supervisor is gone.
@@ -73,7 +97,12 @@ pub enum ServeError {
 pub fn serve(config: GatewayConfig, fds: GatewayFds, channels: Channels) -> Result<(), ServeError> {
     let descriptors = raise_descriptor_limit();
     let own = (channels.events, channels.machine);
-    let gateway = Gateway::new(config, fds, own, descriptors).map_err(|source| ServeError::Poller { source })?;
+    let live = match channels.commands {
+        Some(channel) => Some(Live { channel, compiler: Compiler::start()? }),
+        None => None,
+    };
+    let gateway =
+        Gateway::new(config, fds, own, (live, descriptors)).map_err(|source| ServeError::Poller { source })?;
     gateway
         .poller
         .add(&channels.lifeline, Token::Lifeline, Watch::Read)
@@ -98,6 +127,9 @@ struct Gateway {
     dns: Dns,
     events: EventWriter,
     machine: OwnedFd,
+    live: Option<Live>,
+    /// Descriptors that this process may have.
+    descriptors: Option<u64>,
     /// The gateway's addresses, which are the machine's to a guest.
     own: Vec<IpAddr>,
     frame: Vec<u8>,
@@ -129,15 +161,19 @@ fn connections_within(wanted: u32, descriptors: Option<u64>) -> u32 {
     if wanted == 0 { room } else { wanted.min(room) }
 }
 
+/// The bounds that can be held with so many descriptors.
+fn limits_within(limits: &LimitsConfig, descriptors: Option<u64>) -> LimitsConfig {
+    let max_connections = connections_within(limits.max_connections, descriptors);
+    LimitsConfig { max_connections, ..limits.clone() }
+}
+
 fn gate_config(config: &GatewayConfig, descriptors: Option<u64>) -> GateConfig {
-    let mut limits = config.network.limits.clone();
-    limits.max_connections = connections_within(limits.max_connections, descriptors);
     GateConfig {
         v4: Link4 { guest: config.link.guest4, gateway: config.link.gateway4, prefix: config.link.prefix4 },
         v6: config.link.v6.as_ref().map(|v6| Link6 { guest: v6.guest, gateway: v6.gateway }),
         mtu: config.network.interface.mtu,
         deny_with: config.network.deny_with,
-        limits,
+        limits: limits_within(&config.network.limits, descriptors),
         seed: config.seed,
     }
 }
@@ -148,17 +184,12 @@ fn own_addresses(config: &GatewayConfig) -> Vec<IpAddr> {
 }
 
 fn resolver_config(config: &GatewayConfig) -> ResolverConfig {
-    let rebinding = if config.network.dns.rebind_protection {
-        Rebinding::guarded_by(&config.network.policy, config.policy.classifier().clone())
-    } else {
-        Rebinding::Allow
-    };
     ResolverConfig {
         upstreams: config.resolvers.iter().map(upstream).collect(),
         gateway: own_addresses(config),
         families: Families { ipv4: true, ipv6: config.link.v6.is_some() },
         query_timeout: config.network.dns.query_timeout,
-        rebinding,
+        rebinding: compiler::rebinding(&config.network, config.policy.classifier()),
         seed: config.seed,
     }
 }
@@ -176,9 +207,13 @@ impl Gateway {
         config: GatewayConfig,
         fds: GatewayFds,
         (events, machine): (OwnedFd, OwnedFd),
-        descriptors: Option<u64>,
+        (live, descriptors): (Option<Live>, Option<u64>),
     ) -> io::Result<Gateway> {
         let poller = Poller::new()?;
+        if let Some(Live { channel, compiler }) = &live {
+            poller.add(channel, Token::Commands, Watch::Read)?;
+            poller.add(compiler.bell(), Token::Compiler, Watch::Read)?;
+        }
         poller.add(&machine, Token::Machine, Watch::Read)?;
         poller.add(&fds.tun, Token::Tun, Watch::Read)?;
         for (index, listener) in fds.listeners.iter().enumerate() {
@@ -200,6 +235,8 @@ impl Gateway {
             dns: Dns::new(resolver, Sessions::new(&config.resolvers, &config.anchors)),
             events: EventWriter::new(events),
             machine,
+            live,
+            descriptors,
             own: own_addresses(&config),
             frame: vec![0; FRAME],
             expected: [0; 2],
@@ -311,6 +348,8 @@ impl Gateway {
             Token::Tun => self.read_tun(now),
             Token::Lifeline => self.stop = true,
             Token::Machine => self.learn(now),
+            Token::Commands => self.obey(now),
+            Token::Compiler => self.take_over(now),
             Token::Listener(index) => self.accept(now, index, ACCEPTS),
             Token::Remote(flow) => match self.dials.handle_ready(&self.poller, flow) {
                 Some(progress) => self.dialed(now, flow, progress),
@@ -354,6 +393,62 @@ impl Gateway {
         let policy = Arc::new(policy.with_classifier(Classifier::new(host)));
         self.dns.handle_reclassified(now, Arc::clone(&policy));
         self.gate.handle_reclassified(now, policy);
+    }
+
+    /// Does what the supervisor wants changed.
+    fn obey(&mut self, _now: Time) {
+        let Some(Live { channel, compiler }) = &self.live else { return };
+        for _ in 0..COMMANDS {
+            let (number, command) = match commands::receive(channel) {
+                Received::Command(number, command) => (number, command),
+                Received::Nothing => return,
+                Received::Closed => {
+                    self.stop = true;
+                    return;
+                }
+                Received::Unreadable => {
+                    self.failure = Some(ServeError::Command);
+                    self.stop = true;
+                    return;
+                }
+            };
+            match command {
+                Command::Settings { file } => {
+                    let classifier = self.gate.policy().classifier().clone();
+                    if !compiler.ask(Job { number, file, classifier }) {
+                        commands::answer(channel, number, Err("too many changes at once; try again in a moment"));
+                    }
+                }
+                Command::Publish { .. } | Command::Withdraw { .. } => {
+                    commands::answer(channel, number, Err("ports cannot be changed while the sandbox runs"));
+                }
+            }
+        }
+    }
+
+    /// Puts compiled settings in the place of those in force, all at once.
+    fn take_over(&mut self, now: Time) {
+        while let Some(Done { number, result }) = self.live.as_ref().and_then(|live| live.compiler.take()) {
+            let result = result.map(|settings| {
+                let Settings { network, policy, rebinding } = *settings;
+                let classifier = self.gate.policy().classifier();
+                // The machine may have got other addresses while the policy was compiled.
+                let (policy, rebinding) = if policy.classifier().host() == classifier.host() {
+                    (policy, rebinding)
+                } else {
+                    let rebinding = compiler::rebinding(&network, classifier);
+                    (Arc::new(policy.with_classifier(classifier.clone())), rebinding)
+                };
+                self.gate.handle_limits(limits_within(&network.limits, self.descriptors));
+                self.gate.handle_deny_with(network.deny_with);
+                self.dns.handle_policy(now, Arc::clone(&policy), rebinding, network.dns.query_timeout);
+                self.gate.handle_policy(now, policy);
+                self.drain(now);
+            });
+            if let Some(Live { channel, .. }) = &self.live {
+                commands::answer(channel, number, result.as_ref().copied().map_err(String::as_str));
+            }
+        }
     }
 
     fn read_tun(&mut self, now: Time) {
@@ -562,6 +657,7 @@ fn canonical(address: SocketAddr) -> SocketAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Commands;
 
     #[test]
     fn sizes_itself_to_the_descriptors_it_has() {
@@ -577,6 +673,7 @@ mod tests {
         tun: OwnedFd,
         events: OwnedFd,
         machine: OwnedFd,
+        commands: Commands,
         lifeline: OwnedFd,
         thread: std::thread::JoinHandle<Result<(), ServeError>>,
     }
@@ -594,10 +691,17 @@ mod tests {
         let policy = Arc::new(cofferdam_policy::Policy::compile(&network.policy, Classifier::default()));
         let config = GatewayConfig { network, policy, link, resolvers: Vec::new(), anchors: Vec::new(), seed: [3; 32] };
         let fds = GatewayFds { tun: tun_in, listeners: Vec::new() };
-        let channels = Channels { events: events_in, machine: machine_in, ready: ready_in, lifeline: lifeline_in };
+        let (commands, commands_in) = Commands::pair().unwrap();
+        let channels = Channels {
+            events: events_in,
+            machine: machine_in,
+            commands: Some(commands_in),
+            ready: ready_in,
+            lifeline: lifeline_in,
+        };
         let thread = std::thread::spawn(move || serve(config, fds, channels));
         assert_eq!(rustix::io::read(&ready, &mut [0; 1]).unwrap(), 1);
-        Served { tun, events, machine, lifeline, thread }
+        Served { tun, events, machine, commands, lifeline, thread }
     }
 
     /// A datagram without payload from the guest, as it comes out of a TUN. Its checksum is left to whoever reads it.
@@ -654,5 +758,57 @@ mod tests {
         let served = serve_one();
         drop(served.machine);
         assert!(served.thread.join().unwrap().is_ok(), "the supervisor is gone");
+    }
+
+    fn wait_for(commands: &Commands) -> crate::CommandAnswer {
+        loop {
+            if let Some(answer) = commands.answer().unwrap() {
+                return answer;
+            }
+            let mut fds = [rustix::event::PollFd::new(commands, rustix::event::PollFlags::IN)];
+            rustix::event::poll(&mut fds, None).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_policy_that_comes_counts_from_its_answer_on() {
+        let mut served = serve_one();
+        let mut network = cofferdam_policy::file::default_network();
+        for (rules, expected) in [
+            ("deny@8.8.8.8,deny@[2001:4860:4860::8888]", ["deny@8.8.8.8", "deny@[2001:4860:4860::8888]"]),
+            ("deny@any", ["deny@any", "deny@any"]),
+        ] {
+            network.policy.rules = cofferdam_policy::grammar::parse_rules(rules).unwrap();
+            let number = served.commands.replace(&network).unwrap();
+            assert_eq!(wait_for(&served.commands), crate::CommandAnswer { number, result: Ok(()) });
+            assert!(next(&served.events).contains("policy.changed"));
+            for (address, rule) in ["8.8.8.8", "2001:4860:4860::8888"].into_iter().zip(expected) {
+                rustix::io::write(&served.tun, &datagram(address.parse().unwrap())).unwrap();
+                let event = next(&served.events);
+                assert!(event.contains("flow.denied") && event.contains(rule), "{event}");
+            }
+        }
+        drop(served.lifeline);
+        assert!(served.thread.join().unwrap().is_ok());
+    }
+
+    #[test]
+    fn settings_that_cannot_be_used_change_nothing() {
+        let mut served = serve_one();
+        let mut network = cofferdam_policy::file::default_network();
+        network.enabled = false;
+        let number = served.commands.replace(&network).unwrap();
+        let answer = wait_for(&served.commands);
+        assert_eq!(answer.number, number);
+        assert!(answer.result.unwrap_err().contains("interface"));
+        rustix::io::write(&served.tun, &datagram("192.0.2.9".parse().unwrap())).unwrap();
+        assert!(next(&served.events).contains("default egress deny"));
+    }
+
+    #[test]
+    fn a_gateway_that_cannot_read_a_command_ends() {
+        let served = serve_one();
+        rustix::io::write(&served.commands, b"?").unwrap();
+        assert!(matches!(served.thread.join().unwrap(), Err(ServeError::Command)));
     }
 }

@@ -37,7 +37,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use cofferdam_model::{
-    Action, Classifier, Destination, Direction, DomainName, Group, PolicyConfig, Protocol, Rule, RuleText,
+    Action, Classifier, Destination, Direction, DomainName, Group, NetworkConfig, PolicyConfig, Protocol, Rule,
+    RuleText,
 };
 
 use crate::builder::PolicyBuilder;
@@ -122,6 +123,16 @@ impl Policy {
     #[must_use]
     pub fn with_doh(self, doh: Action) -> Policy {
         Policy { doh, ..self }
+    }
+
+    /// The policy of a network: its rules, and whether known resolvers that speak HTTPS are refused.
+    #[must_use]
+    pub fn for_network(network: &NetworkConfig, classifier: Classifier) -> Policy {
+        let policy = Policy::compile(&network.policy, classifier);
+        match network.dns.deny_doh {
+            Some(deny) => policy.with_doh(if deny { Action::Deny } else { Action::Allow }),
+            None => policy,
+        }
     }
 
     /// Makes a policy by code.

@@ -252,7 +252,7 @@ impl<'a> Start<'a> {
 
     fn start_gateway(&mut self, fds: Vec<OwnedFd>) -> Result<(), LaunchError> {
         let Some(network) = &self.spec.network else { return Ok(()) };
-        match Gateway::start(&network.gateway, fds, &self.lifeline, self.identity, self.deadline) {
+        match Gateway::start(network, fds, &self.lifeline, self.identity, self.deadline) {
             Ok(gateway) => {
                 self.processes.gateway = Some(gateway);
                 Ok(())
