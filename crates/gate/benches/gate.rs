@@ -131,3 +131,53 @@ fn poll_timeout() -> Option<cofferdam_model::Time> {
     }
     WORLD.with(|world| world.gate.poll_timeout())
 }
+
+/// 10,000 other rules, with 5,000 connections that are there: what the loop stands still for.
+#[divan::bench(args = FAMILIES, sample_count = 20)]
+fn policy_replaced_under_5_000_flows(bencher: Bencher<'_, '_>, family: Family) {
+    let mut world = World::with(common::public_only(), |config| config.limits.max_connections = 0);
+    for port in 1..=5_000 {
+        let (guest, remote) = (at(family.guest(), port), at(family.public(), 443));
+        let outputs = world.send(&packet::syn(guest, remote));
+        let dial = outputs.iter().find_map(|output| match output {
+            Output::Dial { flow, .. } => Some(*flow),
+            _ => None,
+        });
+        world.dialed(dial.unwrap(), Ok(()));
+        world.gate.handle_accepted(world.now, guest, remote).unwrap();
+        world.drain();
+    }
+    let policy = std::sync::Arc::new(ten_thousand_rules(&world));
+    bencher.bench_local(|| {
+        world.gate.handle_policy(world.now, black_box(std::sync::Arc::clone(&policy)));
+        while let Some(output) = world.gate.poll_output() {
+            black_box(output);
+        }
+    });
+}
+
+/// The text of 10,000 rules to a policy, which happens beside the loop.
+#[divan::bench(sample_count = 20)]
+fn policy_of_10_000_rules_from_text(bencher: Bencher<'_, '_>) {
+    let network = cofferdam_model::NetworkConfig { policy: rules(), ..cofferdam_policy::file::default_network() };
+    let text = cofferdam_policy::file::to_json(&network);
+    let classifier = World::new().gate.policy().classifier().clone();
+    bencher.bench_local(|| {
+        let network = cofferdam_policy::file::parse("bench.json", black_box(&text)).unwrap();
+        cofferdam_policy::Policy::for_network(&network, classifier.clone())
+    });
+}
+
+fn ten_thousand_rules(world: &World) -> cofferdam_policy::Policy {
+    cofferdam_policy::Policy::compile(&rules(), world.gate.policy().classifier().clone())
+}
+
+fn rules() -> cofferdam_model::PolicyConfig {
+    let mut text = String::new();
+    for number in 0..5_000_u32 {
+        let [_, _, high, low] = number.to_be_bytes();
+        text += &format!("deny@11.{high}.{low}.0/24,allow@www.site{number}.example.org:tcp:443,");
+    }
+    let rules = cofferdam_policy::grammar::parse_rules(&(text + "allow@public")).unwrap();
+    cofferdam_model::PolicyConfig { rules, ..Default::default() }
+}
