@@ -20,8 +20,8 @@ use cofferdam_model::{
     Action, Classifier, Event, EventBody, EventSource, HostNetwork, LimitKind, NameserverOver, NetworkConfig,
     PolicyConfig, rfc3339,
 };
-use cofferdam_policy::Policy;
 use cofferdam_policy::grammar::format_rule;
+use cofferdam_policy::{Policy, TooManyLayers};
 
 use crate::environment;
 use crate::events::{EventLog, MAX_LINES};
@@ -109,6 +109,8 @@ pub enum RunError {
     #[error("a resolver over TLS or HTTPS cannot be told from an impostor")]
     Anchors(#[from] ReadAnchorsError),
     #[error(transparent)]
+    Layers(#[from] TooManyLayers),
+    #[error(transparent)]
     Slot(#[from] SlotError),
     #[error(transparent)]
     Launch(#[from] LaunchError),
@@ -123,6 +125,7 @@ impl RunError {
             RunError::Launch(error) => u8::try_from(error.exit_status()).unwrap_or(EXIT_SETUP),
             RunError::Host(_)
             | RunError::Random(_)
+            | RunError::Layers(_)
             | RunError::Nameserver(_)
             | RunError::Anchors(_)
             | RunError::Slot(_) => EXIT_SETUP,
@@ -169,14 +172,14 @@ impl Sandbox {
         }
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(|error| RunError::Random(error.to_string()))?;
-        Ok(Sandbox::plan(options, &host, seed, std::process::id())?)
+        Sandbox::plan(options, &host, seed, std::process::id())
     }
 
     /// Plans a sandbox on a machine. `preferred_slot` is a number that differs between sandboxes.
     ///
     /// # Errors
-    /// When the machine has no room for the sandbox's addresses.
-    pub fn plan(options: RunOptions, host: &Host, seed: [u8; 32], preferred_slot: u32) -> Result<Sandbox, SlotError> {
+    /// When the machine has no room for the sandbox's addresses, or too many policies hold at once.
+    pub fn plan(options: RunOptions, host: &Host, seed: [u8; 32], preferred_slot: u32) -> Result<Sandbox, RunError> {
         let network = &options.network;
         let link = match network.enabled {
             true => {
@@ -195,7 +198,7 @@ impl Sandbox {
         let policy = policy_text(network);
         let hosts = link.as_ref().map(hosts_lines).unwrap_or_else(|| vec![(LOCAL_NAME, vec![NAME.to_owned()])]);
         let fail_on_deny = options.fail_on_deny;
-        let network = link.map(|link| network_spec(options.network, link, host, resolvers, seed));
+        let network = link.map(|link| network_spec(options.network, link, host, resolvers, seed)).transpose()?;
         let workdir = options.workdir.or_else(|| options.project.clone()).unwrap_or_else(|| environment::HOME.into());
         let root = !options.capabilities.is_empty();
         let spec = SandboxSpec {
@@ -333,18 +336,18 @@ fn network_spec(
     host: &Host,
     resolvers: Vec<DnsUpstream>,
     seed: [u8; 32],
-) -> NetworkSpec {
+) -> Result<NetworkSpec, TooManyLayers> {
     let mut addresses = gateway_addresses(&link);
     addresses.extend(&host.addresses);
     let known = HostNetwork { addresses, on_link: host.on_link.clone(), nat64: Vec::new() };
-    let policy = Arc::new(Policy::for_network(&network, Classifier::new(known)));
+    let policy = Arc::new(Policy::of_network(&network, Classifier::new(known))?);
     let [guest_mac, gateway_mac] = link_addresses(&seed);
     let netns = NetnsSpec { link: link.clone(), mtu: network.interface.mtu, guest_mac, gateway_mac };
     let anchors = host.anchors.clone();
     // Resolvers that were configured stay who they are.
     let file = network.dns.nameservers.is_empty().then(resolvers::file);
     let gateway = GatewayConfig { network, policy, link, resolvers, anchors, seed };
-    NetworkSpec { gateway, link: netns, live: false, resolvers: file }
+    Ok(NetworkSpec { gateway, link: netns, live: false, resolvers: file })
 }
 
 /// Two unlike unicast MAC addresses from the locally administered range, out of the seed.
@@ -375,12 +378,21 @@ fn hosts_lines(link: &LinkAddresses) -> Vec<(IpAddr, Vec<String>)> {
     own.chain(gateway_addresses(link).into_iter().map(|address| (address, aliases.clone()))).collect()
 }
 
-/// The policy as people write it: rules in order, then the defaults.
+/// The policy as people write it: rules in order, then the defaults. Those of policies around the run's own come first, with
+/// whose they are before each.
 fn policy_text(network: &NetworkConfig) -> Vec<String> {
     if !network.enabled {
         return vec!["none".to_owned()];
     }
-    let PolicyConfig { default_egress, default_ingress, rules, strict } = &network.policy;
+    let ceilings = network.ceilings.iter().flat_map(|ceiling| {
+        let whose = ceiling.layer.word();
+        layer_text(&ceiling.policy).into_iter().map(move |line| format!("{whose}: {line}"))
+    });
+    ceilings.chain(layer_text(&network.policy)).collect()
+}
+
+fn layer_text(policy: &PolicyConfig) -> Vec<String> {
+    let PolicyConfig { default_egress, default_ingress, rules, strict } = policy;
     let word = |action: &Action| match action {
         Action::Allow => "allow",
         Action::Deny => "deny",

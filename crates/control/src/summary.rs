@@ -11,8 +11,8 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 
 use cofferdam_model::{
-    Action, Direction, DropReason, Event, EventBody, FirstFlight, FlightProtocol, Group, LimitKind, Protocol, RuleText,
-    Withheld,
+    Action, Direction, DropReason, Event, EventBody, FirstFlight, FlightProtocol, Group, Layer, LimitKind, Protocol,
+    RuleText, Withheld,
 };
 use cofferdam_policy::BuiltIn;
 
@@ -304,7 +304,7 @@ impl Summary {
             Protocol::Tcp | Protocol::Udp => Service::Port(remote.port()),
             Protocol::IcmpV4 | Protocol::IcmpV6 => Service::Ping,
         };
-        let key = Key { target, service, rule: rule.text.clone(), ingress };
+        let key = Key { target, service, rule: rule.to_string(), ingress };
         let Some(denied) = self.group_for(key, rule, 1) else { return };
         denied.group.get_or_insert(group);
         denied.address.get_or_insert(address);
@@ -334,7 +334,7 @@ impl Summary {
         withheld: Option<Withheld>,
     ) {
         let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
-        let key = Key { target: Target::Name(name), service: Service::Lookup, rule: rule.text.clone(), ingress: false };
+        let key = Key { target: Target::Name(name), service: Service::Lookup, rule: rule.to_string(), ingress: false };
         let Some(denied) = self.group_for(key, rule, count) else { return };
         let lookups = denied.lookups.entry(qtype).or_default();
         *lookups = lookups.saturating_add(count);
@@ -380,6 +380,10 @@ impl Summary {
 
     /// The flag that, added to the same command line, lets this target through.
     fn remedy(&self, key: &Key, denied: &Denied) -> Option<String> {
+        // What the run's own rules say opens nothing that another policy denies.
+        if denied.rule.layer.is_some_and(|layer| layer != Layer::Run) {
+            return None;
+        }
         // Nothing opens the host's loopback; 127.0.0.1 in a sandbox is the sandbox's own.
         if denied.group == Some(Group::Loopback) || BuiltIn::is_final(&denied.rule.text) {
             return None;
@@ -490,7 +494,7 @@ fn columns(row: &DeniedTarget) -> [String; 4] {
         Some(flag) => format!("→ {flag}"),
         None => String::new(),
     };
-    [target, format!("×{}", row.count), escaped(&row.rule.text), remedy]
+    [target, format!("×{}", row.count), escaped(&row.rule.to_string()), remedy]
 }
 
 /// What makes an answer with this address deliverable: a rule for the address itself, without ports, since rules by name
@@ -688,9 +692,25 @@ mod tests {
     }
 
     #[test]
+    fn no_flag_opens_what_another_policy_denies() {
+        for layer in [Layer::Floor, Layer::Session] {
+            let mut summary = Summary::new(listed());
+            let rule = RuleText { layer: Some(layer), ..default_deny() };
+            summary.record(&flow("93.184.216.34:25", &[], Group::Public, rule));
+            assert_eq!(summary.denied()[0].allow_with, None);
+            let whose = format!("default egress deny ({})", layer.word());
+            assert!(summary.render(Detail::Denials).contains(&whose));
+        }
+        let mut summary = Summary::new(listed());
+        let rule = RuleText { layer: Some(Layer::Run), ..default_deny() };
+        summary.record(&flow("93.184.216.34:25", &[], Group::Public, rule));
+        assert_eq!(summary.denied()[0].allow_with.as_deref(), Some("--allow 93.184.216.34:25"));
+    }
+
+    #[test]
     fn a_rule_that_denied_has_to_be_preceded() {
         let mut summary = Summary::new(listed());
-        let rule = RuleText { index: Some(0), text: "deny@any:tcp:25".into() };
+        let rule = RuleText { index: Some(0), text: "deny@any:tcp:25".into(), layer: None };
         summary.record(&flow("93.184.216.34:25", &[], Group::Public, rule));
         assert_eq!(summary.denied()[0].allow_with.as_deref(), Some("--allow 93.184.216.34:25, before that rule"));
     }
@@ -777,7 +797,7 @@ mod tests {
     }
 
     fn default_deny() -> RuleText {
-        RuleText { index: None, text: "default egress deny".into() }
+        RuleText { text: "default egress deny".into(), ..RuleText::default() }
     }
 
     fn flow(remote: &str, names: &[&str], group: Group, rule: RuleText) -> Event {

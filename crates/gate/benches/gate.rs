@@ -164,7 +164,7 @@ fn policy_of_10_000_rules_from_text(bencher: Bencher<'_, '_>) {
     let classifier = World::new().gate.policy().classifier().clone();
     bencher.bench_local(|| {
         let network = cofferdam_policy::file::parse("bench.json", black_box(&text)).unwrap();
-        cofferdam_policy::Policy::for_network(&network, classifier.clone())
+        cofferdam_policy::Policy::of_network(&network, classifier.clone()).unwrap()
     });
 }
 

@@ -41,7 +41,7 @@ pub(crate) struct Context {
 #[derive(Debug)]
 pub(crate) enum Decision {
     /// With what is left to decide when the flow shows something.
-    Allow(Permit, About, Option<Pending>),
+    Allow(Permit, About, Option<Box<Pending>>),
     Deny(About),
 }
 
@@ -101,7 +101,7 @@ impl Context {
             }
             Verdict::Pending(permit, pending) => {
                 let about = about(permit.reason());
-                Decision::Allow(permit, about, Some(pending))
+                Decision::Allow(permit, about, Some(Box::new(pending)))
             }
             Verdict::Deny(denial) => Decision::Deny(about(denial.reason())),
         }
@@ -151,7 +151,9 @@ impl Context {
         let reason = match (self.policy.check(&facts), watch) {
             (Verdict::Allow(_), None) => return true,
             (Verdict::Allow(_), Some(watch)) => watch.renew(&self.policy, None, moved).err(),
-            (Verdict::Pending(_, pending), Some(watch)) => watch.renew(&self.policy, Some(pending), moved).err(),
+            (Verdict::Pending(_, pending), Some(watch)) => {
+                watch.renew(&self.policy, Some(Box::new(pending)), moved).err()
+            }
             (Verdict::Pending(permit, _), None) => {
                 let is_new = moved || self.is_new(now, before, &facts, permit.reason());
                 is_new.then(|| permit.reason().clone())
@@ -169,7 +171,7 @@ impl Context {
         let known = self.pins.names_of(now, facts.peer).take(NAMES_FOR_EVENT).chain(facts.names);
         let names: Vec<PinnedName> = known.cloned().collect();
         let verdict = before.check(&Facts { names: &names, ..*facts });
-        let same = self.policy.rule_text(reason.rule).text == before.rule_text(verdict.reason().rule).text;
+        let same = self.policy.rule_text(reason).text == before.rule_text(verdict.reason()).text;
         !(matches!(verdict, Verdict::Pending(..)) && same)
     }
 
@@ -320,7 +322,7 @@ impl Context {
     /// What events tell about a decision: the group of the remote's address, its names and the rule.
     fn told(&self, about: &About) -> (Group, Vec<String>, RuleText) {
         let names = about.names.iter().map(DomainName::to_string).collect();
-        (about.reason.group, names, self.policy.rule_text(about.reason.rule))
+        (about.reason.group, names, self.policy.rule_text(&about.reason))
     }
 
     pub(crate) fn report_closed(&mut self, flow: FlowId, by: CloseReason, counters: FlowCounters, lived: Duration) {

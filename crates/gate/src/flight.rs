@@ -18,7 +18,7 @@ const REMEMBERED: usize = 8;
 #[derive(Debug)]
 pub(crate) struct Watch {
     /// What is left to decide; `None` under a policy that allows the flow whatever it shows.
-    pending: Option<Pending>,
+    pending: Option<Box<Pending>>,
     passed: Vec<DomainName>,
     last: Option<Last>,
 }
@@ -33,7 +33,7 @@ enum Last {
 }
 
 impl Watch {
-    pub(crate) fn new(pending: Pending) -> Watch {
+    pub(crate) fn new(pending: Box<Pending>) -> Watch {
         Watch { pending: Some(pending), passed: Vec::new(), last: None }
     }
 
@@ -80,7 +80,7 @@ impl Watch {
                 let domain = domain.or_else(|| names.iter().find(|name| !name.pinned).map(|name| name.name));
                 let domain = domain.or_else(|| shown.names().first()).cloned();
                 let about = About::of_flight(denial.reason().clone(), cx.names_for_event(now, peer), in_event(shown));
-                let rule = cx.policy.rule_text(denial.reason().rule).text;
+                let rule = cx.policy.rule_text(denial.reason()).to_string();
                 let decision = cx.report_denied(now, protocol, ends, &about);
                 FlightAnswer::Deny(FlightDenial { decision, domain, rule })
             }
@@ -89,7 +89,7 @@ impl Watch {
 
     /// Another policy is in force, and this is what it leaves to decide. The reason, when it denies what was shown last.
     /// `moved`: the address is in another group by now, so that names which led there count no more.
-    pub(crate) fn renew(&mut self, policy: &Policy, pending: Option<Pending>, moved: bool) -> Result<(), Reason> {
+    pub(crate) fn renew(&mut self, policy: &Policy, pending: Option<Box<Pending>>, moved: bool) -> Result<(), Reason> {
         if moved {
             self.passed.clear();
         }

@@ -120,7 +120,7 @@ impl Mapping {
 }
 
 impl Check {
-    fn new(port: u16, permit: Permit, about: About, pending: Pending) -> Check {
+    fn new(port: u16, permit: Permit, about: About, pending: Box<Pending>) -> Check {
         let reader = QuicReader::new(port);
         Check { watch: Watch::new(pending), reader, other: false, held: Vec::new(), unopened: Some((permit, about)) }
     }

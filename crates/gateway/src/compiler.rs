@@ -120,17 +120,9 @@ fn compile(file: &OwnedFd, classifier: Classifier) -> Result<Box<Settings>, Stri
     if !network.enabled {
         return Err("a sandbox that has a network cannot lose its interface; deny everything instead".to_owned());
     }
-    let rebinding = rebinding(&network, &classifier);
-    let policy = Arc::new(Policy::for_network(&network, classifier));
+    let rebinding = Rebinding::of_network(&network, &classifier);
+    let policy = Arc::new(Policy::of_network(&network, classifier).map_err(|error| error.to_string())?);
     Ok(Box::new(Settings { network, policy, rebinding }))
-}
-
-/// The protection that goes with a network's rules.
-pub(crate) fn rebinding(network: &NetworkConfig, classifier: &Classifier) -> Rebinding {
-    match network.dns.rebind_protection {
-        true => Rebinding::guarded_by(&network.policy, classifier.clone()),
-        false => Rebinding::Allow,
-    }
 }
 
 fn read(file: &OwnedFd) -> io::Result<String> {

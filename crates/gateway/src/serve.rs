@@ -11,14 +11,14 @@ use std::sync::Arc;
 
 use cofferdam_gate::{Accepted, Gate, GateConfig, Link4, Link6, Output};
 use cofferdam_model::{Classifier, CloseReason, FlowId, HostNetwork, LimitsConfig, Time};
-use cofferdam_names::{Families, Reach, Resolver, ResolverConfig, Upstream};
+use cofferdam_names::{Families, Reach, Rebinding, Resolver, ResolverConfig, Upstream};
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
 
 use crate::check::{Checks, Outcome};
 use crate::clock::Clock;
 use crate::commands::{self, Command, Received};
-use crate::compiler::{self, Compiler, CompilerError, Done, Job, Settings};
+use crate::compiler::{Compiler, CompilerError, Done, Job, Settings};
 use crate::config::{Channels, DnsUpstream, DnsWay, GatewayConfig};
 use crate::dial::{Dials, Progress};
 use crate::dns::Dns;
@@ -189,7 +189,7 @@ fn resolver_config(config: &GatewayConfig) -> ResolverConfig {
         gateway: own_addresses(config),
         families: Families { ipv4: true, ipv6: config.link.v6.is_some() },
         query_timeout: config.network.dns.query_timeout,
-        rebinding: compiler::rebinding(&config.network, config.policy.classifier()),
+        rebinding: Rebinding::of_network(&config.network, config.policy.classifier()),
         seed: config.seed,
     }
 }
@@ -436,7 +436,7 @@ impl Gateway {
                 let (policy, rebinding) = if policy.classifier().host() == classifier.host() {
                     (policy, rebinding)
                 } else {
-                    let rebinding = compiler::rebinding(&network, classifier);
+                    let rebinding = Rebinding::of_network(&network, classifier);
                     (Arc::new(policy.with_classifier(classifier.clone())), rebinding)
                 };
                 self.gate.handle_limits(limits_within(&network.limits, self.descriptors));

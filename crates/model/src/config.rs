@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use ipnet::{Ipv4Net, Ipv6Net};
 
-use crate::{DomainName, PolicyConfig};
+use crate::{DomainName, Layer, PolicyConfig};
 
 /// What a guest is told when a flow is denied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
@@ -92,14 +92,41 @@ pub struct LimitsConfig {
     pub connect_timeout: Duration,
 }
 
+/// A policy that holds beside others, with what belongs to it elsewhere in a configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PolicyLayer {
+    pub layer: Layer,
+    pub policy: PolicyConfig,
+    /// As [`DnsConfig::deny_doh`].
+    pub deny_doh: Option<bool>,
+    /// As [`DnsConfig::rebind_protection`].
+    pub rebind_protection: bool,
+}
+
 /// Everything a sandbox's network is made from, validated and resolved.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetworkConfig {
     /// `false`: no interface at all (preset `none`).
     pub enabled: bool,
+    /// Policies around `policy`, from the outermost; a flow needs a permit from each.
+    pub ceilings: Vec<PolicyLayer>,
     pub policy: PolicyConfig,
     pub deny_with: DenyWith,
     pub dns: DnsConfig,
     pub interface: InterfaceConfig,
     pub limits: LimitsConfig,
+}
+
+impl NetworkConfig {
+    /// Every policy that holds, from the outermost; the last one is the run's own.
+    #[must_use]
+    pub fn layers(&self) -> Vec<PolicyLayer> {
+        let own = PolicyLayer {
+            layer: Layer::Run,
+            policy: self.policy.clone(),
+            deny_doh: self.dns.deny_doh,
+            rebind_protection: self.dns.rebind_protection,
+        };
+        self.ceilings.iter().cloned().chain([own]).collect()
+    }
 }

@@ -1,7 +1,7 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-use crate::{Direction, Group, Protocol};
+use crate::{Direction, Group, Layer, Protocol};
 
 /// The number of a flow, unique within one gateway.
 #[derive(
@@ -31,12 +31,23 @@ impl fmt::Display for DecisionId {
 }
 
 /// The rule behind a decision, as people read it.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 pub struct RuleText {
     /// Position in the policy's rules, counted from 0; absent for a default.
     pub index: Option<u32>,
     /// The rule in the short grammar, or `default egress deny` and the like.
     pub text: String,
+    /// Whose rule or default it is, where several policies hold at once; absent where there is only one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layer: Option<Layer>,
+}
+
+impl fmt::Display for RuleText {
+    /// The text, with whose it is behind it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)?;
+        self.layer.map_or(Ok(()), |layer| write!(f, " ({})", layer.word()))
+    }
 }
 
 /// Why a packet was dropped without a decision: it was not one that the gateway carries.

@@ -15,6 +15,7 @@ mod time;
 pub use addr::{Classifier, Group, HostNetwork};
 pub use config::{
     DenyWith, DnsConfig, InterfaceConfig, LimitsConfig, Nameserver, NameserverHost, NameserverOver, NetworkConfig,
+    PolicyLayer,
 };
 pub use event::{
     CloseReason, DecisionId, DropReason, Event, EventBody, EventSource, FirstFlight, FlightProtocol, FlowCounters,
@@ -22,5 +23,5 @@ pub use event::{
 };
 pub use name::{DomainName, NameError};
 pub use rfc3339::rfc3339;
-pub use rule::{Action, Destination, Direction, PolicyConfig, PortRange, Protocol, ProtocolSet, Rule};
+pub use rule::{Action, Destination, Direction, Layer, PolicyConfig, PortRange, Protocol, ProtocolSet, Rule};
 pub use time::Time;

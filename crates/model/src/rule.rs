@@ -107,6 +107,32 @@ pub struct Rule {
     pub allow_private: bool,
 }
 
+/// Whose rules a layer of a policy holds. A flow needs a permit from every layer.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Layer {
+    /// What the operator of the machine lets anybody do.
+    Floor,
+    /// What a session may do: the ceiling of its runs.
+    Session,
+    /// What a run may do by its own rules.
+    Run,
+}
+
+impl Layer {
+    /// The word for it in events and messages.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Layer::Floor => "floor",
+            Layer::Session => "session",
+            Layer::Run => "run",
+        }
+    }
+}
+
 /// Defaults and ordered rules: the whole of a policy, as data.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PolicyConfig {

@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use cofferdam_model::{Direction, DomainName, Group, Protocol};
-use cofferdam_policy::{Facts, Policy};
+use cofferdam_policy::{Facts, Policy, Reason};
 
 use crate::config::{Families, Rebinding};
 use crate::reply::{ExtendedError, Head, Rcode};
@@ -149,15 +149,9 @@ fn read_errors(options: &[u8]) -> Vec<ExtendedError> {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Guard<'a> {
     pub(crate) rebinding: &'a Rebinding,
-    pub(crate) inside: Inside,
-}
-
-/// What the rule that allowed the name says about addresses that are not public (`allow_private`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Inside {
-    Withhold,
-    /// All but those that no name may lead to, and the host's, which the guest reaches by address or not at all.
-    Deliver,
+    /// Why the name was allowed, for everybody who waits. One answer goes to them all: it leads inside only when the rules of
+    /// all say so.
+    pub(crate) waiters: &'a [&'a Reason],
 }
 
 /// An answer that may not be delivered.
@@ -398,17 +392,19 @@ fn address_of(record: &Record<'_>) -> Option<IpAddr> {
 impl Guard<'_> {
     /// The group of an address that must not be delivered (`names.md` §3).
     fn forbids(self, address: IpAddr) -> Option<Group> {
-        let Rebinding::Guard { explicit } = self.rebinding else { return None };
-        let group = explicit.classifier().classify(address);
-        let by_name = match group {
+        let Rebinding::Guard { layers } = self.rebinding else { return None };
+        let group = layers.first()?.explicit.classifier().classify(address);
+        let can_be_named = match group {
             Group::Public => return None,
             // No rule makes these reachable by name: credentials, and services that trust whoever reaches them.
             Group::Metadata | Group::Loopback => return Some(group),
             Group::Host => false,
-            Group::LinkLocal | Group::Private | Group::Multicast | Group::Reserved => self.inside == Inside::Deliver,
+            Group::LinkLocal | Group::Private | Group::Multicast | Group::Reserved => true,
         };
+        let by_name = |place| can_be_named && self.waiters.iter().all(|reason| reason.leads_inside(place));
+        let excepted = layers.iter().all(|layer| by_name(layer.place) || allows(&layer.explicit, address));
         let possible = !address.to_canonical().is_unspecified();
-        (!(possible && (by_name || allows(explicit, address)))).then_some(group)
+        (!(possible && excepted)).then_some(group)
     }
 }
 

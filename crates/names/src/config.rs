@@ -2,7 +2,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use cofferdam_model::{Action, Classifier, Destination, Direction, PolicyConfig, Rule};
+use cofferdam_model::{Action, Classifier, Destination, Direction, NetworkConfig, PolicyConfig, Rule};
 use cofferdam_policy::Policy;
 
 /// What a [`Resolver`](crate::Resolver) is made from.
@@ -59,9 +59,18 @@ pub struct Families {
 pub enum Rebinding {
     /// Every address is delivered and pinned.
     Allow,
-    /// Only public addresses are, those that an explicit rule allows (`explicit`, see [`Rebinding::guarded_by`]), and those of
-    /// a name that a rule with `allow_private` allows.
-    Guard { explicit: Arc<Policy> },
+    /// Only public addresses are, and those for which every one of these makes an exception. Not empty.
+    Guard { layers: Vec<Exceptions> },
+}
+
+/// What one layer of a policy excepts from the protection: addresses that an explicit rule allows, and those of a name that a
+/// rule with `allow_private` allows.
+#[derive(Debug, Clone)]
+pub struct Exceptions {
+    /// The place of the layer among those of the policy.
+    pub(crate) place: usize,
+    /// A policy made of the explicit rules alone.
+    pub(crate) explicit: Arc<Policy>,
 }
 
 impl Rebinding {
@@ -72,20 +81,40 @@ impl Rebinding {
     /// `host` and `metadata` mean here what they mean everywhere.
     #[must_use]
     pub fn guarded_by(policy: &PolicyConfig, classifier: Classifier) -> Rebinding {
-        let rules = policy.rules.iter().filter(|rule| counts_for_rebinding(rule)).cloned().collect();
-        let explicit =
-            PolicyConfig { default_egress: Action::Deny, default_ingress: Action::Deny, rules, strict: true };
-        Rebinding::Guard { explicit: Arc::new(Policy::compile(&explicit, classifier)) }
+        Rebinding::Guard { layers: vec![Exceptions::new(0, policy, classifier)] }
+    }
+
+    /// Protection as the layers of a configuration ask for it: each that does has to make the exception.
+    #[must_use]
+    pub fn of_network(network: &NetworkConfig, classifier: &Classifier) -> Rebinding {
+        let layers = network.layers();
+        let guarding = layers.iter().enumerate().filter(|(_, layer)| layer.rebind_protection);
+        let layers: Vec<Exceptions> =
+            guarding.map(|(place, layer)| Exceptions::new(place, &layer.policy, classifier.clone())).collect();
+        if layers.is_empty() { Rebinding::Allow } else { Rebinding::Guard { layers } }
     }
 
     /// The same, under another classifier.
     pub(crate) fn with_classifier(&self, classifier: &Classifier) -> Rebinding {
         match self {
             Rebinding::Allow => Rebinding::Allow,
-            Rebinding::Guard { explicit } => {
-                Rebinding::Guard { explicit: Arc::new(explicit.with_classifier(classifier.clone())) }
+            Rebinding::Guard { layers } => {
+                Rebinding::Guard { layers: layers.iter().map(|layer| layer.with_classifier(classifier)).collect() }
             }
         }
+    }
+}
+
+impl Exceptions {
+    fn new(place: usize, policy: &PolicyConfig, classifier: Classifier) -> Exceptions {
+        let rules = policy.rules.iter().filter(|rule| counts_for_rebinding(rule)).cloned().collect();
+        let explicit =
+            PolicyConfig { default_egress: Action::Deny, default_ingress: Action::Deny, rules, strict: true };
+        Exceptions { place, explicit: Arc::new(Policy::compile(&explicit, classifier)) }
+    }
+
+    fn with_classifier(&self, classifier: &Classifier) -> Exceptions {
+        Exceptions { place: self.place, explicit: Arc::new(self.explicit.with_classifier(classifier.clone())) }
     }
 }
 

@@ -92,7 +92,8 @@ pub(crate) struct Waiter {
     /// Where the guest sent it.
     pub(crate) server: SocketAddr,
     pub(crate) query: Query,
-    pub(crate) rule: cofferdam_policy::RuleRef,
+    /// Why the name was allowed.
+    pub(crate) reason: cofferdam_policy::Reason,
     pub(crate) since: Time,
 }
 

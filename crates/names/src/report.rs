@@ -139,7 +139,7 @@ mod tests {
             name: name.to_owned(),
             qtype: 1,
             verdict,
-            rule: RuleText { index: None, text: "default egress deny".to_owned() },
+            rule: RuleText { text: "default egress deny".to_owned(), ..RuleText::default() },
             decision: Some("7k".to_owned()),
             answers: Vec::new(),
             withheld: None,

@@ -29,9 +29,9 @@ use std::time::Duration;
 use chacha20::ChaCha20Rng;
 use chacha20::rand_core::{Rng as _, SeedableRng as _};
 use cofferdam_model::{Action, DecisionId, Direction, EventBody, LimitKind, Protocol, RuleText, Time, Withheld};
-use cofferdam_policy::{Facts, NameVerdict, Policy, RuleRef, Verdict};
+use cofferdam_policy::{Facts, NameVerdict, Policy, Reason, Verdict};
 
-use crate::answer::{self, Answer, Arrival, Bindings, Guard, Inside, Objection, Question};
+use crate::answer::{self, Answer, Arrival, Bindings, Guard, Objection, Question};
 use crate::cache::Cache;
 use crate::lookups::{Effects, Finished, Key, Lookups, MAX_WAITERS, Route, Waiter};
 use crate::output::Outbox;
@@ -202,21 +202,21 @@ impl Resolver {
         }
         let after = Arc::clone(&self.policy);
         let gateway = self.config.gateway.clone();
-        let mut rules = Vec::new();
+        let mut reasons = Vec::new();
         let denied = self.step(now, |lookups, effects| {
             lookups.revise(effects, |waiter| {
                 match check(&after, &gateway, &waiter.query, waiter.transport, waiter.server) {
-                    Ok(rule) => waiter.rule = rule,
-                    Err(rule) => {
-                        rules.push(rule);
+                    Ok(reason) => waiter.reason = reason,
+                    Err(reason) => {
+                        reasons.push(reason);
                         return false;
                     }
                 }
                 true
             })
         });
-        for (waiter, rule) in denied.into_iter().zip(rules) {
-            self.deny(now, waiter.client, waiter.transport, &waiter.query, rule);
+        for (waiter, reason) in denied.into_iter().zip(&reasons) {
+            self.deny(now, waiter.client, waiter.transport, &waiter.query, reason);
         }
     }
 
@@ -276,11 +276,11 @@ impl Resolver {
     }
 
     fn decide(&mut self, now: Time, client: ClientId, transport: Transport, server: SocketAddr, query: Query) {
-        let rule = match check(&self.policy, &self.config.gateway, &query, transport, server) {
-            Ok(rule) => rule,
-            Err(rule) => return self.deny(now, client, transport, &query, rule),
+        let reason = match check(&self.policy, &self.config.gateway, &query, transport, server) {
+            Ok(reason) => reason,
+            Err(reason) => return self.deny(now, client, transport, &query, &reason),
         };
-        let waiter = Waiter { client, transport, server, query, rule, since: now };
+        let waiter = Waiter { client, transport, server, query, reason, since: now };
         if let Some(domain) = &waiter.query.domain
             && let Some(special) = special::look_up(domain, &self.config.gateway)
         {
@@ -310,13 +310,13 @@ impl Resolver {
         }
     }
 
-    fn deny(&mut self, now: Time, client: ClientId, transport: Transport, query: &Query, rule: RuleRef) {
+    fn deny(&mut self, now: Time, client: ClientId, transport: Transport, query: &Query, reason: &Reason) {
         let decision = self.draw_decision();
         let message = denial(query, decision).emit(Reply::limit(query, transport));
         self.outputs.push(Output::Answer { client, message });
         let ending = Ending {
             verdict: Action::Deny,
-            rule: self.policy.rule_text(rule),
+            rule: self.policy.rule_text(reason),
             decision: Some(decision),
             answers: Vec::new(),
             withheld: None,
@@ -331,7 +331,7 @@ impl Resolver {
         self.outputs.push(Output::Answer { client: waiter.client, message });
         let ending = Ending {
             verdict: Action::Allow,
-            rule: self.policy.rule_text(waiter.rule),
+            rule: self.policy.rule_text(&waiter.reason),
             decision: None,
             answers,
             withheld: None,
@@ -371,14 +371,20 @@ impl Resolver {
 
     /// Pins what an answer binds and hands it to everybody who waits for it.
     fn deliver(&mut self, now: Time, finished: Finished, mut answer: Answer<'_>) {
-        let guard = Guard { rebinding: &self.config.rebinding, inside: self.inside(&finished.waiters) };
+        let waiters: Vec<&Reason> = finished.waiters.iter().map(|waiter| &waiter.reason).collect();
+        let guard = Guard { rebinding: &self.config.rebinding, waiters: &waiters };
         let cleared = answer.clear(&finished.key.question, self.config.families, guard);
         let bindings = match cleared {
             Ok(bindings) => bindings,
             Err(Objection::Chain) => return self.fail(now, &finished, &ExtendedError::other("unusable CNAME chain")),
             Err(Objection::Rebinding { address, group }) => {
                 let text = format!("rebinding protection: {address} is in group {}", group.word());
-                return self.block(now, &finished, &RuleText { index: None, text }, Withheld { address, group });
+                return self.block(
+                    now,
+                    &finished,
+                    &RuleText { text, ..RuleText::default() },
+                    Withheld { address, group },
+                );
             }
         };
         if finished.key.route == Route::Configured {
@@ -401,7 +407,7 @@ impl Resolver {
         for waiter in &finished.waiters {
             let ending = Ending {
                 verdict: Action::Allow,
-                rule: self.policy.rule_text(waiter.rule),
+                rule: self.policy.rule_text(&waiter.reason),
                 decision: None,
                 answers: bindings.addresses.iter().map(|(address, _)| *address).collect(),
                 withheld: None,
@@ -410,12 +416,6 @@ impl Resolver {
             };
             self.report(now, &waiter.query, now.since(waiter.since), ending);
         }
-    }
-
-    /// Whether the answer may lead inside. One answer goes to all who wait for it: only when the rules of all say so.
-    fn inside(&self, waiters: &[Waiter]) -> Inside {
-        let all = waiters.iter().all(|waiter| self.policy.allows_private(waiter.rule));
-        if all { Inside::Deliver } else { Inside::Withhold }
     }
 
     fn pin(&mut self, finished: &Finished, bindings: &Bindings) {
@@ -461,7 +461,7 @@ impl Resolver {
             self.outputs.push(Output::Answer { client: waiter.client, message });
             let ending = Ending {
                 verdict: Action::Allow,
-                rule: self.policy.rule_text(waiter.rule),
+                rule: self.policy.rule_text(&waiter.reason),
                 decision: None,
                 answers: Vec::new(),
                 withheld: None,
@@ -534,19 +534,19 @@ fn check(
     query: &Query,
     transport: Transport,
     server: SocketAddr,
-) -> Result<RuleRef, RuleRef> {
+) -> Result<Reason, Reason> {
     let mut gateways = gateway.iter().copied();
     let peer = gateways.find(|gateway| gateway.is_ipv4() == server.is_ipv4()).unwrap_or(server.ip());
     let facts = facts(SocketAddr::new(peer, server.port()), transport);
     match &query.domain {
         Some(domain) => match policy.check_name(domain, &facts) {
-            NameVerdict::Allow(reason) => Ok(reason.rule),
-            NameVerdict::Deny(reason) => Err(reason.rule),
+            NameVerdict::Allow(reason) => Ok(reason),
+            NameVerdict::Deny(reason) => Err(reason),
         },
         // The root has no name that a rule could match; what is left is whether the query itself may be sent.
         None => match policy.check(&facts) {
-            Verdict::Allow(permit) | Verdict::Pending(permit, _) => Ok(permit.reason().rule),
-            Verdict::Deny(denial) => Err(denial.reason().rule),
+            Verdict::Allow(permit) | Verdict::Pending(permit, _) => Ok(permit.reason().clone()),
+            Verdict::Deny(denial) => Err(denial.reason().clone()),
         },
     }
 }

@@ -3,7 +3,7 @@
 
 mod common;
 
-use cofferdam_model::{Action, EventBody, Group, PolicyConfig};
+use cofferdam_model::{Action, EventBody, Group, Layer, NetworkConfig, PolicyConfig, PolicyLayer};
 use cofferdam_names::{Output, Rebinding, Transport};
 use common::*;
 
@@ -241,6 +241,40 @@ fn what_another_rule_says_lets_no_name_lead_inside() {
         for text in ["10.77.0.5", "fd12::5"] {
             let (world, reply) = resolve(all_but(rules.clone()), qtype_of(text), &[address("example.org", 60, text)]);
             assert_eq!((reply.rcode(), world.pins().len()), (NXDOMAIN, 0), "{text} {rules:?}");
+        }
+    }
+}
+
+#[test]
+fn a_name_leads_inside_only_by_an_exception_of_every_layer() {
+    let by_name = || only(vec![allow_name_inside("example.org")]);
+    let by_address =
+        |text: &str| all_but(vec![allow_net(&format!("{text}/{}", if ip(text).is_ipv4() { 8 } else { 32 }))]);
+    let none = || all_but(Vec::new());
+    for text in ["10.0.0.0", "fd12::"] {
+        let cases = [
+            (by_name(), by_name(), true, true),
+            (by_name(), by_address(text), true, true),
+            (by_address(text), by_name(), true, true),
+            (by_address(text), by_address(text), true, true),
+            (none(), by_name(), true, false),
+            (by_name(), none(), true, false),
+            (by_address(text), none(), true, false),
+            // A layer that asks for no protection excepts everything, and nothing for the others.
+            (none(), by_name(), false, true),
+            (none(), none(), false, false),
+        ];
+        for (session, policy, rebind_protection, delivered) in cases {
+            let ceiling = PolicyLayer { layer: Layer::Session, policy: session, deny_doh: None, rebind_protection };
+            let network =
+                NetworkConfig { ceilings: vec![ceiling], policy, ..cofferdam_policy::file::default_network() };
+            let mut world = World::of(&network, |_| {});
+            let client = world.ask(&query(1, "example.org", qtype_of(text)));
+            let sent = world.last();
+            world.answer(&sent, &answer_to(&sent, 0, &[address("example.org", 60, text)]));
+            let rcode = if delivered { NOERROR } else { NXDOMAIN };
+            assert_eq!(world.reply(client).unwrap().rcode(), rcode, "{text} {network:?}");
+            assert_eq!(world.pins().len(), usize::from(delivered));
         }
     }
 }

@@ -3,8 +3,8 @@
 
 mod common;
 
-use cofferdam_model::{Action, Destination, EventBody, Group, PortRange, Protocol, ProtocolSet};
-use cofferdam_names::{Families, Rebinding, Transport};
+use cofferdam_model::{Action, Destination, EventBody, Group, Layer, PolicyLayer, PortRange, Protocol, ProtocolSet};
+use cofferdam_names::{Families, Output, Rebinding, Transport};
 use common::*;
 
 fn open() -> World {
@@ -113,6 +113,33 @@ fn refuses_queries_that_no_stub_needs() {
         let client = world.ask(&message);
         assert_eq!(world.reply(client).unwrap().rcode(), REFUSED, "class {class}");
         assert!(world.sent.is_empty());
+    }
+}
+
+#[test]
+fn asks_nobody_about_a_name_that_one_layer_denies() {
+    let wide = only(vec![allow_name("a.example"), allow_name("b.example")]);
+    let narrow = only(vec![allow_name("a.example")]);
+    for (session, policy, whose) in [(&wide, &narrow, Layer::Run), (&narrow, &wide, Layer::Session)] {
+        let ceiling =
+            PolicyLayer { layer: Layer::Session, policy: session.clone(), deny_doh: None, rebind_protection: true };
+        let network = cofferdam_model::NetworkConfig {
+            ceilings: vec![ceiling],
+            policy: policy.clone(),
+            ..cofferdam_policy::file::default_network()
+        };
+        for qtype in [A, AAAA] {
+            let mut world = World::of(&network, |_| {});
+            world.ask(&query(1, "a.example", qtype));
+            assert_eq!(world.sent.len(), 1);
+            let client = world.ask(&query(2, "b.example", qtype));
+            assert_eq!((world.reply(client).unwrap().rcode(), world.sent.len()), (NXDOMAIN, 1));
+            let mut rules = world.told.iter().filter_map(|output| match output {
+                Output::Event(EventBody::DnsQuery { rule, .. }) => Some(rule.layer),
+                _ => None,
+            });
+            assert_eq!(rules.next_back(), Some(Some(whose)));
+        }
     }
 }
 

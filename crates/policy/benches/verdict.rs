@@ -37,6 +37,35 @@ fn check_10_000_rules_by_name(bencher: Bencher<'_, '_>) {
     bench_check(bencher, &compile(&many_rules()), &names);
 }
 
+/// Ten rules of every kind within ten others.
+#[divan::bench(sample_size = 2000)]
+fn check_10_rules_narrowed_by_10(bencher: Bencher<'_, '_>) {
+    let session = "deny@any:tcp:25,deny@10.77.0.0/24,allow@10.0.0.0/8,deny@metadata,deny@host,allow@*.example.org:tcp:443,\
+                   deny@bad.example,allow@dns,allow@192.168.0.0/16:tcp:5432,allow@public";
+    let run = "deny@10.77.0.66,allow@10.77.0.0/24:tcp:5000+8000-8081,deny@10.77.0.0/16,allow@10.0.0.0/8:tcp:7,\
+               deny@metadata,deny@any:tcp:25,allow@dns,allow@api.example.org:tcp:443,allow@*.cdn.example,allow@public";
+    let policy = compile(session).narrowed_by(&compile(run)).unwrap();
+    let names = [pin("www.example.org")];
+    bench_check(bencher, &policy, &names);
+}
+
+/// 10,000 rules within 10,000 others, with the names of a CDN's address.
+#[divan::bench(sample_size = 2000)]
+fn check_10_000_rules_narrowed_by_10_000(bencher: Bencher<'_, '_>) {
+    // Last in the ceiling, so that the run is asked as well.
+    let session = compile(&format!("{},allow@any", many_rules()));
+    let policy = session.narrowed_by(&compile(&many_rules())).unwrap();
+    let names = [pin("www.site2042.example.org"), pin("x.site77.example.net")];
+    bench_check(bencher, &policy, &names);
+}
+
+/// Two compiled policies of 10,000 rules become one.
+#[divan::bench]
+fn narrow_10_000_rules(bencher: Bencher<'_, '_>) {
+    let (session, run) = (compile(&many_rules()), compile(&many_rules()));
+    bencher.bench_local(|| black_box(&session).narrowed_by(black_box(&run)));
+}
+
 /// 10,000 names on one address, a rule for each, another port each time.
 #[divan::bench(sample_size = 2000)]
 fn check_10_000_names_on_one_address(bencher: Bencher<'_, '_>) {

@@ -32,6 +32,14 @@ impl BuiltIn {
         }
     }
 
+    /// Whether it holds because a policy says so, and not whatever policies say.
+    pub(crate) const fn is_configured(self) -> bool {
+        match self {
+            BuiltIn::EncryptedDns | BuiltIn::LocalDiscovery => false,
+            BuiltIn::KnownResolver => true,
+        }
+    }
+
     /// Whether a text is that of a refusal that no rule opens.
     #[must_use]
     pub fn is_final(text: &str) -> bool {

@@ -2,7 +2,8 @@ use std::net::IpAddr;
 
 use cofferdam_model::{Direction, DomainName, Group, Protocol};
 
-use crate::BuiltIn;
+use crate::policy::{Admission, Ruling};
+use crate::{BuiltIn, Policy};
 
 /// A name that this sandbox's own DNS answers bound to an address.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -29,7 +30,7 @@ pub struct Facts<'a> {
 /// The rule behind a verdict, or the default that applied when no rule matched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RuleRef {
-    /// Position in [`PolicyConfig::rules`](cofferdam_model::PolicyConfig::rules), counted from 0.
+    /// Position in [`PolicyConfig::rules`](cofferdam_model::PolicyConfig::rules) of its layer, counted from 0.
     Rule(u32),
     /// The default of that direction.
     Default(Direction),
@@ -37,7 +38,27 @@ pub enum RuleRef {
     BuiltIn(BuiltIn),
 }
 
-/// Why a verdict is what it is. Cloning one allocates nothing.
+/// Some layers of a policy, by their places from the outermost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct LayerSet(u8);
+
+impl LayerSet {
+    pub(crate) fn with(self, layer: usize) -> LayerSet {
+        LayerSet(self.0 | LayerSet::bit(layer))
+    }
+
+    fn has(self, layer: usize) -> bool {
+        self.0 & LayerSet::bit(layer) != 0
+    }
+
+    /// Nothing for a layer that no policy has.
+    fn bit(layer: usize) -> u8 {
+        u32::try_from(layer).ok().and_then(|layer| 1_u8.checked_shl(layer)).unwrap_or(0)
+    }
+}
+
+/// Why a verdict is what it is: for an allowed flow or name the rule of the innermost layer, for a denied one that of the
+/// outermost layer that denies. [`Policy::rule_text`] says whose it is. Cloning one allocates nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reason {
     pub rule: RuleRef,
@@ -45,6 +66,28 @@ pub struct Reason {
     pub group: Group,
     /// The name that decided, when a domain rule did.
     pub name: Option<DomainName>,
+    /// The place of the layer among those of the policy.
+    pub(crate) layer: u8,
+    /// Where a name was allowed by a rule that lets it lead to addresses that are not public.
+    pub(crate) inside: LayerSet,
+}
+
+impl Reason {
+    pub(crate) fn new(layer: usize, group: Group, ruling: &Ruling<'_>) -> Reason {
+        Reason {
+            rule: ruling.rule,
+            group,
+            name: ruling.name.cloned(),
+            layer: u8::try_from(layer).unwrap_or(u8::MAX),
+            inside: LayerSet::default(),
+        }
+    }
+
+    /// Whether the rule by which the layer at this place allowed a name says `allow_private`.
+    #[must_use]
+    pub fn leads_inside(&self, layer: usize) -> bool {
+        self.inside.has(layer)
+    }
 }
 
 /// Proof that the policy allows one flow. Only [`Policy::check`](crate::Policy::check) makes one and dialing consumes it, so a
@@ -91,6 +134,8 @@ pub struct Pending {
     pub(crate) peer: IpAddr,
     pub(crate) port: Option<u16>,
     pub(crate) reason: Reason,
+    /// By what each layer admitted the flow.
+    pub(crate) admissions: [Option<Admission>; Policy::MAX_LAYERS],
 }
 
 impl Pending {

@@ -29,6 +29,7 @@ pub use flags::{FlagItem, from_flags, parse};
 pub fn default_network() -> NetworkConfig {
     NetworkConfig {
         enabled: true,
+        ceilings: Vec::new(),
         policy: Preset::standard().policy(),
         deny_with: DenyWith::default(),
         dns: DnsConfig {

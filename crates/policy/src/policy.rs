@@ -33,43 +33,47 @@
 //!
 //! When the policy is not strict, allow rules match as in `check` whatever is shown.
 
-use std::net::IpAddr;
+//!
+//! A policy has one or several *layers*: an operator's floor, the ceiling of a session, a run's own rules. Each has its own
+//! order of rules, defaults, strictness and `deny_doh`, and is asked as if it were alone; a flow, a flight, a name passes only
+//! when every layer says so, and the refusal is that of the outermost layer that refuses. What does not depend on rules (the
+//! group of the address, the ways around the resolver) is worked out once. See `docs/design/0004-narrowing.md`.
+
+mod rule_set;
+
 use std::sync::Arc;
 
 use cofferdam_model::{
-    Action, Classifier, Destination, Direction, DomainName, Group, NetworkConfig, PolicyConfig, Protocol, Rule,
-    RuleText,
+    Action, Classifier, Direction, DomainName, Group, Layer, NetworkConfig, PolicyConfig, Rule, RuleText,
 };
 
 use crate::builder::PolicyBuilder;
 use crate::encrypted_dns::KnownResolvers;
-use crate::table::Rank;
-use crate::table::names::{NameTree, Reach};
-use crate::table::ports::{Ranks, Service, ServiceClass, Table};
-use crate::table::prefixes::Prefixes;
-use crate::weigh::Scales;
+use crate::facts::LayerSet;
+use crate::policy::rule_set::{Admitted, Flow, RuleSet};
+use crate::table::ports::{Service, ServiceClass};
+use crate::weigh::{LayerScales, Scales};
 use crate::{
-    BuiltIn, Denial, Facts, Flight, FlightVerdict, NameVerdict, Pending, Permit, PinnedName, Reason, RuleRef,
-    ShownName, Verdict, Warning, grammar, warnings,
+    Denial, Facts, Flight, FlightVerdict, NameVerdict, Pending, Permit, Reason, RuleRef, Verdict, Warning, warnings,
 };
 
-/// The ports of HTTP and HTTPS, on which every server tells names apart.
-const WEB: [u16; 2] = [80, 443];
+pub(crate) use rule_set::{Admission, Ruling};
 
 /// A compiled policy.
 #[derive(Debug)]
 pub struct Policy {
-    rules: Arc<[Rule]>,
-    default_egress: Action,
-    default_ingress: Action,
+    /// From the outermost to the innermost; never empty, at most [`Policy::MAX_LAYERS`].
+    layers: Box<[RuleSet]>,
     classifier: Classifier,
-    strict: bool,
-    resolvers: KnownResolvers,
-    /// What `deny_doh` makes of known resolvers that speak HTTPS.
-    doh: Action,
-    egress: Arc<Side>,
-    ingress: Arc<Side>,
+    resolvers: Arc<KnownResolvers>,
     identity: Identity,
+}
+
+/// A policy would have more layers than [`Policy::MAX_LAYERS`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a policy has at most {max} layers, and this one would have {wanted}", max = Policy::MAX_LAYERS)]
+pub struct TooManyLayers {
+    pub wanted: usize,
 }
 
 /// Tells one policy from every other as long as somebody keeps it, so that what was worked out with one is not taken for the
@@ -84,55 +88,78 @@ impl PartialEq for Identity {
 }
 
 impl Policy {
-    /// Compiles a validated configuration. Total: there is no configuration that does not compile.
+    /// An operator's floor, a session's ceiling, a run's own rules, and one to spare. Every layer adds its own lookups to a
+    /// verdict, so there is a bound.
+    pub const MAX_LAYERS: usize = 4;
+
+    /// Compiles a validated configuration into a policy of one layer. Total: there is no configuration that does not compile.
     #[must_use]
     pub fn compile(config: &PolicyConfig, classifier: Classifier) -> Policy {
+        Policy::compile_layer(config, Layer::Run, classifier)
+    }
+
+    /// The same, for the rules of `layer`; see [`Policy::narrowed_by`].
+    #[must_use]
+    pub fn compile_layer(config: &PolicyConfig, layer: Layer, classifier: Classifier) -> Policy {
         Policy {
-            rules: config.rules.as_slice().into(),
-            default_egress: config.default_egress,
-            default_ingress: config.default_ingress,
+            layers: Box::new([RuleSet::new(config, layer)]),
             classifier,
-            strict: config.strict,
-            resolvers: KnownResolvers::new(),
-            doh: default_doh(config),
-            egress: Arc::new(Side::new(&config.rules, Direction::Egress)),
-            ingress: Arc::new(Side::new(&config.rules, Direction::Ingress)),
+            resolvers: Arc::new(KnownResolvers::new()),
             identity: Identity::default(),
         }
+    }
+
+    /// The policy of a sandbox: that of every layer of its configuration.
+    ///
+    /// # Errors
+    ///
+    /// More than [`Policy::MAX_LAYERS`].
+    pub fn of_network(network: &NetworkConfig, classifier: Classifier) -> Result<Policy, TooManyLayers> {
+        let layers: Box<[RuleSet]> = network.layers().iter().map(RuleSet::of_layer).collect();
+        Policy::of_layers(layers, classifier, Arc::new(KnownResolvers::new()))
+    }
+
+    /// What both this policy and `child` allow, as one policy that is asked once: the layers of this one around those of
+    /// `child`. Nothing is compiled anew; addresses are what this policy's classifier takes them for.
+    ///
+    /// # Errors
+    ///
+    /// More than [`Policy::MAX_LAYERS`] together.
+    pub fn narrowed_by(&self, child: &Policy) -> Result<Policy, TooManyLayers> {
+        let layers: Box<[RuleSet]> = self.layers.iter().chain(&child.layers).cloned().collect();
+        Policy::of_layers(layers, self.classifier.clone(), Arc::clone(&self.resolvers))
+    }
+
+    fn of_layers(
+        layers: Box<[RuleSet]>,
+        classifier: Classifier,
+        resolvers: Arc<KnownResolvers>,
+    ) -> Result<Policy, TooManyLayers> {
+        if layers.len() > Policy::MAX_LAYERS {
+            return Err(TooManyLayers { wanted: layers.len() });
+        }
+        Ok(Policy { layers, classifier, resolvers, identity: Identity::default() })
     }
 
     /// The same rules and defaults, asked about addresses as `classifier` sees them. The rules are shared, not compiled anew.
     #[must_use]
     pub fn with_classifier(&self, classifier: Classifier) -> Policy {
         Policy {
-            rules: Arc::clone(&self.rules),
-            default_egress: self.default_egress,
-            default_ingress: self.default_ingress,
+            layers: self.layers.clone(),
             classifier,
-            strict: self.strict,
-            resolvers: KnownResolvers::new(),
-            doh: self.doh,
-            egress: Arc::clone(&self.egress),
-            ingress: Arc::clone(&self.ingress),
+            resolvers: Arc::clone(&self.resolvers),
             identity: Identity::default(),
         }
     }
 
-    /// Whether known resolvers that speak HTTPS are open to wider rules (`deny_doh`). Without this they are denied under an
-    /// allow-list: default egress deny, and no rule that lets every name resolve.
+    /// Whether known resolvers that speak HTTPS are open to wider rules (`deny_doh`) of the innermost layer. Without this they
+    /// are denied under an allow-list: default egress deny, and no rule that lets every name resolve.
     #[must_use]
-    pub fn with_doh(self, doh: Action) -> Policy {
-        Policy { doh, ..self }
-    }
-
-    /// The policy of a network: its rules, and whether known resolvers that speak HTTPS are refused.
-    #[must_use]
-    pub fn for_network(network: &NetworkConfig, classifier: Classifier) -> Policy {
-        let policy = Policy::compile(&network.policy, classifier);
-        match network.dns.deny_doh {
-            Some(deny) => policy.with_doh(if deny { Action::Deny } else { Action::Allow }),
-            None => policy,
+    pub fn with_doh(mut self, doh: Action) -> Policy {
+        if let Some(innermost) = self.layers.last_mut() {
+            innermost.doh = doh;
         }
+        self
     }
 
     /// Makes a policy by code.
@@ -143,66 +170,37 @@ impl Policy {
     /// Whether the flow may pass. Allocates nothing.
     #[must_use]
     pub fn check(&self, facts: &Facts<'_>) -> Verdict {
-        let peer = facts.peer.to_canonical();
-        let group = self.classifier.classify(peer);
-        let service = Service { protocol: facts.protocol, port: facts.port };
+        let Facts { protocol, peer, port, .. } = *facts;
+        let flow = Flow { facts, peer: peer.to_canonical(), group: self.classifier.classify(peer) };
+        let reason = |layer, ruling: &Ruling<'_>| Reason::new(layer, flow.group, ruling);
         if facts.direction == Direction::Egress
             && let Some(built_in) = self.resolvers.refusal(facts)
         {
-            let rule = RuleRef::BuiltIn(built_in);
-            return Verdict::Deny(Denial { reason: Reason { rule, group, name: None } });
+            let refusal = Ruling { rule: RuleRef::BuiltIn(built_in), action: Action::Deny, name: None };
+            return Verdict::Deny(Denial { reason: reason(0, &refusal) });
         }
-        let (side, default) = match facts.direction {
-            Direction::Egress => (&self.egress, self.default_egress),
-            Direction::Ingress => (&self.ingress, self.default_ingress),
-            // No flow goes both ways: the facts are wrong, so the answer is the closed one.
-            Direction::Any => {
-                debug_assert!(false, "facts of a flow without a direction");
-                let rule = RuleRef::Default(Direction::Any);
-                return Verdict::Deny(Denial { reason: Reason { rule, group, name: None } });
+        let mut rulings: [Option<Ruling<'_>>; Policy::MAX_LAYERS] = [None; Policy::MAX_LAYERS];
+        let mut is_pending = false;
+        for (at, (layer, slot)) in self.layers.iter().zip(&mut rulings).enumerate() {
+            let (ruling, depends_on_flight) = layer.check(&flow, &self.resolvers);
+            if ruling.action == Action::Deny {
+                return Verdict::Deny(Denial { reason: reason(at, &ruling) });
             }
+            is_pending |= depends_on_flight;
+            *slot = Some(ruling);
+        }
+        // There always is a layer; without one nothing would have allowed the flow.
+        let innermost = self.layers.len().checked_sub(1);
+        let Some((at, ruling)) = innermost.and_then(|at| Some((at, (*rulings.get(at)?)?))) else {
+            return Verdict::Deny(Denial { reason: reason(0, &Ruling::NOBODY) });
         };
-        let by_address = side.by_address(peer, group, service);
-        let (by_name, name) = side.by_name(facts.names, service);
-        let rank = by_address.min(by_name);
-        let name = name.filter(|_| by_name < by_address).cloned();
-        let (mut rule, mut action) = self.decide(rank, facts.direction, default);
-        let is_egress = facts.direction == Direction::Egress;
-        if is_egress && action == Action::Allow && self.denies_doh(rule) && self.resolvers.is_https(facts) {
-            (rule, action) = (RuleRef::BuiltIn(BuiltIn::KnownResolver), Action::Deny);
+        let reason = reason(at, &ruling);
+        if !is_pending {
+            return Verdict::Allow(Permit { protocol, peer, port, reason });
         }
-        let reason = Reason { rule, group, name };
-        match action {
-            Action::Allow => {
-                let Facts { protocol, peer, port, .. } = *facts;
-                let pending = self.depends_on_flight(facts, service, by_address, by_name);
-                let pending = pending.then(|| Pending { protocol, peer, port, reason: reason.clone() });
-                let permit = Permit { protocol, peer, port, reason };
-                match pending {
-                    Some(pending) => Verdict::Pending(permit, pending),
-                    None => Verdict::Allow(permit),
-                }
-            }
-            Action::Deny => Verdict::Deny(Denial { reason }),
-        }
-    }
-
-    /// Whether what an allowed flow shows could change its verdict.
-    fn depends_on_flight(&self, facts: &Facts<'_>, service: Service, by_address: Rank, by_name: Rank) -> bool {
-        let shows = match facts.protocol {
-            Protocol::Tcp | Protocol::Udp => facts.direction == Direction::Egress,
-            Protocol::IcmpV4 | Protocol::IcmpV6 => false,
-        };
-        if !shows || self.egress.names.is_empty() {
-            return false;
-        }
-        let named = by_name < by_address;
-        let (_, without_name) = self.decide(by_address, Direction::Egress, self.default_egress);
-        let denied_name = self.egress.denied_names.lookup(service).deny;
-        match named && self.strict {
-            true => without_name == Action::Deny || denied_name < by_address,
-            false => denied_name < by_address.min(by_name),
-        }
+        let admissions = rulings.map(|ruling| ruling.map(|ruling| ruling.to_admission()));
+        let pending = Pending { protocol, peer, port, reason: reason.clone(), admissions };
+        Verdict::Pending(Permit { protocol, peer, port, reason }, pending)
     }
 
     /// Whether a flow that shows this may go on. Allocates nothing.
@@ -211,56 +209,17 @@ impl Policy {
         let peer = pending.peer.to_canonical();
         let group = self.classifier.classify(peer);
         let service = Service { protocol: pending.protocol, port: pending.port };
-        let by_address = self.egress.by_address(peer, group, service);
-        let verdict = |rank: Rank, name: Option<&DomainName>| {
-            let (rule, action) = self.decide(rank, Direction::Egress, self.default_egress);
-            let reason = Reason { rule, group, name: name.filter(|_| rank < by_address).cloned() };
-            match action {
-                Action::Allow => FlightVerdict::Allow(reason),
-                Action::Deny => FlightVerdict::Deny(Denial { reason }),
-            }
-        };
-        // The rule by which a name admitted the flow, where it counts whatever is shown.
-        let admitted = |counts: bool| match (&pending.reason.name, pending.reason.rule) {
-            (Some(name), RuleRef::Rule(position)) if counts => (Rank::at(position), Some(name)),
-            (_, _) => (Rank::NONE, None),
-        };
-        match flight {
-            Flight::Names([]) => {
-                let (rank, name) = admitted(!self.strict);
-                verdict(rank.min(by_address), name)
-            }
-            Flight::Names(names) => {
-                let mut last = None;
-                for ShownName { name, pinned } in *names {
-                    let Ranks { allow, deny } = self.egress.names.lookup(name, service);
-                    let allow = if *pinned { allow } else { Rank::NONE };
-                    let shown = allow.min(deny);
-                    let (lax, admitting) = admitted(!self.strict);
-                    let (rank, name) = if lax < shown { (lax, admitting) } else { (shown, Some(*name)) };
-                    let verdict = verdict(rank.min(by_address), name);
-                    if !verdict.is_allow() {
-                        return verdict;
-                    }
-                    last = Some(verdict);
-                }
-                last.unwrap_or_else(|| verdict(by_address, None))
-            }
-            Flight::Unreadable => {
-                let (rank, name) = admitted(!self.strict);
-                let denied = self.egress.denied_names.lookup(service).deny;
-                verdict(rank.min(denied).min(by_address), name.filter(|_| rank < denied))
-            }
-            Flight::Other => {
-                let opaque = match pending.reason.rule {
-                    RuleRef::Rule(at) => self.rule(at).is_some_and(|rule| rule.opaque),
-                    RuleRef::Default(_) | RuleRef::BuiltIn(_) => false,
-                };
-                let web = pending.port.is_some_and(|port| WEB.contains(&port));
-                let (rank, name) = admitted(!self.strict || !web || opaque);
-                verdict(rank.min(by_address), name)
+        let mut verdict = FlightVerdict::Deny(Denial { reason: Reason::new(0, group, &Ruling::NOBODY) });
+        for (at, layer) in self.layers.iter().enumerate() {
+            let by = pending.admissions.get(at).and_then(Option::as_ref);
+            let ruling = layer.check_flight(&Admitted { peer, group, service, by }, flight);
+            let reason = Reason::new(at, group, &ruling);
+            match ruling.action {
+                Action::Allow => verdict = FlightVerdict::Allow(reason),
+                Action::Deny => return FlightVerdict::Deny(Denial { reason }),
             }
         }
+        verdict
     }
 
     /// Whether `name` may be asked for, by a query that came over `transport`: the protocol and port it used towards the
@@ -271,28 +230,20 @@ impl Policy {
     #[must_use]
     pub fn check_name(&self, name: &DomainName, transport: &Facts<'_>) -> NameVerdict {
         let service = Service { protocol: transport.protocol, port: transport.port };
-        let side = &self.egress;
-        let by_transport = side.any.lookup(service).min(side.group(Group::Host).lookup(service)).first();
-        let by_name = side.names.first(name);
-        let (mut rule, mut action) = self.decide(by_transport.min(by_name), Direction::Egress, self.default_egress);
-        if action == Action::Allow && self.denies_doh(rule) && self.resolvers.has_name(name) {
-            (rule, action) = (RuleRef::BuiltIn(BuiltIn::KnownResolver), Action::Deny);
+        let mut verdict = NameVerdict::Deny(Reason::new(0, Group::Host, &Ruling::NOBODY));
+        let mut inside = LayerSet::default();
+        for (at, layer) in self.layers.iter().enumerate() {
+            let ruling = layer.check_name(name, service, &self.resolvers);
+            if layer.allows_private(ruling.rule) {
+                inside = inside.with(at);
+            }
+            let reason = Reason { inside, ..Reason::new(at, Group::Host, &ruling) };
+            match ruling.action {
+                Action::Allow => verdict = NameVerdict::Allow(reason),
+                Action::Deny => return NameVerdict::Deny(reason),
+            }
         }
-        let name = (by_name < by_transport).then(|| name.clone());
-        let reason = Reason { rule, group: Group::Host, name };
-        match action {
-            Action::Allow => NameVerdict::Allow(reason),
-            Action::Deny => NameVerdict::Deny(reason),
-        }
-    }
-
-    /// Whether `rule`, by which a name was allowed, lets that name lead to addresses that are not public.
-    #[must_use]
-    pub fn allows_private(&self, rule: RuleRef) -> bool {
-        match rule {
-            RuleRef::Rule(at) => self.rule(at).is_some_and(|rule| rule.allow_private),
-            RuleRef::Default(_) | RuleRef::BuiltIn(_) => false,
-        }
+        verdict
     }
 
     /// What this policy takes addresses for.
@@ -301,28 +252,27 @@ impl Policy {
         &self.classifier
     }
 
-    /// The rules in order, as they were compiled.
-    #[must_use]
-    pub fn rules(&self) -> &[Rule] {
-        &self.rules
+    /// Whose layers there are, from the outermost.
+    pub fn layers(&self) -> impl ExactSizeIterator<Item = Layer> {
+        self.layers.iter().map(|rules| rules.layer)
     }
 
-    /// A rule or default as text, for events and messages.
+    /// The rules of the innermost layer in order, as they were compiled.
     #[must_use]
-    pub fn rule_text(&self, rule: RuleRef) -> RuleText {
-        let default = |direction: &str, action: Action| RuleText {
-            index: None,
-            text: format!("default {direction} {}", grammar::action_word(action)),
+    pub fn rules(&self) -> &[Rule] {
+        self.layers.last().map_or(&[], |layer| &layer.rules)
+    }
+
+    /// The rule or default behind a verdict as text, for events and messages; with several layers also whose it is.
+    #[must_use]
+    pub fn rule_text(&self, reason: &Reason) -> RuleText {
+        let Some(rules) = self.layers.get(usize::from(reason.layer)) else { return RuleText::default() };
+        let belongs = match reason.rule {
+            RuleRef::Rule(_) | RuleRef::Default(_) => true,
+            RuleRef::BuiltIn(built_in) => built_in.is_configured(),
         };
-        match rule {
-            RuleRef::Rule(index) => {
-                RuleText { index: Some(index), text: self.rule(index).map(grammar::format_rule).unwrap_or_default() }
-            }
-            RuleRef::Default(Direction::Egress) => default("egress", self.default_egress),
-            RuleRef::Default(Direction::Ingress) => default("ingress", self.default_ingress),
-            RuleRef::Default(Direction::Any) => default("any", Action::Deny),
-            RuleRef::BuiltIn(built_in) => RuleText { index: None, text: built_in.text().to_owned() },
-        }
+        let layer = (belongs && self.layers.len() > 1).then_some(rules.layer);
+        RuleText { layer, ..rules.rule_text(reason.rule) }
     }
 
     /// Rules that have no effect or contradict.
@@ -334,7 +284,7 @@ impl Policy {
     /// Whether any rule names a domain.
     #[must_use]
     pub fn uses_names(&self) -> bool {
-        !self.egress.names.is_empty() || !self.ingress.names.is_empty()
+        self.layers.iter().any(RuleSet::uses_names)
     }
 
     pub(crate) fn identity(&self) -> &Identity {
@@ -343,139 +293,12 @@ impl Policy {
 
     /// The class of an egress flow: domain rules treat all flows of one class alike. `None` when no domain rule looks at them.
     pub(crate) fn class(&self, service: Service) -> Option<ServiceClass> {
-        (!self.egress.names.is_empty()).then(|| self.egress.names.class(service))
+        let named = self.layers.iter().filter(|layer| !layer.egress.names.is_empty());
+        named.map(|layer| layer.egress.names.class(service)).reduce(ServiceClass::and)
     }
 
     /// Scales for names of the peer of an egress flow.
-    pub(crate) fn scales(&self, service: Service) -> Scales<'_> {
-        Scales::new(&self.egress.names, service)
+    pub(crate) fn scales(&self, service: Service) -> LayerScales<'_> {
+        LayerScales::new(self.layers.iter().map(|layer| Scales::new(&layer.egress.names, service)))
     }
-
-    /// Whether `deny_doh` overrules what `rule` allows: not a rule for exactly one name or address, which says that this
-    /// is meant.
-    fn denies_doh(&self, rule: RuleRef) -> bool {
-        let RuleRef::Rule(position) = rule else { return self.doh == Action::Deny };
-        let is_exact = self.rule(position).is_some_and(|rule| match &rule.destination {
-            Destination::Domain(name) => self.resolvers.has_name(name),
-            Destination::Cidr(net) => net.prefix_len() == net.max_prefix_len(),
-            Destination::Any | Destination::Group(_) | Destination::Suffix { .. } => false,
-        });
-        self.doh == Action::Deny && !is_exact
-    }
-
-    fn decide(&self, rank: Rank, direction: Direction, default: Action) -> (RuleRef, Action) {
-        let Some(position) = rank.position() else { return (RuleRef::Default(direction), default) };
-        (RuleRef::Rule(position), self.rule(position).map_or(Action::Deny, |rule| rule.action))
-    }
-
-    fn rule(&self, position: u32) -> Option<&Rule> {
-        usize::try_from(position).ok().and_then(|at| self.rules.get(at))
-    }
-}
-
-/// `deny_doh` where nobody said: on under an allow-list, where names say what is reachable.
-fn default_doh(config: &PolicyConfig) -> Action {
-    const DNS_PORT: u16 = 53;
-    let resolves_everything = |rule: &Rule| {
-        let for_all = matches!(rule.destination, Destination::Any | Destination::Group(Group::Host));
-        let leaves = matches!(rule.direction, Direction::Egress | Direction::Any);
-        let carries = [Protocol::Tcp, Protocol::Udp].iter().any(|protocol| rule.protocols.matches(*protocol));
-        let to_dns =
-            rule.ports.is_empty() || rule.ports.iter().any(|range| (range.start..=range.end).contains(&DNS_PORT));
-        rule.action == Action::Allow && for_all && leaves && carries && to_dns
-    };
-    let is_allow_list = config.default_egress == Action::Deny && !config.rules.iter().any(resolves_everything);
-    if is_allow_list { Action::Deny } else { Action::Allow }
-}
-
-/// The rules of one direction, laid out by destination.
-#[derive(Debug)]
-struct Side {
-    any: Table,
-    /// In the order of [`Group::ALL`].
-    groups: [Table; 8],
-    prefixes: Prefixes,
-    names: NameTree,
-    /// All rules that deny a name, whichever.
-    denied_names: Table,
-}
-
-impl Side {
-    fn new(rules: &[Rule], direction: Direction) -> Side {
-        let mut any = Vec::new();
-        let mut groups = Vec::new();
-        let mut prefixes = Vec::new();
-        let mut names = Vec::new();
-        for (position, rule) in rules.iter().enumerate() {
-            if rule.direction != direction && rule.direction != Direction::Any {
-                continue;
-            }
-            let rank = Rank::of(position);
-            match &rule.destination {
-                Destination::Any => any.push((rank, rule)),
-                Destination::Group(group) => groups.push((rank, rule, *group)),
-                Destination::Cidr(net) => prefixes.push((rank, rule, *net)),
-                Destination::Domain(name) => names.push((rank, rule, name, Reach::Exact)),
-                Destination::Suffix { name, apex: true } => names.push((rank, rule, name, Reach::Suffix)),
-                Destination::Suffix { name, apex: false } => names.push((rank, rule, name, Reach::Below)),
-            }
-        }
-        let of_group = |group: Group| {
-            let rules: Vec<(Rank, &Rule)> =
-                groups.iter().filter(|(_, _, g)| *g == group).map(|(rank, rule, _)| (*rank, *rule)).collect();
-            Table::new(&rules)
-        };
-        Side {
-            any: Table::new(&any),
-            groups: Group::ALL.map(of_group),
-            prefixes: Prefixes::new(&prefixes),
-            denied_names: Table::new(&denied_names(&names)),
-            names: NameTree::new(&names),
-        }
-    }
-
-    /// The first rule that matches by address.
-    fn by_address(&self, peer: IpAddr, group: Group, service: Service) -> Rank {
-        let any = self.any.lookup(service).min(self.group(group).lookup(service));
-        any.min(self.prefixes.lookup(peer, group, service)).first()
-    }
-
-    fn group(&self, group: Group) -> &Table {
-        let [host, metadata, loopback, link_local, private, multicast, reserved, public] = &self.groups;
-        match group {
-            Group::Host => host,
-            Group::Metadata => metadata,
-            Group::Loopback => loopback,
-            Group::LinkLocal => link_local,
-            Group::Private => private,
-            Group::Multicast => multicast,
-            Group::Reserved => reserved,
-            Group::Public => public,
-        }
-    }
-
-    fn by_name<'a>(&'a self, names: &'a [PinnedName], service: Service) -> (Rank, Option<&'a DomainName>) {
-        if self.names.is_empty() {
-            return (Rank::NONE, None);
-        }
-        let mut scales = Scales::new(&self.names, service);
-        for pinned in names {
-            scales.add(pinned);
-        }
-        scales.first()
-    }
-}
-
-/// The rules among these that deny, without those that an earlier one with the same protocols and ports makes pointless:
-/// of a list of a hundred thousand names one is left.
-fn denied_names<'a>(rules: &[(Rank, &'a Rule, &DomainName, Reach)]) -> Vec<(Rank, &'a Rule)> {
-    let mut kept: Vec<(Rank, &Rule)> = Vec::new();
-    for (rank, rule, ..) in rules.iter().filter(|(_, rule, ..)| rule.action == Action::Deny) {
-        // The last ones are enough to find the repetitions of a list.
-        let mut recent = kept.iter().rev().take(4);
-        if !recent.any(|(_, earlier)| earlier.protocols == rule.protocols && earlier.ports == rule.ports) {
-            kept.push((*rank, *rule));
-        }
-    }
-    kept
 }

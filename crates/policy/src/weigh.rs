@@ -2,7 +2,8 @@
 //!
 //! Only a few of the names decide: the one with the first allow rule, the one that is denied last (an address is closed when
 //! every name on it is denied), the alias that is denied first, and whether there is more than one name. So a handful of
-//! names decides as all of them do, and the handful of two sets of names together is that of their handfuls together.
+//! names decides as all of them do, and the handful of two sets of names together is that of their handfuls together. A policy
+//! with several layers keeps a handful for each: names beside the handful change nothing.
 
 use cofferdam_model::DomainName;
 
@@ -58,12 +59,37 @@ impl<'a> Scales<'a> {
     }
 
     /// The names that decide: as many as it takes, each once.
-    pub(crate) fn handful(&self) -> Vec<PinnedName> {
+    fn handful(&self) -> Vec<PinnedName> {
         let deciding = [self.allowed, self.denied, self.alias_denied].map(|weighed| weighed.map(|(_, pinned)| pinned));
         let mut names: Vec<PinnedName> = Vec::new();
         for pinned in deciding.into_iter().chain(self.asked_for).flatten() {
             if names.len() < HANDFUL && !names.contains(pinned) {
                 names.push(pinned.clone());
+            }
+        }
+        names
+    }
+}
+
+/// Scales for every layer of a policy.
+#[derive(Debug)]
+pub(crate) struct LayerScales<'a>(Vec<Scales<'a>>);
+
+impl<'a> LayerScales<'a> {
+    pub(crate) fn new(scales: impl Iterator<Item = Scales<'a>>) -> LayerScales<'a> {
+        LayerScales(scales.collect())
+    }
+
+    pub(crate) fn add(&mut self, pinned: &'a PinnedName) {
+        self.0.iter_mut().for_each(|scales| scales.add(pinned));
+    }
+
+    /// The names that decide for some layer, each once.
+    pub(crate) fn handful(&self) -> Vec<PinnedName> {
+        let mut names: Vec<PinnedName> = Vec::new();
+        for pinned in self.0.iter().flat_map(Scales::handful) {
+            if !names.contains(&pinned) {
+                names.push(pinned);
             }
         }
         names

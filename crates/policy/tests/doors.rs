@@ -471,6 +471,18 @@ fn what_is_written_is_read_back_as_it_was() {
         ipv4_address = "10.9.0.2"
         ipv6_address = "fd00:1::2"
         "#,
+        r#"
+        rules = ["allow@x.org"]
+        [[ceilings]]
+        layer = "floor"
+        deny_doh = true
+        strict = false
+        rebind_protection = false
+        policy = { default_egress = "allow", rules = ["deny@metadata"] }
+        [[ceilings]]
+        layer = "session"
+        policy = { rules = ["allow@*.x.org", "allow@private"] }
+        "#,
     ];
     for text in texts {
         let config = file::parse("x.toml", text).unwrap_or_else(|errors| panic!("{errors}"));
@@ -478,4 +490,18 @@ fn what_is_written_is_read_back_as_it_was() {
         assert_eq!(file::parse("x.json", &written).unwrap_or_else(|errors| panic!("{written}: {errors}")), config);
         assert!(!written.contains('\n'));
     }
+}
+
+#[test]
+fn ceilings_are_validated_like_the_policy_itself() {
+    for (text, expected) in [
+        (r#"ceilings = [{ layer = "session", policy = { rules = ["allow@nope"] } }]"#, "ceilings[0].policy.rules[0]"),
+        (r#"ceilings = [{ layer = "attic", policy = {} }]"#, "attic"),
+        (r#"ceilings = [{ layer = "session", policy = {}, color = 1 }]"#, "color"),
+    ] {
+        let errors = file::parse("x.toml", text).unwrap_err().to_string();
+        assert!(errors.contains(expected), "{errors}");
+    }
+    let many = format!("ceilings = [{}]", r#"{ layer = "session", policy = {} },"#.repeat(Policy::MAX_LAYERS));
+    assert!(file::parse("x.toml", &many).unwrap_err().to_string().contains("too many policies"));
 }

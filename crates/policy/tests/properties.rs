@@ -2,19 +2,19 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a test stops where it fails")]
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+mod universe;
+
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use cofferdam_model::{
-    Action, Classifier, Destination, Direction, DomainName, Group, HostNetwork, PolicyConfig, PortRange, Protocol,
-    ProtocolSet, Rule, Time,
-};
+use cofferdam_model::{Action, Destination, Direction, DomainName, Group, PolicyConfig, Protocol, Rule, Time};
 use cofferdam_policy::grammar::{format_rule, parse_rules};
-use cofferdam_policy::{BuiltIn, Facts, Flight, PinnedName, Pins, Policy, RuleRef, ShownName, Verdict};
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use cofferdam_policy::{BuiltIn, Facts, PinnedName, Pins, Policy, RuleRef, Verdict};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
+
+use crate::universe::{Flow, HOST, Shown, classifier, config, flow, name, pinned_name, rule, shown};
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
@@ -110,15 +110,8 @@ proptest! {
     fn a_flight_is_judged_as_the_first_match_is(config in config(), flow in flow(), shown in shown()) {
         let policy = Policy::compile(&config, classifier());
         let facts = flow.facts();
-        let names: Vec<ShownName<'_>> = shown.names().iter().map(|name| {
-            let pinned = facts.names.iter().any(|pin| !pin.alias && pin.name == *name);
-            ShownName { name, pinned }
-        }).collect();
-        let flight = match shown {
-            Shown::Names(_) => Flight::Names(&names),
-            Shown::Unreadable => Flight::Unreadable,
-            Shown::Other => Flight::Other,
-        };
+        let names = flow.shows(&shown);
+        let flight = shown.flight(&names);
         let admitted = policy.check(&facts);
         let egress = facts.direction == Direction::Egress && facts.port.is_some();
         let expected = (egress && admitted.is_allow()).then(|| flight_match(&config, &facts, &admitted, &shown));
@@ -190,10 +183,6 @@ fn step() -> impl Strategy<Value = Step> {
         (flow(), address(), prop_oneof![9 => Just(0_usize), 1 => Just(1)])
             .prop_map(|(flow, address, policy)| Step::Flow { flow, address, policy }),
     ]
-}
-
-fn pinned_name() -> impl Strategy<Value = PinnedName> {
-    (name(), any::<bool>()).prop_map(|(name, alias)| PinnedName { name, alias })
 }
 
 /// What comes before every rule, and what a known resolver needs; written anew from `docs/policy.md`.
@@ -279,23 +268,6 @@ fn first_match(config: &PolicyConfig, facts: &Facts<'_>) -> (RuleRef, Action) {
     (RuleRef::Default(facts.direction), default)
 }
 
-/// What a flow shows.
-#[derive(Debug, Clone)]
-enum Shown {
-    Names(Vec<DomainName>),
-    Unreadable,
-    Other,
-}
-
-impl Shown {
-    fn names(&self) -> &[DomainName] {
-        match self {
-            Shown::Names(names) => names,
-            Shown::Unreadable | Shown::Other => &[],
-        }
-    }
-}
-
 /// The rule that decides about what an admitted flow shows, found the slow way.
 fn flight_match(config: &PolicyConfig, facts: &Facts<'_>, admitted: &Verdict, shown: &Shown) -> (RuleRef, Action) {
     let by_name = admitted.reason().name.is_some();
@@ -337,14 +309,6 @@ fn flight_match(config: &PolicyConfig, facts: &Facts<'_>, admitted: &Verdict, sh
     last.unwrap()
 }
 
-fn shown() -> impl Strategy<Value = Shown> {
-    prop_oneof![
-        4 => vec(name(), 0..3).prop_map(Shown::Names),
-        1 => Just(Shown::Unreadable),
-        1 => Just(Shown::Other),
-    ]
-}
-
 fn matches_service(rule: &Rule, facts: &Facts<'_>) -> bool {
     let port = |port: u16| rule.ports.iter().any(|range| (range.start..=range.end).contains(&port));
     rule.protocols.matches(facts.protocol) && (rule.ports.is_empty() || facts.port.is_some_and(port))
@@ -361,139 +325,6 @@ fn matches_name(destination: &Destination, name: &DomainName) -> bool {
 
 /// One of the known resolvers.
 const KNOWN: IpAddr = IpAddr::V4(Ipv4Addr::new(8, 8, 8, 8));
-
-const HOST: IpAddr = IpAddr::V4(Ipv4Addr::new(172, 16, 0, 1));
-
-fn classifier() -> Classifier {
-    Classifier::new(HostNetwork { addresses: vec![HOST], ..HostNetwork::default() })
-}
-
-#[derive(Debug, Clone)]
-struct Flow {
-    direction: Direction,
-    protocol: Protocol,
-    peer: IpAddr,
-    port: u16,
-    names: Vec<PinnedName>,
-}
-
-impl Flow {
-    fn facts(&self) -> Facts<'_> {
-        let has_port = matches!(self.protocol, Protocol::Tcp | Protocol::Udp);
-        Facts {
-            direction: self.direction,
-            protocol: self.protocol,
-            peer: self.peer,
-            port: has_port.then_some(self.port),
-            names: &self.names,
-        }
-    }
-}
-
-// Addresses, ports and names are drawn from few values, so that rules and flows meet.
-
-fn flow() -> impl Strategy<Value = Flow> {
-    let direction = select(vec![Direction::Egress, Direction::Ingress]);
-    (direction, protocol(), address(), port(), vec(pinned_name(), 0..4))
-        .prop_map(|(direction, protocol, peer, port, names)| Flow { direction, protocol, peer, port, names })
-}
-
-fn config() -> impl Strategy<Value = PolicyConfig> {
-    (action(), action(), vec(rule(), 0..12), any::<bool>()).prop_map(
-        |(default_egress, default_ingress, rules, strict)| PolicyConfig {
-            default_egress,
-            default_ingress,
-            rules,
-            strict,
-        },
-    )
-}
-
-fn rule() -> impl Strategy<Value = Rule> {
-    let direction = select(vec![Direction::Egress, Direction::Egress, Direction::Ingress, Direction::Any]);
-    let protocols = vec(protocol(), 0..3).prop_map(|set| set.into_iter().fold(ProtocolSet::ANY, ProtocolSet::with));
-    let ports = vec((port(), port()), 0..3).prop_map(|ranges| {
-        ranges.into_iter().map(|(a, b)| PortRange { start: a.min(b), end: a.max(b) }).collect::<Vec<_>>()
-    });
-    (action(), direction, destination(), protocols, ports, any::<(bool, bool)>()).prop_map(
-        |(action, direction, destination, protocols, ports, (opaque, allow_private))| {
-            // What no door lets in: ICMP that comes in, and ICMP alone with ports.
-            let icmp = |p: &Protocol| matches!(p, Protocol::IcmpV4 | Protocol::IcmpV6);
-            let direction = if protocols.iter().any(|p| icmp(&p)) { Direction::Egress } else { direction };
-            let only_icmp = !protocols.is_any() && protocols.iter().all(|p| icmp(&p));
-            let ports = if only_icmp { Vec::new() } else { ports };
-            let named = matches!(destination, Destination::Domain(_) | Destination::Suffix { .. });
-            let lets_a_name_out = named && action == Action::Allow && direction == Direction::Egress;
-            let (opaque, allow_private) = (opaque && lets_a_name_out, allow_private && lets_a_name_out);
-            Rule { action, direction, destination, protocols, ports, opaque, allow_private }
-        },
-    )
-}
-
-fn destination() -> impl Strategy<Value = Destination> {
-    let cidr = (address(), 0..=128_u8).prop_map(|(address, length)| {
-        Destination::Cidr(match address.to_canonical() {
-            IpAddr::V4(v4) => IpNet::V4(Ipv4Net::new(v4, length % 33).unwrap().trunc()),
-            IpAddr::V6(v6) => IpNet::V6(Ipv6Net::new(v6, length).unwrap().trunc()),
-        })
-    });
-    prop_oneof![
-        1 => Just(Destination::Any),
-        3 => select(Group::ALL.to_vec()).prop_map(Destination::Group),
-        4 => cidr,
-        3 => name().prop_map(Destination::Domain),
-        3 => (name(), any::<bool>()).prop_map(|(name, apex)| Destination::Suffix { name, apex }),
-    ]
-}
-
-fn action() -> impl Strategy<Value = Action> {
-    select(vec![Action::Allow, Action::Deny])
-}
-
-fn protocol() -> impl Strategy<Value = Protocol> {
-    select(vec![Protocol::Tcp, Protocol::Udp, Protocol::IcmpV4, Protocol::IcmpV6])
-}
-
-fn port() -> impl Strategy<Value = u16> {
-    prop_oneof![select(vec![1, 2, 53, 80, 81, 443, 443, 853, 5353, u16::MAX - 1, u16::MAX]), 1..=u16::MAX]
-}
-
-fn name() -> impl Strategy<Value = DomainName> {
-    let label = select(vec!["a", "b", "aa", "x-y", "_z"]);
-    let top = select(vec!["com", "example", "github.io", "lan"]);
-    (vec(label, 0..3), top).prop_map(|(labels, top)| {
-        let text: String = labels.iter().map(|label| format!("{label}.")).collect();
-        format!("{text}{top}").parse().unwrap()
-    })
-}
-
-fn address() -> impl Strategy<Value = IpAddr> {
-    let known = [
-        "172.16.0.1",
-        "172.16.0.2",
-        "10.0.0.1",
-        "8.8.8.8",
-        "8.8.8.9",
-        "169.254.169.254",
-        "127.0.0.1",
-        "255.255.255.255",
-        "0.0.0.0",
-        "::ffff:8.8.8.8",
-        "::",
-        "::1",
-        "fd00:ec2::254",
-        "2606:4700::1",
-        "2606:4700::2",
-        "64:ff9b::a00:1",
-        "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
-    ];
-    let known: Vec<IpAddr> = known.iter().map(|text| text.parse().unwrap()).collect();
-    prop_oneof![
-        6 => select(known),
-        1 => any::<u32>().prop_map(|bits| IpAddr::V4(Ipv4Addr::from_bits(bits))),
-        1 => any::<u128>().prop_map(|bits| IpAddr::V6(Ipv6Addr::from_bits(bits))),
-    ]
-}
 
 const PIECES: [&str; 36] = [
     "allow",

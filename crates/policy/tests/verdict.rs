@@ -193,10 +193,13 @@ fn a_verdict_names_rule_group_and_name() {
     assert_eq!(verdict.reason().rule, RuleRef::Rule(1));
     assert_eq!(verdict.reason().group, Group::Public);
     assert_eq!(verdict.reason().name, Some("www.example.org".parse().unwrap()));
-    assert_eq!(policy.rule_text(RuleRef::Rule(1)).text, "allow@*.example.org");
-    assert_eq!(policy.rule_text(RuleRef::Rule(1)).index, Some(1));
-    assert_eq!(policy.rule_text(RuleRef::Default(Direction::Egress)).text, "default egress deny");
-    assert_eq!(policy.rule_text(RuleRef::Default(Direction::Ingress)).text, "default ingress allow");
+    assert_eq!(policy.rule_text(verdict.reason()).text, "allow@*.example.org");
+    assert_eq!(policy.rule_text(verdict.reason()).index, Some(1));
+    assert_eq!(policy.rule_text(verdict.reason()).layer, None);
+    let elsewhere = egress("tcp", "192.0.2.1", 443, &[]);
+    let text = |facts: &Facts<'_>| policy.rule_text(policy.check(facts).reason()).text;
+    assert_eq!(text(&elsewhere), "default egress deny");
+    assert_eq!(text(&Facts { direction: Direction::Ingress, ..elsewhere }), "default ingress allow");
     assert!(policy.check(&egress("tcp", "10.0.0.1", 443, &names)).reason().name.is_none());
 }
 

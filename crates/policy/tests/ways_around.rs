@@ -122,13 +122,17 @@ fn deny_doh_can_be_said_either_way() {
 #[test]
 fn a_refusal_says_what_it_is() {
     let policy = policy(Action::Allow, "");
-    let text = |built_in| policy.rule_text(RuleRef::BuiltIn(built_in));
-    assert_eq!(text(BuiltIn::EncryptedDns).text, "built-in: encrypted DNS");
-    assert_eq!(text(BuiltIn::KnownResolver).index, None);
-    assert!(
-        BuiltIn::is_final(&text(BuiltIn::LocalDiscovery).text)
-            && !BuiltIn::is_final(&text(BuiltIn::KnownResolver).text)
-    );
+    let facts = |port| Facts {
+        direction: Direction::Egress,
+        protocol: Protocol::Udp,
+        peer: "8.8.8.8".parse().unwrap(),
+        port: Some(port),
+        names: &[],
+    };
+    let text = |port| policy.rule_text(policy.check(&facts(port)).reason());
+    assert_eq!((text(853).text.as_str(), text(853).index), ("built-in: encrypted DNS", None));
+    assert!(BuiltIn::is_final(&text(853).text) && BuiltIn::is_final(&text(5353).text));
+    assert!(!BuiltIn::is_final(BuiltIn::KnownResolver.text()));
 }
 
 #[test]

@@ -214,6 +214,7 @@ fn network() -> NetworkSpec {
     };
     let network = NetworkConfig {
         enabled: true,
+        ceilings: Vec::new(),
         policy: PolicyConfig::default(),
         deny_with: DenyWith::Reset,
         dns: DnsConfig {

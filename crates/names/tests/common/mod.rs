@@ -15,8 +15,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cofferdam_model::{
-    Action, Classifier, Destination, Direction, DomainName, EventBody, Group, HostNetwork, PolicyConfig, ProtocolSet,
-    Rule, Time,
+    Action, Classifier, Destination, Direction, DomainName, EventBody, Group, HostNetwork, NetworkConfig, PolicyConfig,
+    ProtocolSet, Rule, Time,
 };
 use cofferdam_names::{
     ClientId, Families, Output, Rebinding, Resolver, ResolverConfig, Transport, Upstream, UpstreamId,
@@ -134,6 +134,11 @@ impl World {
     }
 
     pub fn with(policy: PolicyConfig, change: impl FnOnce(&mut ResolverConfig)) -> World {
+        World::of(&NetworkConfig { policy, ..cofferdam_policy::file::default_network() }, change)
+    }
+
+    /// With everything that a configuration says about names.
+    pub fn of(network: &NetworkConfig, change: impl FnOnce(&mut ResolverConfig)) -> World {
         let gateway: Vec<SocketAddr> = vec![GATEWAY.parse().unwrap(), GATEWAY6.parse().unwrap()];
         let addresses: Vec<IpAddr> = gateway.iter().map(SocketAddr::ip).collect();
         let classifier =
@@ -143,13 +148,13 @@ impl World {
             gateway: addresses,
             families: Families { ipv4: true, ipv6: true },
             query_timeout: ms(5000),
-            rebinding: Rebinding::guarded_by(&policy, classifier.clone()),
+            rebinding: Rebinding::of_network(network, &classifier),
             seed: [7; 32],
         };
         change(&mut config);
         World {
             sessions: config.upstreams.clone(),
-            resolver: Resolver::new(config, Arc::new(Policy::compile(&policy, classifier))),
+            resolver: Resolver::new(config, Arc::new(Policy::of_network(network, classifier).unwrap())),
             now: Time::from_nanos(1),
             sent: Vec::new(),
             abandoned: Vec::new(),

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use cofferdam_model::{Action, DenyWith, Direction};
+use cofferdam_model::{Action, DenyWith, Direction, Layer};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde::de::{self, IgnoredAny, MapAccess, Visitor, value::MapAccessDeserializer};
@@ -46,6 +46,8 @@ pub(super) struct RawNetwork {
     pub(super) deny_domain_suffixes: Option<Vec<String>>,
     /// The whole policy, in place of `preset`, `default_egress`, `default_ingress` and `rules`.
     pub(super) policy: Option<RawPolicy>,
+    /// Policies around this one, from the outermost: a flow needs a permit from each.
+    pub(super) ceilings: Option<Vec<RawCeiling>>,
     /// What a guest is told when a flow is denied.
     pub(super) deny_with: Option<DenyWith>,
     pub(super) dns: Option<RawDns>,
@@ -123,6 +125,22 @@ pub(super) struct RawPolicy {
     pub(super) default_ingress: Option<Action>,
     #[serde(default)]
     pub(super) rules: Vec<RawRuleEntry>,
+}
+
+/// A policy that holds beside another one.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "Ceiling")]
+pub(super) struct RawCeiling {
+    /// Whose it is.
+    pub(super) layer: Layer,
+    pub(super) policy: RawPolicy,
+    /// As beside the policy itself; absent: `true`.
+    pub(super) strict: Option<bool>,
+    /// As in `dns`; absent: under an allow-list.
+    pub(super) deny_doh: Option<bool>,
+    /// As in `dns`; absent: `true`.
+    pub(super) rebind_protection: Option<bool>,
 }
 
 /// A rule as text or as an object.

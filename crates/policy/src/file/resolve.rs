@@ -1,13 +1,15 @@
 //! From a raw configuration to a validated one.
 
 use cofferdam_model::{
-    Action, Destination, Direction, Group, NetworkConfig, PolicyConfig, PortRange, Protocol, ProtocolSet, Rule,
+    Action, Destination, Direction, Group, NetworkConfig, PolicyConfig, PolicyLayer, PortRange, Protocol, ProtocolSet,
+    Rule,
 };
 
+use crate::Policy;
 use crate::file::error::ConfigError;
 use crate::file::raw::{
-    RawDestination, RawDestinationObject, RawDns, RawInterface, RawNetwork, RawPolicy, RawPort, RawProtocol, RawRule,
-    RawRuleEntry,
+    RawCeiling, RawDestination, RawDestinationObject, RawDns, RawInterface, RawNetwork, RawPolicy, RawPort,
+    RawProtocol, RawRule, RawRuleEntry,
 };
 use crate::file::values;
 use crate::grammar;
@@ -82,6 +84,14 @@ pub(super) fn apply(
     apply_dns(name, raw.dns.unwrap_or_default(), config, errors);
     apply_interface(name, raw.interface.unwrap_or_default(), config, errors);
 
+    for (at, ceiling) in raw.ceilings.unwrap_or_default().into_iter().enumerate() {
+        apply_ceiling(&origin(&format!("ceilings[{at}]")), ceiling, config, errors);
+    }
+    if config.ceilings.len() >= Policy::MAX_LAYERS {
+        let message = format!("too many policies around this one; there may be {}", Policy::MAX_LAYERS - 1);
+        errors.push(ConfigError::new(origin("ceilings"), message));
+    }
+
     let mut rules = Vec::new();
     for (at, text) in raw.deny_domains.iter().flatten().enumerate() {
         deny_name(&origin(&format!("deny_domains[{at}]")), text, DenyName::Exact, &mut rules, errors);
@@ -115,6 +125,22 @@ pub(super) fn apply(
         }
     };
     Resolved { rules, base, enabled: raw.enabled }
+}
+
+fn apply_ceiling(origin: &str, raw: RawCeiling, config: &mut NetworkConfig, errors: &mut Vec<ConfigError>) {
+    let RawPolicy { default_egress, default_ingress, rules: entries } = raw.policy;
+    let mut rules = Vec::new();
+    read_rules(&format!("{origin}.policy.rules"), entries, &mut rules, errors);
+    let (_, mut policy) = Base::ByHand(Defaults { egress: default_egress, ingress: default_ingress }).policy();
+    policy.rules = rules;
+    policy.strict = raw.strict.unwrap_or(policy.strict);
+    let (layer, deny_doh) = (raw.layer, raw.deny_doh);
+    config.ceilings.push(PolicyLayer {
+        layer,
+        policy,
+        deny_doh,
+        rebind_protection: raw.rebind_protection.unwrap_or(true),
+    });
 }
 
 fn apply_dns(name: &str, raw: RawDns, config: &mut NetworkConfig, errors: &mut Vec<ConfigError>) {

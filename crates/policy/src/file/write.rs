@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use cofferdam_model::{
     DnsConfig, InterfaceConfig, LimitsConfig, Nameserver, NameserverHost, NameserverOver, NetworkConfig, PolicyConfig,
+    PolicyLayer,
 };
 use serde_json::{Map, Value, json};
 
@@ -13,23 +14,40 @@ use crate::grammar::format_rule;
 /// The wire form of `config`. Reading it gives the same configuration.
 pub(super) fn network(config: &NetworkConfig) -> Value {
     // Taken apart by name: a field that is new has to be written as well.
-    let NetworkConfig { enabled, policy, deny_with, dns, interface, limits } = config;
-    let PolicyConfig { default_egress, default_ingress, rules, strict } = policy;
+    let NetworkConfig { enabled, ceilings, policy, deny_with, dns, interface, limits } = config;
     let LimitsConfig { max_connections, max_udp_connections, connect_timeout } = limits;
     json!({
         "enabled": enabled,
-        "policy": {
-            "default_egress": default_egress,
-            "default_ingress": default_ingress,
-            "rules": rules.iter().map(format_rule).collect::<Vec<_>>(),
-        },
-        "strict": strict,
+        "ceilings": ceilings.iter().map(ceiling).collect::<Vec<_>>(),
+        "policy": policy_value(policy),
+        "strict": policy.strict,
         "deny_with": deny_with,
         "dns": dns_value(dns),
         "interface": interface_value(interface),
         "max_connections": max_connections,
         "max_udp_connections": max_udp_connections,
         "connect_timeout_ms": milliseconds(*connect_timeout),
+    })
+}
+
+fn ceiling(ceiling: &PolicyLayer) -> Value {
+    let PolicyLayer { layer, policy, deny_doh, rebind_protection } = ceiling;
+    let mut value = Map::new();
+    value.insert("layer".to_owned(), json!(layer));
+    value.insert("policy".to_owned(), policy_value(policy));
+    value.insert("strict".to_owned(), policy.strict.into());
+    value.extend(deny_doh.map(|deny| ("deny_doh".to_owned(), deny.into())));
+    value.insert("rebind_protection".to_owned(), (*rebind_protection).into());
+    Value::Object(value)
+}
+
+/// A policy but for its strictness, which is written beside it.
+fn policy_value(policy: &PolicyConfig) -> Value {
+    let PolicyConfig { default_egress, default_ingress, rules, strict: _ } = policy;
+    json!({
+        "default_egress": default_egress,
+        "default_ingress": default_ingress,
+        "rules": rules.iter().map(format_rule).collect::<Vec<_>>(),
     })
 }
 

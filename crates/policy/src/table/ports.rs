@@ -20,6 +20,15 @@ pub(crate) struct ServiceClass {
     span: Option<usize>,
 }
 
+impl ServiceClass {
+    /// The class of a service by two sets of rules, from its classes by each. Both spans only grow with the port, so two ports
+    /// have the same sum exactly when they have the same spans.
+    pub(crate) fn and(self, other: ServiceClass) -> ServiceClass {
+        let span = self.span.zip(other.span).map(|(one, other)| one + other);
+        ServiceClass { protocol: self.protocol, span }
+    }
+}
+
 /// The ports at which some range of a set of rules begins, or has ended; sorted.
 #[derive(Debug, Default)]
 pub(crate) struct Borders {
