@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::{Marked, Ran, Sandbox};
 
 /// What `world/up.sh` and its neighbours need beside them; in the binary, so that a test can be run from anywhere.
-const FILES: [(&str, &str); 18] = [
+const FILES: [(&str, &str); 19] = [
     ("up.sh", include_str!("../world/up.sh")),
     ("enter.sh", include_str!("../world/enter.sh")),
     ("as_guest.sh", include_str!("../world/as_guest.sh")),
@@ -20,6 +20,7 @@ const FILES: [(&str, &str); 18] = [
     ("sshd.conf", include_str!("../world/sshd.conf")),
     ("knot.conf", include_str!("../world/knot.conf")),
     ("unbound.conf", include_str!("../world/unbound.conf")),
+    ("named.conf", include_str!("../world/named.conf")),
     ("names-test.com.zone", include_str!("../world/names-test.com.zone")),
     ("signed-test.com.zone", include_str!("../world/signed-test.com.zone")),
     ("names.py", include_str!("../world/names.py")),

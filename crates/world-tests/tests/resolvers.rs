@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use cofferdam_world_tests::{Family, Ran, Sandbox, World};
 
-/// The authoritative server, the recursive one, the one that plays a script, and an address where nothing listens.
+/// The authoritative server, a recursive one, the one that plays a script, an address where nothing listens, and another
+/// recursive one.
 const KNOT: u8 = 54;
 const UNBOUND: u8 = 55;
 const SCRIPT: u8 = 56;
 const DEAD: u8 = 57;
+const BIND: u8 = 58;
 
 fn server(family: Family, last: u8) -> String {
     match family {
@@ -37,12 +39,14 @@ fn chains_and_wildcards_arrive_whole() {
     for family in Family::BOTH {
         for (qtype, of) in TYPES {
             // The authoritative server follows a chain for five steps and leaves the rest to resolvers.
-            dig(family, UNBOUND, &format!("chain1.names-test.com {qtype}"))
-                .exits(0)
-                .says("ANSWER: 9,")
-                .says("chain8.names-test.com.")
-                .says(of.web());
-            for last in [KNOT, UNBOUND] {
+            for last in [UNBOUND, BIND] {
+                dig(family, last, &format!("chain1.names-test.com {qtype}"))
+                    .exits(0)
+                    .says("ANSWER: 9,")
+                    .says("chain8.names-test.com.")
+                    .says(of.web());
+            }
+            for last in [KNOT, UNBOUND, BIND] {
                 dig(family, last, &format!("+short any.wild.names-test.com {qtype}")).exits(0).says(of.web());
             }
         }
@@ -52,7 +56,7 @@ fn chains_and_wildcards_arrive_whole() {
 #[test]
 fn answers_of_every_size_arrive_over_both_transports() {
     for family in Family::BOTH {
-        for last in [SCRIPT, UNBOUND] {
+        for last in [SCRIPT, UNBOUND, BIND] {
             for (name, records) in [("txt400", 1), ("txt1200", 5), ("txt4000", 18)] {
                 for flags in ["", "+tcp ", "+bufsize=4096 "] {
                     dig(family, last, &format!("{flags}{name}.script-test.com TXT"))
@@ -76,7 +80,7 @@ fn answers_of_every_size_arrive_over_both_transports() {
 #[test]
 fn signed_zones_pass_with_do() {
     for family in Family::BOTH {
-        for last in [KNOT, UNBOUND] {
+        for last in [KNOT, UNBOUND, BIND] {
             for (qtype, of) in TYPES {
                 dig(family, last, &format!("+dnssec web.signed-test.com {qtype}"))
                     .exits(0)
@@ -92,7 +96,7 @@ fn signed_zones_pass_with_do() {
 #[test]
 fn service_records_arrive_without_ech_and_with_hints() {
     for family in Family::BOTH {
-        for last in [KNOT, UNBOUND] {
+        for last in [KNOT, UNBOUND, BIND] {
             dig(family, last, "https.names-test.com TYPE65")
                 .exits(0)
                 .says("alpn=\"h2\"")
@@ -171,9 +175,12 @@ fn forgeries_and_records_about_others_are_not_believed() {
 fn inside_addresses_never_arrive() {
     for family in Family::BOTH {
         for (qtype, of) in TYPES {
-            for (last, name) in
-                [(KNOT, "inside.names-test.com"), (UNBOUND, "inside.names-test.com"), (SCRIPT, "mixed.script-test.com")]
-            {
+            for (last, name) in [
+                (KNOT, "inside.names-test.com"),
+                (UNBOUND, "inside.names-test.com"),
+                (BIND, "inside.names-test.com"),
+                (SCRIPT, "mixed.script-test.com"),
+            ] {
                 dig(family, last, &format!("{name} {qtype}"))
                     .exits(0)
                     .says("status: NXDOMAIN")
@@ -254,7 +261,7 @@ fn install_lookup(world: &World, sandbox: &Sandbox<'_>) {
 fn every_client_gets_the_same_answers() {
     let world = World::with_resolvers();
     for family in Family::BOTH {
-        for last in [KNOT, UNBOUND] {
+        for last in [KNOT, UNBOUND, BIND] {
             for (name, of) in [("v4.names-test.com", Family::V4), ("v6.names-test.com", Family::V6)] {
                 let sandbox = asking(family, last);
                 install_lookup(world, &sandbox);

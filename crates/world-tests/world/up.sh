@@ -26,6 +26,7 @@
 #                  (853) and HTTPS (8443) as well, where it is dns.wall-test.com too
 #   93.184.215.56  names.py: script-test.com; over TLS as well, once with a bad certificate
 #   93.184.215.57  nothing listens
+#   93.184.215.58  named, of bind9: a recursive resolver as unbound is
 #
 # Public addresses are from real public space, so that any classifier takes them for public. They exist only here.
 set -eu
@@ -70,7 +71,7 @@ for address in 2606:2800:21f:cb07::14 2606:2800:21f:cb07::53 2a04:4e42::645 fd12
 	world ip -6 addr add $address/128 dev lo nodad
 done
 if [ "${WORLD_RESOLVERS:-0}" = 1 ]; then
-	for last in 54 55 56 57; do
+	for last in 54 55 56 57 58; do
 		world ip addr add 93.184.215.$last/32 dev lo
 		world ip -6 addr add 2606:2800:21f:cb07::$last/128 dev lo nodad
 	done
@@ -90,7 +91,7 @@ printf 'nameserver 93.184.215.53\noptions timeout:2 attempts:2\n' >"$DIR/etc/res
 # Without a group `tty`, sshd leaves a terminal to its user's group and needs no privilege for it.
 { grep -v ^tty: /etc/group; echo "guest:x:1500:"; } >"$DIR/etc/group"
 for file in resolv.conf passwd group; do mount --bind "$DIR/etc/$file" /etc/$file; done
-for file in dnsmasq.conf nginx.conf sshd.conf knot.conf unbound.conf names-test.com.zone signed-test.com.zone; do sed "s|@DIR@|$DIR|g" "$FILES/$file" >"$DIR/etc/$file"; done
+for file in dnsmasq.conf nginx.conf sshd.conf knot.conf unbound.conf named.conf names-test.com.zone signed-test.com.zone; do sed "s|@DIR@|$DIR|g" "$FILES/$file" >"$DIR/etc/$file"; done
 
 # ---- keys and content ----
 names=DNS:wall-test.com,DNS:*.wall-test.com,IP:93.184.215.14,IP:151.101.1.69,IP:10.77.0.5
@@ -147,8 +148,11 @@ if [ "${WORLD_RESOLVERS:-0}" = 1 ]; then
 	if [ "$WORLD_HAS_ROOT" = 1 ]; then chown 1500:1500 "$DIR/run/knot"; fi
 	serve knot knotd -c "$DIR/etc/knot.conf"
 	serve unbound unbound -d -c "$DIR/etc/unbound.conf"
+	# A copy, since AppArmor lets the original read its configuration in /etc alone.
+	cp /usr/sbin/named "$DIR/run/named"
+	serve named "$DIR/run/named" -g -n 1 -c "$DIR/etc/named.conf"
 	serve names python3 "$FILES/names.py" "$DIR"
-	for address in 93.184.215.54:53 93.184.215.55:53 93.184.215.55:853 93.184.215.55:8443 93.184.215.56:53 93.184.215.56:8853; do
+	for address in 93.184.215.54:53 93.184.215.55:53 93.184.215.55:853 93.184.215.55:8443 93.184.215.56:53 93.184.215.56:8853 93.184.215.58:53; do
 		tries=0
 		until world ss -Htln "src $address" | grep -q .; do
 			tries=$((tries + 1))
