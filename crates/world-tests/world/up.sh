@@ -135,6 +135,16 @@ serve() {
 	shift
 	world "$FILES/as_guest.sh" "$@" </dev/null >"$log" 2>&1 &
 }
+wait_for() {
+	tries=0
+	until "$@"; do
+		tries=$((tries + 1))
+		if [ $tries -gt 300 ]; then echo "not so after fifteen seconds: $*" >&2; exit 1; fi
+		sleep 0.05
+	done
+}
+# The protocol, -t or -u, and what `ss` filters by.
+listens() { world ss -Hln "$1" "$2" | grep -q .; }
 serve dnsmasq dnsmasq --keep-in-foreground --conf-file="$DIR/etc/dnsmasq.conf"
 serve nginx nginx -e "$DIR/log/nginx.error" -c "$DIR/etc/nginx.conf"
 serve fcgiwrap fcgiwrap -c 2 -s "unix:$DIR/run/fcgi"
@@ -153,23 +163,11 @@ if [ "${WORLD_RESOLVERS:-0}" = 1 ]; then
 	serve named "$DIR/run/named" -g -n 1 -c "$DIR/etc/named.conf"
 	serve names python3 "$FILES/names.py" "$DIR"
 	for address in 93.184.215.54:53 93.184.215.55:53 93.184.215.55:853 93.184.215.55:8443 93.184.215.56:53 93.184.215.56:8853 93.184.215.58:53; do
-		tries=0
-		until world ss -Htln "src $address" | grep -q .; do
-			tries=$((tries + 1))
-			if [ $tries -gt 200 ]; then echo "nothing listens on $address after ten seconds" >&2; exit 1; fi
-			sleep 0.05
-		done
+		wait_for listens -t "src $address"
 	done
 fi
 # "TCP port" for each server that has to be there before the first test.
-for port in 53 80 443 22 9418 5201 7; do
-	tries=0
-	until world ss -Htln "sport = :$port" | grep -q .; do
-		tries=$((tries + 1))
-		if [ $tries -gt 200 ]; then echo "nothing listens on port $port after ten seconds" >&2; exit 1; fi
-		sleep 0.05
-	done
-done
+for port in 53 80 443 22 9418 5201 7; do wait_for listens -t "sport = :$port"; done
 echo up
 cat >/dev/null
 if [ "${WORLD_KEEP:-0}" != 1 ]; then rm -rf "$DIR"; fi
