@@ -1,8 +1,9 @@
 //! End-to-end tests: real clients in a sandbox, real servers in a closed world.
 //!
 //! A [`World`] is two network namespaces without any uplink (`world/up.sh` says what is in them): the *host*, where
-//! Cofferdam runs, and the *world*, where nginx, dnsmasq, sshd, git and some servers with bad manners run. A test asks
-//! for a [`Sandbox`] there, runs an unmodified program in it, and looks at what the program says.
+//! Cofferdam runs, and the *world*, where nginx, dnsmasq, sshd, git and some servers with bad manners run, and further
+//! ones, resolvers and a database among them, where a test asks for those. A test asks for a [`Sandbox`] there, runs an
+//! unmodified program in it, and looks at what the program says.
 //!
 //! Everything works without root: then the world's namespaces belong to a user namespace, and Cofferdam runs in one of
 //! its own, where it is an ordinary user without capabilities. As root the world is root's and Cofferdam runs as root.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::{Marked, Ran, Sandbox};
 
 /// What `world/up.sh` and its neighbours need beside them; in the binary, so that a test can be run from anywhere.
-const FILES: [(&str, &str); 19] = [
+const FILES: [(&str, &str); 23] = [
     ("up.sh", include_str!("../world/up.sh")),
     ("enter.sh", include_str!("../world/enter.sh")),
     ("as_guest.sh", include_str!("../world/as_guest.sh")),
@@ -21,14 +21,18 @@ const FILES: [(&str, &str); 19] = [
     ("knot.conf", include_str!("../world/knot.conf")),
     ("unbound.conf", include_str!("../world/unbound.conf")),
     ("named.conf", include_str!("../world/named.conf")),
+    ("stub.conf", include_str!("../world/stub.conf")),
+    ("postgres.sh", include_str!("../world/postgres.sh")),
     ("names-test.com.zone", include_str!("../world/names-test.com.zone")),
     ("signed-test.com.zone", include_str!("../world/signed-test.com.zone")),
     ("names.py", include_str!("../world/names.py")),
     ("dnsload.c", include_str!("../world/dnsload.c")),
     ("lookup.c", include_str!("../world/lookup.c")),
+    ("lookup.go", include_str!("../world/lookup.go")),
     ("make_wheel.py", include_str!("../world/make_wheel.py")),
     ("manners.py", include_str!("../world/manners.py")),
     ("flood.py", include_str!("../world/flood.py")),
+    ("capture.py", include_str!("../world/capture.py")),
     ("flights.py", include_str!("../world/flights.py")),
     ("sockets.py", include_str!("../world/sockets.py")),
 ];
@@ -72,7 +76,19 @@ impl World {
     #[must_use]
     pub fn with_resolvers() -> &'static World {
         static WORLD: OnceLock<World> = OnceLock::new();
-        WORLD.get_or_init(|| World::start_with("1"))
+        WORLD.get_or_init(|| World::start_with(&["WORLD_RESOLVERS"]))
+    }
+
+    /// The world of this test binary with every server there is, made by whoever asks first: it takes seconds. A binary
+    /// has one of the three.
+    ///
+    /// # Panics
+    ///
+    /// As [`World::start`] does.
+    #[must_use]
+    pub fn with_everything() -> &'static World {
+        static WORLD: OnceLock<World> = OnceLock::new();
+        WORLD.get_or_init(|| World::start_with(&["WORLD_RESOLVERS", "WORLD_EVERYTHING"]))
     }
 
     /// Makes a world.
@@ -82,10 +98,11 @@ impl World {
     /// When the program under test has not been built, or the world cannot be made: the message says where it got stuck.
     #[must_use]
     pub fn start() -> World {
-        World::start_with("0")
+        World::start_with(&[])
     }
 
-    fn start_with(resolvers: &str) -> World {
+    /// With these of `up.sh`'s variables set.
+    fn start_with(more: &[&str]) -> World {
         let cofferdam = program_under_test();
         assert!(
             cofferdam.is_file() || is_set("COFFERDAM_TEST_DIRECT"),
@@ -106,7 +123,7 @@ impl World {
         up.args(["--net", "--mount", "--pid", "--fork", "--mount-proc"]);
         up.arg(folder.join("files/up.sh")).arg(&folder);
         up.env("WORLD_HAS_ROOT", if has_root { "1" } else { "0" });
-        up.env("WORLD_RESOLVERS", resolvers);
+        up.envs(more.iter().map(|variable| (variable, "1")));
         up.env("WORLD_BIG_FILE_BYTES", big_file_bytes().to_string());
         up.env("WORLD_KEEP", if is_set("COFFERDAM_TEST_KEEP") { "1" } else { "0" });
         let mut keeper = up.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("`unshare` is installed");

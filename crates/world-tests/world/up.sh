@@ -28,6 +28,10 @@
 #   93.184.215.57  nothing listens
 #   93.184.215.58  named, of bind9: a recursive resolver as unbound is
 #
+# With WORLD_EVERYTHING=1 there are these too, and a capture of all that passes between the two, log/lan.frames:
+#
+#   web     PostgreSQL on TCP 5432, with and without TLS; a server of HTTP/3 on UDP 443
+#
 # Public addresses are from real public space, so that any classifier takes them for public. They exist only here.
 set -eu
 DIR=$1 FILES=$(cd "$(dirname "$0")" && pwd)
@@ -165,6 +169,17 @@ if [ "${WORLD_RESOLVERS:-0}" = 1 ]; then
 	for address in 93.184.215.54:53 93.184.215.55:53 93.184.215.55:853 93.184.215.55:8443 93.184.215.56:53 93.184.215.56:8853 93.184.215.58:53; do
 		wait_for listens -t "src $address"
 	done
+fi
+if [ "${WORLD_EVERYTHING:-0}" = 1 ]; then
+	world python3 "$FILES/capture.py" lan0 "$DIR/log/lan.frames" </dev/null >/dev/null 2>"$DIR/log/capture" &
+	gccgo -static-libgo -O1 -o "$DIR/etc/golookup" "$FILES/lookup.go"
+	serve postgres "$FILES/postgres.sh" "$DIR"
+	for address in 93.184.215.14 2606:2800:21f:cb07::14; do
+		serve "quic.$address" gtlsserver -q -d "$DIR/www" $address 443 "$DIR/etc/web.key" "$DIR/etc/web.pem"
+	done
+	for address in 93.184.215.14 [2606:2800:21f:cb07::14]; do wait_for listens -u "src $address:443"; done
+	wait_for listens -t "sport = :5432"
+	wait_for [ -s "$DIR/log/lan.frames" ]
 fi
 # "TCP port" for each server that has to be there before the first test.
 for port in 53 80 443 22 9418 5201 7; do wait_for listens -t "sport = :$port"; done
