@@ -2,6 +2,7 @@
 //! in between. By name, over both families, allowed and denied; and what of it all can be seen on the network.
 
 mod databases;
+mod quic;
 
 use cofferdam_world_tests::{Family, Sandbox, World};
 
