@@ -2,6 +2,7 @@
 //! in between. By name, over both families, allowed and denied; and what of it all can be seen on the network.
 
 mod databases;
+mod languages;
 mod quic;
 
 use cofferdam_world_tests::{Family, Sandbox, World};
@@ -11,10 +12,26 @@ fn sandbox(flags: &str) -> Sandbox<'static> {
     World::with_everything().sandbox().flags(flags)
 }
 
+/// The world's recursive resolver, which knows every zone.
+const fn unbound(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "93.184.215.55",
+        Family::V6 => "2606:2800:21f:cb07::55",
+    }
+}
+
 /// The name that has addresses of this family alone.
 const fn name(family: Family) -> &'static str {
     match family {
         Family::V4 => "v4.wall-test.com",
         Family::V6 => "v6.wall-test.com",
+    }
+}
+
+/// A piece of shell that prints the gateway's address of a family, which is what resolv.conf names.
+const fn gateway(family: Family) -> &'static str {
+    match family {
+        Family::V4 => r"sed -n 's/^nameserver \([0-9.]*\)$/\1/p' /etc/resolv.conf",
+        Family::V6 => r"sed -n 's/^nameserver \([0-9a-f:]*:[0-9a-f:]*\)$/\1/p' /etc/resolv.conf",
     }
 }
