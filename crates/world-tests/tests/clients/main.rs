@@ -4,6 +4,7 @@
 mod databases;
 mod languages;
 mod quic;
+mod stub;
 
 use cofferdam_world_tests::{Family, Sandbox, World};
 
@@ -17,6 +18,14 @@ const fn unbound(family: Family) -> &'static str {
     match family {
         Family::V4 => "93.184.215.55",
         Family::V6 => "2606:2800:21f:cb07::55",
+    }
+}
+
+/// The world's authoritative server.
+const fn knot(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "93.184.215.54",
+        Family::V6 => "2606:2800:21f:cb07::54",
     }
 }
 
