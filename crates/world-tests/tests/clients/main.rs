@@ -1,6 +1,7 @@
 //! Clients that do things their own way: other resolvers than the C library's, other protocols than the web's, and a stub
 //! in between. By name, over both families, allowed and denied; and what of it all can be seen on the network.
 
+mod capture;
 mod databases;
 mod languages;
 mod quic;
