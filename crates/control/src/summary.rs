@@ -174,7 +174,11 @@ impl Summary {
                 *entry = entry.saturating_add(*count);
             }
             EventBody::GatewayNotice { message } => self.note(message),
-            EventBody::PolicyChanged { .. } | EventBody::SandboxStarted { .. } | EventBody::SandboxStopped { .. } => {}
+            EventBody::PortPublished { .. }
+            | EventBody::PortWithdrawn { .. }
+            | EventBody::PolicyChanged { .. }
+            | EventBody::SandboxStarted { .. }
+            | EventBody::SandboxStopped { .. } => {}
         }
     }
 

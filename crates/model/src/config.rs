@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use ipnet::{Ipv4Net, Ipv6Net};
 
-use crate::{DomainName, Layer, PolicyConfig};
+use crate::{DomainName, Layer, PolicyConfig, PublishedPort};
 
 /// What a guest is told when a flow is denied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
@@ -88,6 +88,8 @@ pub struct LimitsConfig {
     pub max_connections: u32,
     /// UDP mappings at once (default 1,024).
     pub max_udp_connections: u32,
+    /// TCP connections to published ports at once (default 1,024).
+    pub max_inbound_connections: u32,
     /// How long a dial may take (default 75 s).
     pub connect_timeout: Duration,
 }
@@ -115,6 +117,8 @@ pub struct NetworkConfig {
     pub dns: DnsConfig,
     pub interface: InterfaceConfig,
     pub limits: LimitsConfig,
+    /// Ports of the host that lead into the sandbox; no two of them overlap.
+    pub ports: Vec<PublishedPort>,
 }
 
 impl NetworkConfig {

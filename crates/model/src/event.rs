@@ -1,7 +1,7 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-use crate::{Direction, Group, Layer, Protocol};
+use crate::{Direction, Group, Layer, PortId, PortProtocol, Protocol};
 
 /// The number of a flow, unique within one gateway.
 #[derive(
@@ -81,6 +81,10 @@ pub enum LimitKind {
     Connections,
     PendingConnections,
     UdpMappings,
+    /// TCP connections to published ports.
+    InboundConnections,
+    /// Peers of published UDP ports.
+    InboundUdpMappings,
     Pings,
     DnsQueries,
     Descriptors,
@@ -223,6 +227,12 @@ pub enum EventBody {
     /// Other rules are in force from here on: how many there are, and how many flows they have ended.
     #[serde(rename = "policy.changed")]
     PolicyChanged { rules: u64, ended: u64 },
+    /// A port of the host leads into the sandbox from here on.
+    #[serde(rename = "port.published")]
+    PortPublished { port: PortId, protocol: PortProtocol, host: SocketAddr, guest_port: u16 },
+    /// It does not any more; connections that were made go on.
+    #[serde(rename = "port.withdrawn")]
+    PortWithdrawn { port: PortId, protocol: PortProtocol, host: SocketAddr, guest_port: u16 },
     #[serde(rename = "limit.reached")]
     LimitReached { limit: LimitKind, bound: u64, count: u64 },
     #[serde(rename = "gateway.dropped")]

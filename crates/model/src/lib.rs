@@ -8,6 +8,7 @@ mod config;
 mod event;
 mod groups;
 mod name;
+mod port;
 mod rfc3339;
 mod rule;
 mod time;
@@ -22,6 +23,7 @@ pub use event::{
     FlowId, LimitKind, RuleText, Withheld,
 };
 pub use name::{DomainName, NameError};
+pub use port::{PortId, PortProtocol, PublishedPort};
 pub use rfc3339::rfc3339;
 pub use rule::{Action, Destination, Direction, Layer, PolicyConfig, PortRange, Protocol, ProtocolSet, Rule};
 pub use time::Time;

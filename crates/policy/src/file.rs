@@ -8,6 +8,7 @@
 mod document;
 mod error;
 mod flags;
+mod ports;
 mod raw;
 mod resolve;
 mod values;
@@ -23,6 +24,7 @@ use crate::preset::Preset;
 
 pub use error::{ConfigError, ConfigErrors};
 pub use flags::{FlagItem, from_flags, parse};
+pub use ports::{MAX_PORTS, PortError, parse_port};
 
 /// What a sandbox gets when nothing is configured: preset `public-only`.
 #[must_use]
@@ -49,8 +51,10 @@ pub fn default_network() -> NetworkConfig {
         limits: LimitsConfig {
             max_connections: 4096,
             max_udp_connections: 1024,
+            max_inbound_connections: 1024,
             connect_timeout: Duration::from_secs(75),
         },
+        ports: Vec::new(),
     }
 }
 

@@ -17,6 +17,7 @@ mod policy;
 mod problems;
 mod rule_problem;
 mod table;
+mod unreachable;
 mod warnings;
 mod weigh;
 

@@ -44,7 +44,7 @@ mod rule_set;
 use std::sync::Arc;
 
 use cofferdam_model::{
-    Action, Classifier, Direction, DomainName, Group, Layer, NetworkConfig, PolicyConfig, Rule, RuleText,
+    Action, Classifier, Direction, DomainName, Group, Layer, NetworkConfig, PolicyConfig, PublishedPort, Rule, RuleText,
 };
 
 use crate::builder::PolicyBuilder;
@@ -54,7 +54,8 @@ use crate::policy::rule_set::{Admitted, Flow, RuleSet};
 use crate::table::ports::{Service, ServiceClass};
 use crate::weigh::{LayerScales, Scales};
 use crate::{
-    Denial, Facts, Flight, FlightVerdict, NameVerdict, Pending, Permit, Reason, RuleRef, Verdict, Warning, warnings,
+    Denial, Facts, Flight, FlightVerdict, NameVerdict, Pending, Permit, Reason, RuleRef, Verdict, Warning, unreachable,
+    warnings,
 };
 
 pub(crate) use rule_set::{Admission, Ruling};
@@ -279,6 +280,18 @@ impl Policy {
     #[must_use]
     pub fn warnings(config: &PolicyConfig) -> Vec<Warning> {
         warnings::find(config)
+    }
+
+    /// The published ports that no peer can reach, whatever it does: the rules for ingress let nobody in.
+    #[must_use]
+    pub fn unreachable_ports(network: &NetworkConfig) -> Vec<PublishedPort> {
+        unreachable::find(network)
+    }
+
+    /// Whether a rule for ingress names a domain, so that the names of a peer count.
+    #[must_use]
+    pub fn names_peers(&self) -> bool {
+        self.layers.iter().any(RuleSet::names_peers)
     }
 
     /// Whether any rule names a domain.

@@ -288,13 +288,89 @@ fn fields_that_are_not_supported_are_not_expected() {
             errors.contains(if text.contains("interface") { "ipv4_pool" } else { "connect_timeout_ms" }),
             "{errors}"
         );
-        for field in ["network_mode", "tls", "ports", "max_inbound_connections", "mac"] {
+        for field in ["network_mode", "tls", "secrets", "rate_limiter", "mac"] {
             assert!(!errors.contains(field), "{field}: {errors}");
         }
     }
     // A rule has ports.
     let rule = r#"{"rules": [{"action": "deny", "banana": 1}]}"#;
     assert!(file::parse("x.json", rule).unwrap_err().to_string().contains("`ports`"));
+}
+
+#[test]
+fn published_ports_come_through_every_door() {
+    let shown = |config: NetworkConfig| -> Vec<String> { config.ports.iter().map(ToString::to_string).collect() };
+    let expected = ["127.0.0.1:8080:80/tcp", "[::1]:0:53/udp"];
+    let flags = ["8080:80", "[::1]:0:53/udp"].map(|text| FlagItem::Publish(text.to_owned()));
+    assert_eq!(shown(from_flags(&flags).unwrap()), expected);
+    for (name, text) in [
+        (
+            "x.toml",
+            "[network]\nports = [\"8080:80\", { host_port = 0, guest_port = 53, protocol = \"udp\", host_bind = \"::1\" }]",
+        ),
+        ("x.json", r#"{"ports": [{"host_port": 8080, "guest_port": 80}, "[::1]:0:53/udp"]}"#),
+        ("x.yaml", "ports:\n- host_port: 8080\n  guest_port: 80\n  protocol: tcp\n- '[::1]:0:53/udp'"),
+    ] {
+        assert_eq!(shown(file::parse(name, text).unwrap()), expected, "{name}");
+    }
+    let file = FlagItem::Conf { name: "x.toml".into(), text: "[network]\nports = [\"8080:80\"]".into() };
+    let both = from_flags(&[FlagItem::Publish("8081:80".into()), file]).unwrap();
+    assert_eq!(shown(both), ["127.0.0.1:8080:80/tcp", "127.0.0.1:8081:80/tcp"], "a file's and the flags' add up");
+    assert_eq!(from_flags(&[FlagItem::MaxInboundConnections(7)]).unwrap().limits.max_inbound_connections, 7);
+    let bound = file::parse("x.json", r#"{"max_inbound_connections": 8}"#).unwrap().limits.max_inbound_connections;
+    assert_eq!(bound, 8);
+}
+
+#[test]
+fn ports_that_cannot_be_published_are_refused() {
+    let publish = |text: &str| FlagItem::Publish(text.to_owned());
+    for (items, said) in [
+        (
+            vec![publish("8080:80"), publish("0.0.0.0:8080:81")],
+            "0.0.0.0:8080:81/tcp takes the same port of the host as 127.0.0.1:8080:80/tcp",
+        ),
+        (vec![publish("8000-8002:1-3"), publish("8002:9")], "127.0.0.1:8002:9/tcp takes the same port"),
+        (vec![publish("8080:80"), FlagItem::NoNet], "without a network"),
+        (vec![publish("8080:80"), FlagItem::Net("none".into())], "without a network"),
+        (vec![publish("1000-1512:1000-1512")], "513 ports are more than one sandbox can publish; the bound is 512"),
+        (vec![publish("8080:0"), publish("8080:x")], "port 0 in the sandbox"),
+        (vec![publish("8080:0"), publish("8080:x")], "\"x\" is not a port"),
+    ] {
+        let errors = from_flags(&items).expect_err(said).to_string();
+        assert!(errors.contains(said), "{errors}");
+    }
+    for (text, said) in [
+        (r#"{"ports": [{"host_port": 65536, "guest_port": 80}]}"#, "ports[0]: port 65536 is out of bounds"),
+        (r#"{"ports": [{"host_port": 1, "guest_port": 0}]}"#, "ports[0]: port 0 in the sandbox"),
+        (r#"{"ports": [{"host_port": 1, "guest_port": 1, "host_bind": "lan"}]}"#, "\"lan\" is not an address"),
+        (r#"{"ports": [{"host_port": 1, "guest_port": 1, "protocol": "sctp"}]}"#, "unknown variant `sctp`"),
+        (r#"{"ports": [{"host_port": 1, "guest_prt": 1}]}"#, "unknown field `guest_prt`"),
+        (r#"{"ports": [8080]}"#, "a port as text"),
+    ] {
+        let errors = file::parse("x.json", text).expect_err(text);
+        let all: String = errors.0.iter().map(|e| format!("{e} {:?}", e.help)).collect();
+        assert!(all.contains(said), "{all}");
+    }
+}
+
+#[test]
+fn a_published_port_that_no_peer_can_reach_is_found() {
+    let unreachable = |flags: &[&str], default: Option<Action>| -> Vec<String> {
+        let mut items: Vec<FlagItem> = ["8080:80", "5353:53/udp"].map(|text| FlagItem::Publish(text.into())).into();
+        items.extend(flags.iter().map(|rule| FlagItem::NetRule((*rule).to_owned())));
+        items.extend(default.map(FlagItem::DefaultIngress));
+        let found = Policy::unreachable_ports(&from_flags(&items).unwrap());
+        found.iter().map(ToString::to_string).collect()
+    };
+    let (tcp, udp) = ("127.0.0.1:8080:80/tcp", "127.0.0.1:5353:53/udp");
+    assert_eq!(unreachable(&[], None), [""; 0]);
+    assert_eq!(unreachable(&[], Some(Action::Deny)), [tcp, udp]);
+    assert_eq!(unreachable(&["allow:ingress@loopback:tcp:80"], Some(Action::Deny)), [udp]);
+    assert_eq!(unreachable(&["allow:any@10.0.0.0/8"], Some(Action::Deny)), [""; 0]);
+    assert_eq!(unreachable(&["allow:egress@any"], Some(Action::Deny)), [tcp, udp]);
+    assert_eq!(unreachable(&["allow:ingress@any:tcp:81"], Some(Action::Deny)), [tcp, udp]);
+    assert_eq!(unreachable(&["deny:ingress@any:udp"], None), [udp]);
+    assert_eq!(unreachable(&["allow:ingress@private,deny:ingress@any:udp"], None), [""; 0]);
 }
 
 #[test]
@@ -455,6 +531,8 @@ fn what_is_written_is_read_back_as_it_was() {
         deny_with = "drop"
         strict = false
         rules = ["allow@x.org:tcp:443:opaque", "deny@[2001:db8::/32]", "allow@y.org:any:any:allow-private", "deny:any@*.z.org"]
+        ports = ["8080:80", "[::1]:5353:53/udp", { host_port = 0, guest_port = 22, host_bind = "0.0.0.0" }]
+        max_inbound_connections = 9
         max_connections = 0
         max_udp_connections = 7
         connect_timeout_ms = 1500

@@ -231,7 +231,13 @@ fn network() -> NetworkSpec {
             ipv4_address: None,
             ipv6_address: None,
         },
-        limits: LimitsConfig { max_connections: 16, max_udp_connections: 16, connect_timeout: Duration::from_secs(5) },
+        limits: LimitsConfig {
+            max_connections: 16,
+            max_udp_connections: 16,
+            max_inbound_connections: 16,
+            connect_timeout: Duration::from_secs(5),
+        },
+        ports: Vec::new(),
     };
     let policy = Arc::new(Policy::compile(&network.policy, Classifier::new(HostNetwork::default())));
     let spec =

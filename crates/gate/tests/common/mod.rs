@@ -117,6 +117,7 @@ pub(crate) fn gate_config() -> GateConfig {
         limits: LimitsConfig {
             max_connections: 4096,
             max_udp_connections: 1024,
+            max_inbound_connections: 1024,
             connect_timeout: Duration::from_secs(75),
         },
         seed: [7; 32],

@@ -2,7 +2,7 @@ use cofferdam_model::{Action, DenyWith, NetworkConfig, Rule};
 
 use crate::file::error::{ConfigError, ConfigErrors};
 use crate::file::resolve::{Base, Defaults, Resolved, apply, take};
-use crate::file::{default_network, document, values};
+use crate::file::{default_network, document, ports, values};
 use crate::grammar::{self, RuleErrors};
 use crate::preset::Preset;
 
@@ -39,6 +39,10 @@ pub enum FlagItem {
     MaxConnections(u32),
     /// `--max-udp-connections`
     MaxUdpConnections(u32),
+    /// `--max-inbound-connections`
+    MaxInboundConnections(u32),
+    /// `-p`, `--publish [BIND:]HOST:GUEST[/tcp|/udp]`
+    Publish(String),
     /// `--mtu`
     Mtu(u32),
     /// `--ipv4-pool`
@@ -106,6 +110,10 @@ pub fn from_flags(items: &[FlagItem]) -> Result<NetworkConfig, ConfigErrors> {
             FlagItem::NoRebindProtection => config.dns.rebind_protection = false,
             FlagItem::MaxConnections(bound) => config.limits.max_connections = *bound,
             FlagItem::MaxUdpConnections(bound) => config.limits.max_udp_connections = *bound,
+            FlagItem::MaxInboundConnections(bound) => config.limits.max_inbound_connections = *bound,
+            FlagItem::Publish(text) => {
+                ports::add("--publish", ports::parse_port(text), &mut config.ports, &mut errors);
+            }
             FlagItem::Mtu(mtu) => take(&mut errors, "--mtu", values::mtu(*mtu), |mtu| config.interface.mtu = mtu),
             FlagItem::Ipv4Pool(text) => {
                 take(&mut errors, "--ipv4-pool", values::ipv4_pool(text), |pool| config.interface.ipv4_pool = pool);
@@ -120,6 +128,7 @@ pub fn from_flags(items: &[FlagItem]) -> Result<NetworkConfig, ConfigErrors> {
         config.dns.nameservers = nameservers;
     }
     finish(flags, file, &mut config, &mut errors);
+    ports::check(&config, &mut errors);
     if errors.is_empty() { Ok(config) } else { Err(ConfigErrors(errors)) }
 }
 
@@ -150,6 +159,8 @@ fn read_file(items: &[FlagItem], config: &mut NetworkConfig, errors: &mut Vec<Co
         | FlagItem::Strict(_)
         | FlagItem::MaxConnections(_)
         | FlagItem::MaxUdpConnections(_)
+        | FlagItem::MaxInboundConnections(_)
+        | FlagItem::Publish(_)
         | FlagItem::Mtu(_)
         | FlagItem::Ipv4Pool(_)
         | FlagItem::Ipv6Pool(_)

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use cofferdam_model::{Action, DenyWith, Direction, Layer};
+use cofferdam_model::{Action, DenyWith, Direction, Layer, PortProtocol};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde::de::{self, IgnoredAny, MapAccess, Visitor, value::MapAccessDeserializer};
@@ -56,6 +56,10 @@ pub(super) struct RawNetwork {
     pub(super) max_connections: Option<u32>,
     /// UDP mappings at once; 0 for no bound.
     pub(super) max_udp_connections: Option<u32>,
+    /// TCP connections to published ports at once; 0 for no bound.
+    pub(super) max_inbound_connections: Option<u32>,
+    /// Ports of the host that lead into the sandbox.
+    pub(super) ports: Option<Vec<RawPublished>>,
     /// `false`: what a name allows need not show that name in its first bytes.
     pub(super) strict: Option<bool>,
     /// How long the gateway waits for a remote to accept a connection.
@@ -70,30 +74,16 @@ pub(super) struct RawNetwork {
     #[schemars(skip)]
     pub(super) tls: Option<IgnoredAny>,
     #[schemars(skip)]
-    pub(super) ports: Option<IgnoredAny>,
-    #[schemars(skip)]
     pub(super) rate_limiter: Option<IgnoredAny>,
     #[schemars(skip)]
     pub(super) secrets: Option<IgnoredAny>,
     #[schemars(skip)]
     pub(super) trust_host_cas: Option<IgnoredAny>,
-    #[schemars(skip)]
-    pub(super) max_inbound_connections: Option<IgnoredAny>,
 }
 
 /// Fields that a struct knows and that are not supported yet, by struct: an error does not list them as expected.
 pub(super) const UNSUPPORTED: [&[&str]; 2] = [
-    &[
-        "network_mode",
-        "network_allowlist",
-        "network_denylist",
-        "tls",
-        "ports",
-        "rate_limiter",
-        "secrets",
-        "trust_host_cas",
-        "max_inbound_connections",
-    ],
+    &["network_mode", "network_allowlist", "network_denylist", "tls", "rate_limiter", "secrets", "trust_host_cas"],
     &["mac"],
 ];
 
@@ -105,11 +95,9 @@ impl RawNetwork {
             ("network_allowlist", self.network_allowlist.is_some()),
             ("network_denylist", self.network_denylist.is_some()),
             ("tls", self.tls.is_some()),
-            ("ports", self.ports.is_some()),
             ("rate_limiter", self.rate_limiter.is_some()),
             ("secrets", self.secrets.is_some()),
             ("trust_host_cas", self.trust_host_cas.is_some()),
-            ("max_inbound_connections", self.max_inbound_connections.is_some()),
             ("interface.mac", self.interface.as_ref().is_some_and(|interface| interface.mac.is_some())),
         ];
         fields.into_iter().filter(|(_, there)| *there).map(|(name, _)| name)
@@ -232,6 +220,30 @@ pub(super) struct RawPortRange {
     pub(super) end: u64,
 }
 
+/// A published port as text, `[BIND:]HOST:GUEST[/tcp|/udp]`, or as an object.
+#[derive(Debug, JsonSchema)]
+#[serde(untagged)]
+#[schemars(rename = "PublishedEntry")]
+pub(super) enum RawPublished {
+    Text(String),
+    Object(RawPublishedPort),
+}
+
+/// A port of the host that leads into the sandbox.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "PublishedPort")]
+pub(super) struct RawPublishedPort {
+    /// 0 for one that the system picks.
+    pub(super) host_port: u64,
+    /// The port that the service in the sandbox listens on.
+    pub(super) guest_port: u64,
+    #[serde(default)]
+    pub(super) protocol: PortProtocol,
+    /// An address of the host; absent for 127.0.0.1.
+    pub(super) host_bind: Option<String>,
+}
+
 /// How names are resolved.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -285,6 +297,28 @@ impl<'de> Deserialize<'de> for RawRuleEntry {
             }
         }
         deserializer.deserialize_any(EntryVisitor)
+    }
+}
+
+impl<'de> Deserialize<'de> for RawPublished {
+    fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> Result<RawPublished, D::Error> {
+        struct PublishedVisitor;
+        impl<'de> Visitor<'de> for PublishedVisitor {
+            type Value = RawPublished;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a port as text, `[BIND:]HOST:GUEST[/tcp|/udp]`, or as an object")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<RawPublished, E> {
+                Ok(RawPublished::Text(text.to_owned()))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<RawPublished, A::Error> {
+                RawPublishedPort::deserialize(MapAccessDeserializer::new(map)).map(RawPublished::Object)
+            }
+        }
+        deserializer.deserialize_any(PublishedVisitor)
     }
 }
 

@@ -11,7 +11,7 @@ use crate::file::raw::{
     RawCeiling, RawDestination, RawDestinationObject, RawDns, RawInterface, RawNetwork, RawPolicy, RawPort,
     RawProtocol, RawRule, RawRuleEntry,
 };
-use crate::file::values;
+use crate::file::{ports, values};
 use crate::grammar;
 use crate::nearest::nearest;
 use crate::preset::Preset;
@@ -75,6 +75,10 @@ pub(super) fn apply(
     if let Some(bound) = raw.max_udp_connections {
         config.limits.max_udp_connections = bound;
     }
+    if let Some(bound) = raw.max_inbound_connections {
+        config.limits.max_inbound_connections = bound;
+    }
+    ports::from_entries(name, raw.ports.unwrap_or_default(), &mut config.ports, errors);
     let origin = |field: &str| format!("{name}: {field}");
     if let Some(ms) = raw.connect_timeout_ms {
         take(errors, origin("connect_timeout_ms"), values::timeout(ms), |timeout| {

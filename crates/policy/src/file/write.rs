@@ -14,8 +14,8 @@ use crate::grammar::format_rule;
 /// The wire form of `config`. Reading it gives the same configuration.
 pub(super) fn network(config: &NetworkConfig) -> Value {
     // Taken apart by name: a field that is new has to be written as well.
-    let NetworkConfig { enabled, ceilings, policy, deny_with, dns, interface, limits } = config;
-    let LimitsConfig { max_connections, max_udp_connections, connect_timeout } = limits;
+    let NetworkConfig { enabled, ceilings, policy, deny_with, dns, interface, limits, ports } = config;
+    let LimitsConfig { max_connections, max_inbound_connections, max_udp_connections, connect_timeout } = limits;
     json!({
         "enabled": enabled,
         "ceilings": ceilings.iter().map(ceiling).collect::<Vec<_>>(),
@@ -24,7 +24,9 @@ pub(super) fn network(config: &NetworkConfig) -> Value {
         "deny_with": deny_with,
         "dns": dns_value(dns),
         "interface": interface_value(interface),
+        "ports": ports.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "max_connections": max_connections,
+        "max_inbound_connections": max_inbound_connections,
         "max_udp_connections": max_udp_connections,
         "connect_timeout_ms": milliseconds(*connect_timeout),
     })

@@ -220,6 +220,10 @@ impl RuleSet {
         }
     }
 
+    pub(crate) fn names_peers(&self) -> bool {
+        !self.ingress.names.is_empty()
+    }
+
     pub(crate) fn uses_names(&self) -> bool {
         !self.egress.names.is_empty() || !self.ingress.names.is_empty()
     }
