@@ -11,8 +11,10 @@
 mod common;
 
 use cofferdam_flight::Shown;
-use cofferdam_gate::{Accepted, DialError, EchoError, FlightAnswer, Offload, Output, PartialChecksum, UdpError};
-use cofferdam_model::{CloseReason, FlowCounters, FlowId};
+use cofferdam_gate::{
+    Accepted, DialError, EchoError, FlightAnswer, Offload, Output, PartialChecksum, Published, UdpError,
+};
+use cofferdam_model::{CloseReason, FlowCounters, FlowId, PortId};
 use common::observer::Observer;
 use common::packet::{self, Seen};
 use common::{BOTH, Family, World};
@@ -92,6 +94,24 @@ impl Shell {
                 let errors = [EchoError::NotPermitted, EchoError::Resources, EchoError::HostUnreachable];
                 let error = errors.get(usize::from(argument >> 5)).copied().unwrap_or(EchoError::Prohibited);
                 self.world.gate.handle_echo_error(now, flow, error);
+            }
+            _ if number >= 0xe0 && number < 0xf0 => {
+                // A peer comes to a published port, or is answered.
+                let family = if argument & 1 == 0 { Family::V4 } else { Family::V6 };
+                let loopback: std::net::IpAddr = if argument & 2 == 0 { "127.0.0.1" } else { "::1" }.parse().unwrap();
+                let address = if argument & 4 == 0 { family.public() } else { loopback };
+                let peer = common::at(address, 4000 + u16::from(argument & 3));
+                let published = Published { guest_port: 7.try_into().unwrap() };
+                if argument & 8 == 0 {
+                    self.world.gate.handle_peer_datagram(now, (PortId(1), published), peer, b"x", None);
+                } else if let Some(flow) = self.observer.guest_dialing.pop_first() {
+                    let result = if argument & 1 == 0 { Ok(()) } else { Err(DialError::Refused) };
+                    if self.world.gate.handle_guest_dialed(now, flow, result) {
+                        self.observer.live.insert(flow);
+                    }
+                } else {
+                    self.world.gate.handle_peer(now, published, peer);
+                }
             }
             _ if number >= 0xf0 => {
                 // Other rules while flows are there.

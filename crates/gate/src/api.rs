@@ -1,6 +1,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU16;
 
-use cofferdam_model::{DecisionId, DenyWith, DomainName, EventBody, FlowId, LimitsConfig};
+use cofferdam_model::{DecisionId, DenyWith, DomainName, EventBody, FlowId, LimitsConfig, PortId};
 use cofferdam_policy::Permit;
 
 use crate::wire::virtio::Offload;
@@ -69,8 +70,20 @@ pub enum Output {
     Dns { query: DnsClient, message: Vec<u8> },
     /// Reset a relayed TCP connection, both sides; answer with `handle_closed`.
     CloseFlow { flow: FlowId },
+    /// Connect to `guest` in the gateway's namespace, from `source` or else from the gateway's own address; answer with
+    /// `handle_guest_dialed`. [`Output::AbandonDial`] ends it too; the peer's connection is to be reset then.
+    DialGuest { flow: FlowId, source: Option<SocketAddr>, guest: SocketAddr, permit: Permit },
+    /// Send `payload` to `peer` out of the socket of a published UDP port; `segment` as in [`Output::SendUdp`].
+    SendPeer { port: PortId, peer: SocketAddr, payload: Vec<u8>, segment: Option<u16>, fragmentation: Fragmentation },
     /// Something to report.
     Event(EventBody),
+}
+
+/// A published port, as far as the gate looks at it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Published {
+    /// The port that the service in the sandbox listens on.
+    pub guest_port: NonZeroU16,
 }
 
 /// Who asked a DNS question over UDP, and whom: both ends as they stood in the guest's datagram.

@@ -48,6 +48,7 @@ pub(crate) enum Decision {
 /// Why a flow was allowed or denied.
 #[derive(Debug)]
 pub(crate) struct About {
+    direction: Direction,
     reason: Reason,
     names: Box<[DomainName]>,
     shown: Option<FirstFlight>,
@@ -93,7 +94,8 @@ impl Context {
         let names = self.pins.deciding(now, &self.policy, protocol, peer, port);
         let verdict = self.policy.check(&Facts { direction: Direction::Egress, protocol, peer, port, names });
         let names = self.names_for_event(now, peer);
-        let about = |reason: &Reason| About { reason: reason.clone(), names, shown: None };
+        let about =
+            |reason: &Reason| About { direction: Direction::Egress, reason: reason.clone(), names, shown: None };
         match verdict {
             Verdict::Allow(permit) => {
                 let about = about(permit.reason());
@@ -104,6 +106,24 @@ impl Context {
                 Decision::Allow(permit, about, Some(Box::new(pending)))
             }
             Verdict::Deny(denial) => Decision::Deny(about(denial.reason())),
+        }
+    }
+
+    /// Asks the policy about a flow of `peer` to a port of the guest.
+    pub(crate) fn decide_peer(&mut self, now: Time, protocol: Protocol, peer: IpAddr, port: u16) -> Decision {
+        let names: Vec<PinnedName> = match self.policy.names_peers() {
+            true => self.pins.names_of(now, peer).take(NAMES_FOR_EVENT).cloned().collect(),
+            false => Vec::new(),
+        };
+        let facts = Facts { direction: Direction::Ingress, protocol, peer, port: Some(port), names: &names };
+        let verdict = self.policy.check(&facts);
+        let reason = verdict.reason().clone();
+        let about =
+            About { direction: Direction::Ingress, reason, names: self.names_for_event(now, peer), shown: None };
+        match verdict {
+            // Nothing is read of what comes in: an ingress flow is never pending.
+            Verdict::Allow(permit) | Verdict::Pending(permit, _) => Decision::Allow(permit, about, None),
+            Verdict::Deny(_) => Decision::Deny(about),
         }
     }
 
@@ -161,7 +181,8 @@ impl Context {
             (Verdict::Deny(denial), _) => Some(denial.reason().clone()),
         };
         let Some(reason) = reason else { return true };
-        let about = About { reason, names: self.names_for_event(now, peer), shown: None };
+        let names = self.names_for_event(now, peer);
+        let about = About { direction: Direction::Egress, reason, names, shown: None };
         self.report_denied(now, protocol, ends, &about);
         false
     }
@@ -296,7 +317,7 @@ impl Context {
             self.limit(now, LimitKind::Events, Reports::denial_bound());
             return None;
         };
-        let (direction, Ends { guest, remote }) = (Direction::Egress, ends);
+        let (direction, Ends { guest, remote }) = (about.direction, ends);
         let (group, names, rule) = self.told(about);
         let shown = about.shown.clone();
         self.event(EventBody::FlowDenied {
@@ -314,7 +335,7 @@ impl Context {
     }
 
     pub(crate) fn report_opened(&mut self, flow: FlowId, protocol: Protocol, ends: Ends, about: &About) {
-        let (direction, Ends { guest, remote }) = (Direction::Egress, ends);
+        let (direction, Ends { guest, remote }) = (about.direction, ends);
         let (group, names, rule) = self.told(about);
         self.event(EventBody::FlowOpened { flow, direction, protocol, guest, remote, group, names, rule });
     }
@@ -344,7 +365,7 @@ impl Context {
 
 impl About {
     pub(crate) fn of_flight(reason: Reason, names: Box<[DomainName]>, shown: FirstFlight) -> About {
-        About { reason, names, shown: Some(shown) }
+        About { direction: Direction::Egress, reason, names, shown: Some(shown) }
     }
 }
 

@@ -4,17 +4,19 @@ use std::time::Duration;
 
 use cofferdam_flight::Shown;
 use cofferdam_model::{
-    CloseReason, DenyWith, DomainName, DropReason, EventBody, FlowCounters, FlowId, LimitsConfig, Time,
+    CloseReason, DenyWith, DomainName, DropReason, EventBody, FlowCounters, FlowId, LimitsConfig, PortId, Time,
 };
 use cofferdam_policy::{PinsFull, Policy};
 
 use crate::api::{
-    Accepted, DialError, DnsClient, EchoError, FlightAnswer, Fragmentation, GateConfig, Link4, Output, UdpError,
+    Accepted, DialError, DnsClient, EchoError, FlightAnswer, Fragmentation, GateConfig, Link4, Output, Published,
+    UdpError,
 };
 use crate::context::{self, Context, DNS_PORT};
 use crate::echo::Echoes;
 use crate::fragments::Fragments;
 use crate::hash::Seeded;
+use crate::ingress::Peers;
 use crate::tcp::Connections;
 use crate::udp::Mappings;
 use crate::wire::icmp::IcmpError;
@@ -29,6 +31,7 @@ pub struct Gate {
     connections: Connections,
     mappings: Mappings,
     echoes: Echoes,
+    peers: Peers,
 }
 
 impl Gate {
@@ -46,6 +49,7 @@ impl Gate {
             connections: Connections::new(hasher),
             mappings: Mappings::new(hasher),
             echoes: Echoes::new(hasher),
+            peers: Peers::new(hasher),
         }
     }
 
@@ -78,6 +82,7 @@ impl Gate {
         }
         match (packet.dst, packet.protocol) {
             (_, PROTO_TCP) => self.connections.handle_segment(cx, now, offload, packet),
+            (_, PROTO_UDP) if self.peers.handle_answer(cx, now, offload, packet) => {}
             (_, PROTO_UDP) => self.mappings.handle_packet(cx, now, offload, packet),
             (IpAddr::V4(_), PROTO_ICMP) | (IpAddr::V6(_), PROTO_ICMPV6) => {
                 self.echoes.handle_packet(cx, now, offload, packet);
@@ -130,7 +135,37 @@ impl Gate {
 
     /// An accepted TCP flow has ended, relayed or DNS.
     pub fn handle_closed(&mut self, now: Time, flow: FlowId, by: CloseReason, counters: FlowCounters) {
-        self.connections.handle_closed(&mut self.cx, now, flow, by, counters);
+        if !self.peers.handle_closed(&mut self.cx, now, flow, by, counters) {
+            self.connections.handle_closed(&mut self.cx, now, flow, by, counters);
+        }
+    }
+
+    /// A connection to a published port was accepted. The flow that it is, and what is to be done about it; `None`: reset it,
+    /// so that the peer sees `ECONNRESET`.
+    pub fn handle_peer(&mut self, now: Time, published: Published, peer: SocketAddr) -> Option<FlowId> {
+        self.peers.handle_connection(&mut self.cx, now, published, peer)
+    }
+
+    /// The dial to the guest has ended. `true`: relay the two; `false`: reset the peer's connection.
+    pub fn handle_guest_dialed(&mut self, now: Time, flow: FlowId, result: Result<(), DialError>) -> bool {
+        self.peers.handle_dialed(&mut self.cx, now, flow, result)
+    }
+
+    /// Datagrams came to the published UDP port `port`; with `segment`, a batch of that size.
+    pub fn handle_peer_datagram(
+        &mut self,
+        now: Time,
+        (port, published): (PortId, Published),
+        peer: SocketAddr,
+        payload: &[u8],
+        segment: Option<u16>,
+    ) {
+        self.peers.handle_datagram(&mut self.cx, now, (port, published), peer, (payload, segment));
+    }
+
+    /// A port is published no more. Its connections go on, its UDP peers are forgotten.
+    pub fn handle_withdrawn(&mut self, now: Time, port: PortId) {
+        self.peers.handle_withdrawn(&mut self.cx, now, port);
     }
 
     /// The flow's UDP socket received `payload`; with `segment`, a batch of datagrams of that size.
@@ -219,10 +254,11 @@ impl Gate {
 
     /// Decides the flows to addresses for which `concerns` says so again, and returns how many have ended by that.
     fn decide_again(&mut self, now: Time, before: &Policy, concerns: &dyn Fn(IpAddr) -> bool) -> u64 {
-        let Gate { cx, connections, mappings, echoes, .. } = self;
+        let Gate { cx, connections, mappings, echoes, peers, .. } = self;
         connections.decide_again(cx, now, before, concerns)
             + mappings.decide_again(cx, now, before, concerns)
             + echoes.decide_again(cx, now, before, concerns)
+            + peers.decide_again(cx, now, before, concerns)
     }
 
     /// A deadline has passed.
@@ -231,6 +267,7 @@ impl Gate {
         self.connections.handle_timeout(&mut self.cx, now);
         self.mappings.handle_timeout(&mut self.cx, now);
         self.echoes.handle_timeout(&mut self.cx, now);
+        self.peers.handle_timeout(&mut self.cx, now);
         for event in self.cx.reports.due(now) {
             self.cx.event(event);
         }
@@ -240,6 +277,7 @@ impl Gate {
     pub fn handle_shutdown(&mut self, now: Time) {
         self.mappings.handle_shutdown(&mut self.cx, now);
         self.echoes.handle_shutdown(&mut self.cx, now);
+        self.peers.handle_shutdown(&mut self.cx, now);
         for event in self.cx.reports.rest() {
             self.cx.event(event);
         }
@@ -258,6 +296,7 @@ impl Gate {
             self.connections.deadline(&self.cx),
             self.mappings.deadline(),
             self.echoes.deadline(),
+            self.peers.deadline(),
             self.cx.reports.deadline(),
         ];
         deadlines.into_iter().flatten().min()

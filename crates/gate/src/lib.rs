@@ -11,6 +11,7 @@ mod flight;
 mod fragments;
 mod gate;
 mod hash;
+mod ingress;
 mod key;
 mod quote;
 mod reply;
@@ -22,7 +23,7 @@ pub mod wire;
 
 pub use api::{
     Accepted, DialError, DnsClient, EchoError, FlightAnswer, FlightDenial, Fragmentation, GateConfig, Link4, Link6,
-    Output, UdpError,
+    Output, Published, UdpError,
 };
 pub use gate::Gate;
 pub use wire::virtio::{Offload, PartialChecksum};

@@ -417,7 +417,7 @@ fn send(cx: &mut Context, flow: FlowId, payload: &[u8], segment: Option<u16>, fr
 }
 
 /// A payload cut into pieces of up to `count` segments. An empty datagram is one piece.
-fn pieces(payload: &[u8], segment: Option<u16>, count: usize) -> impl Iterator<Item = &[u8]> {
+pub(crate) fn pieces(payload: &[u8], segment: Option<u16>, count: usize) -> impl Iterator<Item = &[u8]> {
     let size = segment.map_or(payload.len(), |size| usize::from(size).saturating_mul(count)).max(1);
     let empty = payload.is_empty().then_some(payload);
     empty.into_iter().chain(payload.chunks(size))

@@ -223,6 +223,8 @@ pub(crate) fn names(outputs: &[Output]) -> Vec<&'static str> {
         Output::CloseEcho { .. } => "close echo",
         Output::Dns { .. } => "dns",
         Output::CloseFlow { .. } => "close flow",
+        Output::DialGuest { .. } => "dial guest",
+        Output::SendPeer { .. } => "send peer",
         Output::Event(event) => match event {
             EventBody::FlowOpened { .. } => "opened",
             EventBody::FlowDenied { .. } => "denied",

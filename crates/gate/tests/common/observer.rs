@@ -17,6 +17,8 @@ pub(crate) struct Observer {
     pub(crate) dialed: BTreeSet<FlowId>,
     /// Accepted connections, relayed or DNS.
     pub(crate) live: BTreeSet<FlowId>,
+    /// Dials to the guest that wait for an answer.
+    pub(crate) guest_dialing: BTreeSet<FlowId>,
     pub(crate) udp: BTreeMap<FlowId, SocketAddr>,
     pub(crate) echo: BTreeMap<FlowId, IpAddr>,
     /// Flows that were reported as opened and not yet as closed.
@@ -42,7 +44,8 @@ impl Observer {
                 self.dialing.insert(*flow, *remote);
             }
             Output::AbandonDial { flow } => {
-                let known = self.dialing.remove(flow).is_some() || self.dialed.remove(flow);
+                let known =
+                    self.dialing.remove(flow).is_some() || self.dialed.remove(flow) || self.guest_dialing.remove(flow);
                 assert!(known, "abandoned {flow:?}, which waits for nothing");
             }
             Output::Emit { offload, packet } => {
@@ -81,6 +84,22 @@ impl Observer {
                 assert!(super::BOTH.iter().any(|family| family.guest() == query.guest.ip()));
             }
             Output::CloseFlow { flow } => assert!(self.live.contains(flow)),
+            Output::DialGuest { flow, source, guest, permit } => {
+                self.use_flow(*flow);
+                assert!(super::BOTH.iter().any(|family| family.guest() == guest.ip()));
+                assert_eq!(permit.port(), Some(guest.port()));
+                if let Some(source) = source {
+                    assert_eq!(source.ip(), permit.peer());
+                    assert!(!source.ip().is_loopback() && source.is_ipv4() == guest.is_ipv4());
+                    assert!(
+                        super::BOTH.iter().all(|family| ![family.guest(), family.gateway()].contains(&source.ip()))
+                    );
+                }
+                self.guest_dialing.insert(*flow);
+            }
+            Output::SendPeer { payload, segment, .. } => {
+                assert!(segment.is_none_or(|size| size > 0 && usize::from(size) < payload.len()));
+            }
             Output::Event(event) => self.see_event(event),
         }
     }

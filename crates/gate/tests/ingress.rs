@@ -1,0 +1,257 @@
+//! Peers that come to published ports.
+
+#![allow(
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
+    reason = "a test may fail by panicking"
+)]
+
+mod common;
+
+use std::net::SocketAddr;
+use std::num::NonZeroU16;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cofferdam_gate::{DialError, Output, Published};
+use cofferdam_model::{Action, CloseReason, Direction, EventBody, FlowCounters, FlowId, PolicyConfig, PortId};
+use cofferdam_policy::Policy;
+use cofferdam_policy::grammar::parse_rules;
+use common::{BOTH, Family, World, at, emitted, events, names, packet};
+
+const WEB: Published = Published { guest_port: NonZeroU16::new(80).unwrap() };
+const PORT: PortId = PortId(3);
+
+/// Everything in but what `rules` say.
+fn with(rules: &str) -> PolicyConfig {
+    PolicyConfig { rules: parse_rules(rules).unwrap(), default_ingress: Action::Allow, ..PolicyConfig::default() }
+}
+
+fn loopback(family: Family) -> SocketAddr {
+    at(if family == Family::V4 { "127.0.0.1" } else { "::1" }.parse().unwrap(), 4000)
+}
+
+fn in_brackets(address: std::net::IpAddr) -> String {
+    if address.is_ipv4() { address.to_string() } else { format!("[{address}]") }
+}
+
+fn datagram(world: &mut World, peer: SocketAddr, payload: &[u8]) -> Vec<Output> {
+    world.gate.handle_peer_datagram(world.now, (PORT, WEB), peer, payload, None);
+    world.drain()
+}
+
+/// The dial that a connection of `peer` leads to: the flow and from which address.
+fn connect(world: &mut World, peer: SocketAddr) -> (FlowId, Option<SocketAddr>) {
+    let flow = world.gate.handle_peer(world.now, WEB, peer).unwrap();
+    match &world.drain()[..] {
+        [Output::DialGuest { flow: dialed, source, guest, permit }] => {
+            assert_eq!((*dialed, guest.port()), (flow, 80));
+            assert_eq!(permit.peer(), peer.ip().to_canonical());
+            (flow, *source)
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_connection_is_dialed_relayed_and_counted() {
+    for family in BOTH {
+        let mut world = World::with(with(""), |_| {});
+        let peer = at(family.public(), 4000);
+        let (flow, source) = connect(&mut world, peer);
+        assert_eq!(source, Some(peer), "the guest sees the peer");
+        assert!(world.gate.handle_guest_dialed(world.now, flow, Ok(())));
+        let outputs = world.drain();
+        let [EventBody::FlowOpened { direction, guest, remote, .. }] = events(&outputs)[..] else { panic!() };
+        assert_eq!((*direction, *guest, *remote), (Direction::Ingress, at(family.guest(), 80), peer));
+        world.gate.handle_closed(world.now, flow, CloseReason::Remote, FlowCounters::default());
+        assert_eq!(names(&world.drain()), ["closed"]);
+        world.gate.handle_closed(world.now, flow, CloseReason::Remote, FlowCounters::default());
+        assert!(world.drain().is_empty());
+    }
+}
+
+#[test]
+fn a_guest_that_refuses_has_the_peer_reset() {
+    for family in BOTH {
+        let mut world = World::with(with(""), |_| {});
+        let (flow, _) = connect(&mut world, at(family.public(), 4000));
+        assert!(!world.gate.handle_guest_dialed(world.now, flow, Err(DialError::Refused)));
+        assert_eq!(names(&world.drain()), ["failed"]);
+        let (flow, _) = connect(&mut world, at(family.public(), 4000));
+        let outputs = world.pass(Duration::from_secs(8));
+        assert!(matches!(outputs[..], [Output::AbandonDial { flow: gone }, Output::Event(_)] if gone == flow));
+        assert!(!world.gate.handle_guest_dialed(world.now, flow, Ok(())), "too late");
+    }
+}
+
+#[test]
+fn a_denied_peer_is_reset_and_reported() {
+    for family in BOTH {
+        let (denied, allowed) = (family.nth_public(1), family.nth_public(2));
+        let rules = format!("deny:ingress@{}:tcp:80", in_brackets(denied));
+        let mut world = World::with(with(&rules), |_| {});
+        assert_eq!(world.gate.handle_peer(world.now, WEB, at(denied, 4000)), None);
+        let outputs = world.drain();
+        let [EventBody::FlowDenied { direction, remote, rule, .. }] = events(&outputs)[..] else { panic!() };
+        assert_eq!((*direction, remote.ip()), (Direction::Ingress, denied));
+        assert!(rule.text.starts_with("deny:ingress@"), "{rule:?}");
+        connect(&mut world, at(allowed, 4000));
+        let other = Published { guest_port: NonZeroU16::new(81).unwrap() };
+        assert!(world.gate.handle_peer(world.now, other, at(denied, 4000)).is_some(), "the rule is about port 80");
+        world.drain();
+        assert_eq!(names(&datagram(&mut world, at(denied, 4000), b"x")), ["opened", "emit"], "and about TCP");
+    }
+}
+
+#[test]
+fn the_gateway_stands_for_peers_that_a_service_might_trust() {
+    for family in BOTH {
+        let mut world = World::with(with(""), |_| {});
+        let other = if family == Family::V4 { Family::V6 } else { Family::V4 };
+        let link_local = if family == Family::V4 { "169.254.1.1" } else { "fe80::1" }.parse().unwrap();
+        for peer in [loopback(family), at(family.gateway(), 9), at(family.guest(), 9), at(link_local, 9)] {
+            assert_eq!(connect(&mut world, peer).1, None, "{peer}");
+            let outputs = datagram(&mut world, peer, b"x");
+            let from = emitted(&outputs)[0].from();
+            assert_eq!(from.ip(), family.gateway(), "{peer}");
+            assert!(from.port() >= 49_152);
+        }
+        assert_eq!(connect(&mut world, at(other.public(), 9)).1, Some(at(other.public(), 9)));
+        // As a dual-stack socket says it.
+        if let std::net::IpAddr::V4(address) = family.public() {
+            let mapped = at(address.to_ipv6_mapped().into(), 77);
+            assert_eq!(connect(&mut world, mapped).1, Some(at(address.into(), 77)));
+        }
+    }
+}
+
+#[test]
+fn connections_of_peers_have_a_bound_of_their_own() {
+    for family in BOTH {
+        let mut world = World::with(with(""), |config| config.limits.max_inbound_connections = 2);
+        let (first, _) = connect(&mut world, at(family.public(), 1));
+        connect(&mut world, at(family.public(), 2));
+        assert_eq!(world.gate.handle_peer(world.now, WEB, at(family.public(), 3)), None);
+        assert_eq!(names(&world.drain()), ["limit"]);
+        world.gate.handle_guest_dialed(world.now, first, Err(DialError::Refused));
+        world.drain();
+        connect(&mut world, at(family.public(), 3));
+    }
+}
+
+#[test]
+fn datagrams_go_both_ways_and_peers_are_told_apart() {
+    for family in BOTH {
+        let mut world = World::with(with("deny@any"), |_| {});
+        let service = at(family.guest(), 80);
+        let mut stand_ins = Vec::new();
+        for peer in [at(family.public(), 4000), loopback(family), at(loopback(family).ip(), 4001)] {
+            let outputs = datagram(&mut world, peer, b"question");
+            assert_eq!(names(&outputs), ["opened", "emit"]);
+            let packet = &emitted(&outputs)[0];
+            assert_eq!((packet.to(), packet.udp_payload()), (service, &b"question"[..]));
+            stand_ins.push((peer, packet.from()));
+            assert_eq!(names(&datagram(&mut world, peer, b"again")), ["emit"], "one mapping");
+        }
+        // The policy denies whatever the guest sends by itself, and is not asked about answers.
+        for (peer, stand_in) in &stand_ins {
+            let outputs = world.send(&packet::udp(service, *stand_in, b"answer"));
+            let [Output::SendPeer { port: PORT, peer: to, payload, .. }] = &outputs[..] else { panic!("{outputs:?}") };
+            assert_eq!((to, &payload[..]), (peer, &b"answer"[..]));
+        }
+        let (_, stand_in) = stand_ins[0];
+        let other_port = packet::udp(at(family.guest(), 81), stand_in, b"x");
+        assert_eq!(names(&world.send(&other_port)), ["denied", "emit"], "from another port it is no answer");
+        let outputs = world.pass(Duration::from_secs(60));
+        assert_eq!(names(&outputs).iter().filter(|name| **name == "closed").count(), 3);
+        assert_eq!(names(&world.send(&packet::udp(service, stand_in, b"late"))), ["denied", "emit"]);
+    }
+}
+
+#[test]
+fn a_peer_that_comes_to_two_ports_is_two_peers() {
+    for family in BOTH {
+        let mut world = World::with(with(""), |_| {});
+        let peer = at(family.public(), 4000);
+        let first = datagram(&mut world, peer, b"x");
+        world.gate.handle_peer_datagram(world.now, (PortId(4), WEB), peer, b"y", None);
+        let second = world.drain();
+        let (first, second) = (emitted(&first)[0].from(), emitted(&second)[0].from());
+        assert_eq!((first, second.ip()), (peer, family.gateway()));
+        for (stand_in, expected) in [(first, PORT), (second, PortId(4))] {
+            let outputs = world.send(&packet::udp(at(family.guest(), 80), stand_in, b"answer"));
+            assert!(matches!(outputs[..], [Output::SendPeer { port, peer: to, .. }] if port == expected && to == peer));
+        }
+    }
+}
+
+#[test]
+fn the_resolvers_port_stands_for_nobody() {
+    for family in BOTH {
+        let mut world = World::with(with(""), |_| {});
+        let outputs = datagram(&mut world, at(family.public(), 53), b"x");
+        assert_eq!(emitted(&outputs)[0].from().ip(), family.gateway());
+    }
+}
+
+#[test]
+fn the_longest_idle_peer_makes_room() {
+    for family in BOTH {
+        let mut world = World::with(with(""), |config| config.limits.max_udp_connections = 2);
+        for port in 1..=3 {
+            datagram(&mut world, at(family.public(), port), b"x");
+        }
+        let answer = |world: &mut World, port| {
+            names(&world.send(&packet::udp(at(family.guest(), 80), at(family.public(), port), b"a")))
+        };
+        assert_eq!(answer(&mut world, 3), ["send peer"]);
+        assert_ne!(answer(&mut world, 1), ["send peer"], "its mapping has gone");
+        // What the guest opens itself does not count here.
+        assert_eq!(answer(&mut world, 2), ["send peer"]);
+    }
+}
+
+#[test]
+fn a_withdrawn_port_forgets_its_peers_and_keeps_its_connections() {
+    for family in BOTH {
+        let mut world = World::with(with(""), |_| {});
+        let (flow, _) = connect(&mut world, at(family.public(), 1));
+        world.gate.handle_guest_dialed(world.now, flow, Ok(()));
+        datagram(&mut world, at(family.public(), 2), b"x");
+        world.drain();
+        world.gate.handle_withdrawn(world.now, PORT);
+        assert_eq!(names(&world.drain()), ["closed"]);
+        world.gate.handle_closed(world.now, flow, CloseReason::Guest, FlowCounters::default());
+        assert_eq!(names(&world.drain()), ["closed"]);
+    }
+}
+
+#[test]
+fn other_rules_end_what_they_deny() {
+    for family in BOTH {
+        let mut world = World::with(with(""), |_| {});
+        let (gone, stays) = (family.nth_public(1), family.nth_public(2));
+        let mut flows = Vec::new();
+        for peer in [gone, stays] {
+            let (flow, _) = connect(&mut world, at(peer, 1));
+            world.gate.handle_guest_dialed(world.now, flow, Ok(()));
+            datagram(&mut world, at(peer, 2), b"x");
+            flows.push(flow);
+        }
+        let (dialing, _) = connect(&mut world, at(gone, 3));
+        world.drain();
+        let classifier = world.gate.policy().classifier().clone();
+        let policy = Policy::compile(&with(&format!("deny:ingress@{}", in_brackets(gone))), classifier);
+        world.gate.handle_policy(world.now, Arc::new(policy));
+        let outputs = world.drain();
+        assert_eq!(names(&outputs), ["denied", "abandon", "denied", "close flow", "denied", "closed", "other event"],);
+        let actions = common::actions(&outputs);
+        assert!(
+            matches!(actions[..], [Output::AbandonDial { flow: a }, Output::CloseFlow { flow: b }] if *a == dialing && *b == flows[0])
+        );
+        assert_eq!(names(&datagram(&mut world, at(stays, 2), b"x")), ["emit"]);
+    }
+}
