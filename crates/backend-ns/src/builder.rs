@@ -9,7 +9,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use cofferdam_gateway::{BuildError, build_netns};
+use cofferdam_gateway::{BuildError, build_netns, serve_broker};
 use cofferdam_sys::ns::{self, Fork, IdMap, NamespaceKind, Namespaces, ParentOf, Setgroups};
 use cofferdam_sys::process::{self, Groups};
 use cofferdam_sys::{fdpass, tun};
@@ -39,11 +39,16 @@ impl Builder<'_> {
         }
         // Both stay open until the fault is told: to the supervisor the end of the init's socket means that the init has
         // ended, which is not the news here.
-        let (Ok(supervisor), Ok(_init)) = (self.supervisor.try_clone(), self.init.supervisor.try_clone()) else {
+        let (Ok(supervisor), Ok(init)) = (self.supervisor.try_clone(), self.init.supervisor.try_clone()) else {
             return 1;
         };
         match self.build() {
-            Ok(()) => 0,
+            Ok(None) => 0,
+            Ok(Some((channel, lifeline))) => {
+                // To the supervisor the end of its own socket would be the end of this process.
+                drop(init);
+                stay(&supervisor, &channel, &lifeline)
+            }
             Err(Some(fault)) => {
                 // A supervisor that is gone needs no answer.
                 let _gone = wire::send(&supervisor, &Message::Failed(fault), &[]);
@@ -53,8 +58,9 @@ impl Builder<'_> {
         }
     }
 
-    /// `Err(None)`: the supervisor is gone.
-    fn build(self) -> Result<(), Option<Fault>> {
+    /// What it needs to stay as the broker, if it has to: the channel to the gateway and the lifeline. `Err(None)`: the
+    /// supervisor is gone.
+    fn build(self) -> Result<Option<(OwnedFd, OwnedFd)>, Option<Fault>> {
         let Builder { supervisor, lifeline, identity, init } = self;
         // Away from the terminal, whose interrupts are for the supervisor.
         rustix::process::setsid().step(|| "start a session".to_owned())?;
@@ -117,14 +123,40 @@ impl Builder<'_> {
         wire::send(&own, &Message::Mapped, &[]).map_err(|_| None)?;
         if let (Some(network), Some(tun)) = (&init.spec.network, tun) {
             let fds = build_netns(&network.link, tun, netns.as_fd()).map_err(|error| fault(&error))?;
-            let all = std::iter::once(fds.tun.as_fd()).chain(fds.listeners.iter().map(AsFd::as_fd));
+            let broker = match network.needs_broker() {
+                true => Some(fdpass::pair().step(|| "make a socket pair".to_owned())?),
+                false => None,
+            };
+            if let Some((_, gateways)) = &broker {
+                rustix::io::ioctl_fionbio(gateways, true).step(|| "set up a socket".to_owned())?;
+            }
+            let gateways = broker.as_ref().map(|(_, gateways)| gateways.as_fd());
+            let listeners = fds.listeners.iter().map(AsFd::as_fd);
+            let all = std::iter::once(fds.tun.as_fd()).chain(gateways).chain(listeners);
             wire::send(&supervisor, &Message::Built, &all.collect::<Vec<_>>())
                 .step(|| "hand over the gateway's descriptors".to_owned())?;
             wire::send(&own, &Message::Linked, &[]).map_err(|_| None)?;
+            drop((own, netns, fds));
+            return match broker {
+                Some((channel, _)) => Ok(Some((channel, lifeline))),
+                None => Ok(None),
+            };
         } else {
             wire::send(&supervisor, &Message::Built, &[]).step(|| "reach the supervisor".to_owned())?;
         }
-        Ok(())
+        Ok(None)
+    }
+}
+
+/// The rest of its life as the broker. Its name in a list of processes says so.
+fn stay(supervisor: &OwnedFd, channel: &OwnedFd, lifeline: &OwnedFd) -> u8 {
+    let renamed = process::rename("cofferdam-broker");
+    let kept = [supervisor.as_fd(), channel.as_fd(), lifeline.as_fd()];
+    let served = renamed.and_then(|()| process::close_all_except(&kept)).map_err(|_| ());
+    match served.and_then(|()| serve_broker(channel, lifeline).map_err(|_| ())) {
+        Ok(()) => 0,
+        // The gateway sees the end of the channel, and tells.
+        Err(()) => 1,
     }
 }
 

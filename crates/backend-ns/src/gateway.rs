@@ -3,9 +3,10 @@
 use std::error::Error;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Instant;
 
-use cofferdam_gateway::{Channels, Commands, GatewayConfig, GatewayFds};
+use cofferdam_gateway::{Channels, Commands, GatewayConfig, GatewayFds, PortSocket};
 use cofferdam_sys::fdpass;
 use cofferdam_sys::ns::{self, Child, Fork};
 use cofferdam_sys::process::{self, Groups};
@@ -62,6 +63,8 @@ impl Gateway {
             return Err(nothing.into());
         }
         let tun = fds.remove(0);
+        // The listeners come last.
+        let broker = if network.needs_broker() && !fds.is_empty() { Some(fds.remove(0)) } else { None };
         let pipe = || rustix::pipe::pipe_with(PipeFlags::CLOEXEC).step(|| "make a pipe".to_owned());
         // Messages keep their borders, so that a slow reader loses whole lines and never half of one.
         let (events, events_in) = fdpass::pair().step(|| "make a socket pair".to_owned())?;
@@ -86,10 +89,15 @@ impl Gateway {
                     ready: ready_in,
                     lifeline,
                 };
-                run(network.gateway.clone(), GatewayFds { tun, listeners: fds }, channels, &errors_in, identity)
+                let port = |port: &Arc<PortSocket>| {
+                    Some(PortSocket { id: port.id, port: port.port, socket: port.socket.try_clone().ok()? })
+                };
+                let Some(ports) = network.ports.iter().map(port).collect() else { return 1 };
+                let fds = GatewayFds { tun, listeners: fds, broker, ports };
+                run(network.gateway.clone(), fds, channels, &errors_in, identity)
             }),
         };
-        drop((tun, fds, events_in, machine_in, commands_in, ready_in, errors_in));
+        drop((tun, broker, fds, events_in, machine_in, commands_in, ready_in, errors_in));
         for pipe in [&events, &errors] {
             rustix::fs::fcntl_setfl(pipe, OFlags::NONBLOCK).step(|| "set up a pipe".to_owned())?;
         }
@@ -162,7 +170,8 @@ fn enter(fds: &GatewayFds, channels: &Channels, errors: &OwnedFd, identity: Iden
     drop(null);
     let mut kept: Vec<_> =
         [&fds.tun, &channels.events, &channels.machine, &channels.ready, &channels.lifeline].map(AsFd::as_fd).into();
-    kept.extend(fds.listeners.iter().chain(&channels.commands).map(AsFd::as_fd));
+    kept.extend(fds.listeners.iter().chain(&channels.commands).chain(&fds.broker).map(AsFd::as_fd));
+    kept.extend(fds.ports.iter().map(|port| port.socket.as_fd()));
     process::close_all_except(&kept).step(|| "close descriptors".to_owned())?;
     // Away from the terminal, whose interrupts are for the supervisor.
     rustix::process::setsid().step(|| "start a session".to_owned())?;

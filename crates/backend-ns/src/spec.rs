@@ -3,9 +3,10 @@
 use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
-use cofferdam_gateway::{GatewayConfig, NetnsSpec};
+use cofferdam_gateway::{GatewayConfig, NetnsSpec, PortSocket};
 use cofferdam_sys::confine::Capability;
 
 /// Everything one sandbox is made from.
@@ -43,8 +44,17 @@ pub struct NetworkSpec {
     pub link: NetnsSpec,
     /// Whether something may be changed while it runs; see [`Running::commands`](crate::Running::commands).
     pub live: bool,
+    /// Ports that lead into the sandbox, bound already.
+    pub ports: Vec<Arc<PortSocket>>,
     /// The file that names the resolvers, where they are the machine's and so to be followed.
     pub resolvers: Option<ResolverFile>,
+}
+
+impl NetworkSpec {
+    /// Whether a process has to stay in the gateway's namespace, to make sockets towards the guest.
+    pub(crate) fn needs_broker(&self) -> bool {
+        self.live || !self.ports.is_empty()
+    }
 }
 
 /// A file that names resolvers.

@@ -69,6 +69,8 @@ Examples:
   cofferdam run --no-net -- make test
   # This machine's services as well, as host.cofferdam.internal.
   cofferdam run --net public,host -- ./client
+  # A server inside, reached at port 8080 of this machine.
+  cofferdam run -p 8080:80 -- ./server
   # Rules in full.
   cofferdam run --net-rule 'deny@any:tcp:25,allow@10.0.0.0/8:tcp' -- ./agent
 
@@ -134,6 +136,18 @@ pub(crate) struct NetworkArgs {
     /// Read the network's configuration from a TOML, JSON or YAML file; flags come on top.
     #[arg(long, value_name = "FILE", hide_short_help = true)]
     pub net_conf: Option<PathBuf>,
+    // Not a doc comment: rustdoc takes the brackets for links.
+    #[arg(
+        short = 'p',
+        long,
+        value_name = "PORTS",
+        action = ArgAction::Append,
+        help = "Publish a port: 8080:80, 0.0.0.0:53:53/udp",
+        long_help = "Publish a port: 8080:80, 0.0.0.0:53:53/udp\n\n\
+            [BIND:]HOST:GUEST[/tcp|/udp]: port HOST of this machine leads to port GUEST in the sandbox. Ranges of equal length are ports in a row; HOST 0 \
+            picks one and says which. Without BIND only this machine can reach it; [::1] and [::] are IPv6."
+    )]
+    pub publish: Vec<String>,
     /// How a denial looks: TCP reset (else ICMP prohibited), ICMP prohibited for all, or silence.
     #[arg(long, value_name = "HOW", hide_short_help = true)]
     pub deny_with: Option<DenyWord>,
@@ -192,6 +206,9 @@ pub(crate) struct LimitArgs {
     /// TCP connections at once; 0 is unlimited. Default 4096.
     #[arg(long, value_name = "N", hide_short_help = true)]
     pub max_connections: Option<u32>,
+    /// TCP connections to published ports at once; 0 is unlimited. Default 1024.
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    pub max_inbound_connections: Option<u32>,
     /// UDP mappings at once; 0 is unlimited. Default 1024.
     #[arg(long, value_name = "N", hide_short_help = true)]
     pub max_udp_connections: Option<u32>,

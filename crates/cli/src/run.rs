@@ -135,7 +135,9 @@ fn flag_items(args: &NetworkArgs, limits: &LimitArgs, matches: &ArgMatches) -> R
     items.extend(args.no_dns_rebind_protection.then_some(FlagItem::NoRebindProtection));
     items.extend(args.net_strict.map(FlagItem::Strict));
     items.extend(limits.max_connections.map(FlagItem::MaxConnections));
+    items.extend(limits.max_inbound_connections.map(FlagItem::MaxInboundConnections));
     items.extend(limits.max_udp_connections.map(FlagItem::MaxUdpConnections));
+    items.extend(args.publish.iter().cloned().map(FlagItem::Publish));
     items.extend(args.mtu.map(FlagItem::Mtu));
     items.extend(args.ipv4_pool.clone().map(FlagItem::Ipv4Pool));
     items.extend(args.ipv6_pool.clone().map(FlagItem::Ipv6Pool));

@@ -49,7 +49,7 @@ fn long_help_has_an_example_per_verb() {
 #[test]
 fn hidden_verbs_stay_hidden() {
     assert!(!run(&["--help"]).stdout.contains("internal"));
-    for flag in ["--publish", "--host-socket", "--pcap", "--detach", "--network-mode", "--backend"] {
+    for flag in ["--host-socket", "--pcap", "--detach", "--network-mode", "--backend"] {
         assert!(!run(&["run", "--help"]).stdout.contains(flag), "{flag}");
     }
 }

@@ -15,6 +15,7 @@
 pub mod environment;
 mod events;
 mod host;
+pub mod ports;
 mod report;
 mod resolvers;
 mod sandbox;

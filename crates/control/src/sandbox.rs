@@ -18,7 +18,7 @@ use cofferdam_backend_ns::{
 use cofferdam_gateway::{DnsUpstream, GatewayConfig, LinkAddresses, NetnsSpec, ReadAnchorsError, trust_anchors};
 use cofferdam_model::{
     Action, Classifier, Event, EventBody, EventSource, HostNetwork, LimitKind, NameserverOver, NetworkConfig,
-    PolicyConfig, rfc3339,
+    PolicyConfig, PublishedPort, rfc3339,
 };
 use cofferdam_policy::grammar::format_rule;
 use cofferdam_policy::{Policy, TooManyLayers};
@@ -26,6 +26,7 @@ use cofferdam_policy::{Policy, TooManyLayers};
 use crate::environment;
 use crate::events::{EventLog, MAX_LINES};
 use crate::host::Host;
+use crate::ports::{self, PublishError};
 use crate::resolvers::{self, LookUpError};
 use crate::slot::{self, SlotError};
 use crate::summary::{Advice, Summary};
@@ -113,6 +114,8 @@ pub enum RunError {
     #[error(transparent)]
     Slot(#[from] SlotError),
     #[error(transparent)]
+    Publish(#[from] PublishError),
+    #[error(transparent)]
     Launch(#[from] LaunchError),
 }
 
@@ -128,6 +131,7 @@ impl RunError {
             | RunError::Layers(_)
             | RunError::Nameserver(_)
             | RunError::Anchors(_)
+            | RunError::Publish(_)
             | RunError::Slot(_) => EXIT_SETUP,
         }
     }
@@ -142,6 +146,8 @@ pub struct Sandbox {
     policy: Vec<String>,
     summary: Summary,
     fail_on_deny: bool,
+    /// What a person is told when it starts.
+    said: Vec<String>,
 }
 
 /// How a run ended.
@@ -172,7 +178,27 @@ impl Sandbox {
         }
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(|error| RunError::Random(error.to_string()))?;
-        Sandbox::plan(options, &host, seed, std::process::id())
+        let wanted = options.network.ports.clone();
+        let bound = ports::bind(&wanted)?;
+        let mut sandbox = Sandbox::plan(options, &host, seed, std::process::id())?;
+        for (port, wanted) in bound.iter().zip(&wanted) {
+            if wanted.host_port == 0 {
+                let PublishedPort { guest_port, protocol, .. } = port.port;
+                sandbox.said.push(format!(
+                    "{} leads to port {guest_port}/{} in the sandbox",
+                    port.port.host(),
+                    protocol.word()
+                ));
+            }
+        }
+        if let (false, Some(network)) = (bound.is_empty(), &mut sandbox.spec.network) {
+            sandbox.said.extend(ports::backlog_remark());
+            for port in Policy::unreachable_ports(&network.gateway.network) {
+                sandbox.said.push(format!("nobody can reach {port}: the rules for ingress deny every peer"));
+            }
+            network.ports = bound;
+        }
+        Ok(sandbox)
     }
 
     /// Plans a sandbox on a machine. `preferred_slot` is a number that differs between sandboxes.
@@ -216,7 +242,7 @@ impl Sandbox {
             resolv: gateway,
             network,
         };
-        Ok(Sandbox { spec, command, policy, summary, fail_on_deny })
+        Ok(Sandbox { spec, command, policy, summary, fail_on_deny, said: Vec::new() })
     }
 
     /// Runs the program to its end. Call it while the process has one thread: it forks.
@@ -226,8 +252,11 @@ impl Sandbox {
     /// # Errors
     /// When the sandbox or the program could not be started.
     pub fn run(self, log: &mut EventLog, tell: &mut dyn FnMut(&str)) -> Result<Finished, RunError> {
-        let Sandbox { spec, command, policy, summary, fail_on_deny } = self;
+        let Sandbox { spec, command, policy, summary, fail_on_deny, said } = self;
         let guest = spec.network.as_ref().map(|network| guest_addresses(&network.gateway.link)).unwrap_or_default();
+        for text in &said {
+            tell(text);
+        }
         let running = cofferdam_backend_ns::launch(spec)?;
         // The gateway's clock starts when it is ready, which is a moment ago: both count from the same event.
         let started = Instant::now();
@@ -347,7 +376,7 @@ fn network_spec(
     // Resolvers that were configured stay who they are.
     let file = network.dns.nameservers.is_empty().then(resolvers::file);
     let gateway = GatewayConfig { network, policy, link, resolvers, anchors, seed };
-    Ok(NetworkSpec { gateway, link: netns, live: false, resolvers: file })
+    Ok(NetworkSpec { gateway, link: netns, live: false, ports: Vec::new(), resolvers: file })
 }
 
 /// Two unlike unicast MAC addresses from the locally administered range, out of the seed.

@@ -18,10 +18,12 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use cofferdam_model::NetworkConfig;
+use cofferdam_model::{NetworkConfig, PortId, PublishedPort};
 use cofferdam_sys::fdpass;
 use rustix::fs::{MemfdFlags, SeekFrom};
 use rustix::net::SendFlags;
+
+use crate::PortSocket;
 
 /// The longest message: a port and its words, or why a command was refused.
 const LONGEST: usize = 16 * 1024;
@@ -36,7 +38,6 @@ const ANSWER: u8 = b'A';
 
 /// What is to change.
 #[derive(Debug)]
-#[cfg_attr(not(test), expect(dead_code, reason = "ports cannot be changed yet"))]
 pub(crate) enum Command {
     /// Rules, limits and the like as they are in this file, in the place of those in force.
     Settings { file: OwnedFd },
@@ -44,6 +45,14 @@ pub(crate) enum Command {
     Publish { port: Vec<u8>, sockets: Vec<OwnedFd> },
     /// A port that was published.
     Withdraw { port: u32 },
+}
+
+/// A port as it is told to the gateway.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Publication {
+    pub(crate) id: PortId,
+    pub(crate) port: PublishedPort,
 }
 
 /// What arrived on the gateway's end of the channel.
@@ -139,19 +148,20 @@ impl Commands {
         self.send(SETTINGS, &[], &[file.as_fd()])
     }
 
-    /// Has a port published that is bound to `sockets`. `port` is what the gateway is told of it, as JSON.
+    /// Has a port published.
     ///
     /// # Errors
     /// As for [`Commands::replace`].
-    pub fn publish(&mut self, port: &[u8], sockets: &[BorrowedFd<'_>]) -> io::Result<u32> {
-        self.send(PUBLISH, port, sockets)
+    pub fn publish(&mut self, port: &PortSocket) -> io::Result<u32> {
+        let text = serde_json::to_vec(&Publication { id: port.id, port: port.port })?;
+        self.send(PUBLISH, &text, &[port.socket.as_fd()])
     }
 
-    /// Has the port of that number withdrawn. Its connections go on.
+    /// Has a port withdrawn. Its connections go on.
     ///
     /// # Errors
     /// As for [`Commands::replace`].
-    pub fn withdraw(&mut self, port: u32) -> io::Result<u32> {
+    pub fn withdraw(&mut self, PortId(port): PortId) -> io::Result<u32> {
         self.send(WITHDRAW, &port.to_be_bytes(), &[])
     }
 
@@ -212,15 +222,18 @@ mod tests {
             rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None).unwrap();
         let network = cofferdam_policy::file::default_network();
         assert_eq!(commands.replace(&network).unwrap(), 0);
-        assert_eq!(commands.publish(b"{}", &[socket.as_fd()]).unwrap(), 1);
-        assert_eq!(commands.withdraw(7).unwrap(), 2);
+        let port = cofferdam_policy::file::parse_port("[::1]:8080:80/udp").unwrap().remove(0);
+        let published = PortSocket { id: PortId(9), port, socket };
+        assert_eq!(commands.publish(&published).unwrap(), 1);
+        assert_eq!(commands.withdraw(PortId(7)).unwrap(), 2);
         let Received::Command(0, Command::Settings { file }) = receive(&theirs) else { panic!() };
         let mut text = vec![0; 1 << 16];
         let len = rustix::io::read(&file, &mut text).unwrap();
         let text = String::from_utf8_lossy(&text[..len]).into_owned();
         assert_eq!(cofferdam_policy::file::parse("x.json", &text).unwrap(), network);
-        let Received::Command(1, Command::Publish { port, sockets }) = receive(&theirs) else { panic!() };
-        assert_eq!((&port[..], sockets.len()), (&b"{}"[..], 1));
+        let Received::Command(1, Command::Publish { port: told, sockets }) = receive(&theirs) else { panic!() };
+        assert_eq!(serde_json::from_slice::<Publication>(&told).unwrap(), Publication { id: PortId(9), port });
+        assert_eq!(sockets.len(), 1);
         assert!(matches!(receive(&theirs), Received::Command(2, Command::Withdraw { port: 7 })));
         assert!(matches!(receive(&theirs), Received::Nothing));
         drop(commands);

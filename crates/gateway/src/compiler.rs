@@ -14,7 +14,7 @@ use cofferdam_policy::Policy;
 use rustix::pipe::PipeFlags;
 
 use crate::commands::MAX_SETTINGS;
-use crate::seal::{self, SealError};
+use crate::seal::{self, Needs, SealError};
 
 /// Policies that may wait to be compiled.
 const QUEUE: usize = 4;
@@ -66,7 +66,7 @@ impl Compiler {
         let (results, done) = mpsc::channel();
         let (sealed, is_sealed) = mpsc::channel();
         let work = move || {
-            let seal = seal::seal();
+            let seal = seal::seal(Needs::Nothing);
             let confined = seal.is_ok();
             let _waiting = sealed.send(seal.map(drop));
             // Ends when the loop does.

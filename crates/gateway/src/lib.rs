@@ -5,6 +5,7 @@
 //! the listeners, gives up everything else, and moves what the gate tells it to move. It decides nothing itself.
 
 mod anchors;
+mod broker;
 mod check;
 mod clock;
 mod commands;
@@ -22,6 +23,7 @@ mod netns;
 mod path;
 mod patience;
 mod poller;
+mod ports;
 mod relay;
 mod seal;
 mod serve;
@@ -29,8 +31,10 @@ mod session;
 mod udp;
 
 pub use anchors::{ReadAnchorsError, trust_anchors};
+pub use broker::{BrokerError, serve_broker};
 pub use commands::{CommandAnswer, Commands};
 pub use config::{Channels, DnsUpstream, DnsWay, GatewayConfig, Link6, LinkAddresses};
 pub use machine::{TooMany, machine_message, resolvers_message};
 pub use netns::{BuildError, GatewayFds, NetnsSpec, build_netns, configure_guest_link};
+pub use ports::PortSocket;
 pub use serve::{ServeError, serve};

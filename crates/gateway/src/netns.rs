@@ -25,7 +25,9 @@ use cofferdam_sys::tun::TunError;
 use cofferdam_sys::{nft, tun};
 
 use self::plan::{Missing, Step, Sysctl};
-use crate::LinkAddresses;
+use crate::{LinkAddresses, PortSocket};
+
+pub(crate) use self::plan::CONGESTION_CONTROL;
 
 /// What the builder makes and the gateway process holds.
 #[derive(Debug)]
@@ -34,6 +36,10 @@ pub struct GatewayFds {
     pub tun: OwnedFd,
     /// The transparent listeners: IPv4, then IPv6 when it is on. Non-blocking. They keep the namespace alive.
     pub listeners: Vec<OwnedFd>,
+    /// The channel to the broker, where ports are published or may be; non-blocking.
+    pub broker: Option<OwnedFd>,
+    /// The published ports, which the supervisor has bound.
+    pub ports: Vec<PortSocket>,
 }
 
 /// What the network namespaces of one sandbox look like.
@@ -125,7 +131,7 @@ impl BuildError {
 /// # Errors
 /// [`BuildError`]: the first step that failed. What was made until then is left for the namespace to take along.
 pub fn build_netns(spec: &NetnsSpec, tun: OwnedFd, sandbox_netns: BorrowedFd<'_>) -> Result<GatewayFds, BuildError> {
-    let mut fds = GatewayFds { tun, listeners: Vec::new() };
+    let mut fds = GatewayFds { tun, listeners: Vec::new(), broker: None, ports: Vec::new() };
     let mut guest_link = None;
     for step in plan::gateway(spec, sandbox_netns) {
         match step {
@@ -142,7 +148,7 @@ pub fn build_netns(spec: &NetnsSpec, tun: OwnedFd, sandbox_netns: BorrowedFd<'_>
                 }
             }
             Step::Listen { version, port, backlog } => {
-                let listener = transparent_listener(version, port, backlog, plan::CONGESTION_CONTROL)
+                let listener = transparent_listener(version, port, backlog, CONGESTION_CONTROL)
                     .map_err(|(call, source)| BuildError::Listen { version, call, source })?;
                 fds.listeners.push(listener);
             }

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use cofferdam_model::FlowId;
+use cofferdam_model::{FlowId, PortId};
 use rustix::event::epoll::{self, EventData, EventFlags};
 
 /// What a descriptor in the poller is for. Flow numbers are never reused, so an event for something that was closed
@@ -19,6 +19,10 @@ pub(crate) enum Token {
     Commands,
     /// A policy is compiled.
     Compiler,
+    /// The broker has sockets.
+    Broker,
+    /// A published port.
+    Port(PortId),
     Listener(usize),
     /// The host's socket of a TCP flow, while it connects and afterwards.
     Remote(FlowId),
@@ -53,6 +57,8 @@ impl Token {
             Token::Session(number) => (10, number),
             Token::Commands => (11, 0),
             Token::Compiler => (12, 0),
+            Token::Broker => (13, 0),
+            Token::Port(PortId(number)) => (14, u64::from(number)),
         };
         kind << 56 | (number & NUMBER)
     }
@@ -73,6 +79,8 @@ impl Token {
             10 => Token::Session(number),
             11 => Token::Commands,
             12 => Token::Compiler,
+            13 => Token::Broker,
+            14 => Token::Port(PortId(u32::try_from(number).ok()?)),
             _ => return None,
         })
     }
@@ -178,6 +186,8 @@ mod tests {
             Token::Session(5),
             Token::Commands,
             Token::Compiler,
+            Token::Broker,
+            Token::Port(PortId(6)),
         ] {
             assert_eq!(Token::decode(token.encode()), Some(token));
         }

@@ -33,8 +33,16 @@ pub enum SealError {
     },
 }
 
-/// Confines the process for good.
-pub(crate) fn seal() -> Result<Sealed, SealError> {
+/// What a gateway needs beyond what every gateway does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Needs {
+    Nothing,
+    /// Connections to the guest come from an address that is bound. Nothing is ever listened on.
+    Bind,
+}
+
+/// Confines the calling thread for good.
+pub(crate) fn seal(needs: Needs) -> Result<Sealed, SealError> {
     confine::drop_all_capabilities().map_err(|source| SealError::Capabilities { source })?;
     confine::no_new_privileges().map_err(|source| SealError::NoNewPrivileges { source })?;
     confine::landlock_deny_all_fs().map_err(|source| SealError::Landlock { source })?;
@@ -43,12 +51,12 @@ pub(crate) fn seal() -> Result<Sealed, SealError> {
     confine::install_seccomp(&Filter::deny(mapping.into(), Answer::Errno(libc::EPERM))?)?;
     // EPERM rather than a kill: the call does not happen either way, and a library that asks for something it can do
     // without must not take the sandbox's network down.
-    confine::install_seccomp(&Filter::allow(calls(), Answer::Errno(libc::EPERM))?)?;
+    confine::install_seccomp(&Filter::allow(calls(needs), Answer::Errno(libc::EPERM))?)?;
     Ok(Sealed(()))
 }
 
 /// Every system call of the loop, and who makes it.
-fn calls() -> Vec<Call> {
+fn calls(needs: Needs) -> Vec<Call> {
     let any = [
         // The poller, and how it waits.
         libc::SYS_epoll_create1,
@@ -114,7 +122,8 @@ fn calls() -> Vec<Call> {
         libc::F_GETFD,
     ]
     .map(|command| only(libc::SYS_fcntl, 1, command));
-    any.into_iter().map(Call::new).chain(families).chain(commands).collect()
+    let bind = (needs == Needs::Bind).then_some(Call::new(libc::SYS_bind));
+    any.into_iter().map(Call::new).chain(families).chain(commands).chain(bind).collect()
 }
 
 #[cfg(test)]
@@ -129,7 +138,7 @@ mod tests {
     fn a_sealed_thread_can_dial_and_nothing_else() {
         // What is taken away concerns the thread alone and never comes back.
         let run = || {
-            let _sealed = seal().unwrap();
+            let _sealed = seal(Needs::Nothing).unwrap();
             let tcp = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None);
             let unix = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None);
             let packet = rustix::net::socket(AddressFamily::PACKET, SocketType::RAW, None);
@@ -149,7 +158,7 @@ mod tests {
     fn a_sealed_thread_keeps_three_commands_of_fcntl() {
         let (read, write) = rustix::pipe::pipe().unwrap();
         let run = move || {
-            let _sealed = seal().unwrap();
+            let _sealed = seal(Needs::Nothing).unwrap();
             let kept = [
                 rustix::pipe::fcntl_setpipe_size(&write, 8192).map(drop),
                 rustix::io::fcntl_dupfd_cloexec(&write, 3).map(drop),

@@ -9,13 +9,15 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use cofferdam_gate::{Accepted, Gate, GateConfig, Link4, Link6, Output};
-use cofferdam_model::{Classifier, CloseReason, FlowId, HostNetwork, LimitsConfig, Time};
+use cofferdam_gate::{Accepted, DialError, Gate, GateConfig, Link4, Link6, Output};
+use cofferdam_model::{
+    Classifier, CloseReason, EventBody, FlowId, HostNetwork, LimitsConfig, PortId, PortProtocol, Time,
+};
 use cofferdam_names::{Families, Reach, Rebinding, Resolver, ResolverConfig, Upstream};
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
 
-use crate::check::{Checks, Outcome};
+use crate::check::{Checks, HandOver, Outcome};
 use crate::clock::Clock;
 use crate::commands::{self, Command, Received};
 use crate::compiler::{Compiler, CompilerError, Done, Job, Settings};
@@ -28,8 +30,9 @@ use crate::machine::{self, News};
 use crate::netns::GatewayFds;
 use crate::patience::Patience;
 use crate::poller::{Poller, Ready, Token, Watch};
+use crate::ports::{self, PortSocket, Ports};
 use crate::relay::{Ended, Relay, Side};
-use crate::seal::{self, SealError, Sealed};
+use crate::seal::{self, Needs, SealError, Sealed};
 use crate::session::Sessions;
 use crate::udp::Udp;
 
@@ -107,7 +110,8 @@ pub fn serve(config: GatewayConfig, fds: GatewayFds, channels: Channels) -> Resu
         .poller
         .add(&channels.lifeline, Token::Lifeline, Watch::Read)
         .map_err(|source| ServeError::Poller { source })?;
-    let sealed = seal::seal()?;
+    let needs = if gateway.ports.can_publish() { Needs::Bind } else { Needs::Nothing };
+    let sealed = seal::seal(needs)?;
     rustix::io::write(&channels.ready, &[1]).map_err(|errno| ServeError::Ready { source: errno.into() })?;
     drop(channels.ready);
     gateway.run(&sealed)
@@ -122,6 +126,7 @@ struct Gateway {
     dials: Dials,
     checks: Checks,
     relay: Relay,
+    ports: Ports,
     udp: Udp,
     echo: Echo,
     dns: Dns,
@@ -219,10 +224,16 @@ impl Gateway {
         for (index, listener) in fds.listeners.iter().enumerate() {
             poller.add(listener, Token::Listener(index), Watch::Read)?;
         }
+        let ports = Ports::new(fds.broker);
+        if let Some(broker) = ports.broker() {
+            poller.add(broker, Token::Broker, Watch::Read)?;
+        }
+        let published: Vec<PortSocket> = fds.ports;
         let resolver = Resolver::new(resolver_config(&config), Arc::clone(&config.policy));
-        Ok(Gateway {
+        let mut gateway = Gateway {
             poller,
             clock: Clock::start(),
+            ports,
             spare: fds.tun.try_clone().ok(),
             tun: fds.tun,
             listeners: fds.listeners,
@@ -245,7 +256,25 @@ impl Gateway {
             little: false,
             stop: false,
             failure: None,
-        })
+        };
+        let now = gateway.clock.now();
+        for port in published {
+            gateway.publish(now, port)?;
+        }
+        Ok(gateway)
+    }
+
+    /// Serves a port from here on.
+    fn publish(&mut self, now: Time, port: PortSocket) -> io::Result<()> {
+        let told = EventBody::PortPublished {
+            port: port.id,
+            protocol: port.port.protocol,
+            host: port.port.host(),
+            guest_port: port.port.guest_port.get(),
+        };
+        self.ports.publish(&self.poller, port)?;
+        self.events.push(now, told);
+        Ok(())
     }
 
     /// The loop. Only a sealed process gets here.
@@ -355,7 +384,22 @@ impl Gateway {
                 Some(progress) => self.dialed(now, flow, progress),
                 None => self.relayed(now, flow, Side::Remote, ready),
             },
-            Token::Guest(flow) => self.relayed(now, flow, Side::Guest, ready),
+            Token::Guest(flow) => match self.ports.handle_ready(flow) {
+                Some(result) => self.reached(now, flow, result),
+                None => self.relayed(now, flow, Side::Guest, ready),
+            },
+            Token::Port(id) => self.come_in(now, id),
+            Token::Broker => {
+                for (flow, result) in self.ports.handle_broker(&self.poller) {
+                    self.reached(now, flow, result);
+                }
+                if !self.ports.can_publish() {
+                    let message = "the process that makes sockets for published ports has ended: no more connections \
+                                   come in"
+                        .to_owned();
+                    self.events.push(now, EventBody::GatewayNotice { message });
+                }
+            }
             Token::Udp(flow) => self.udp.handle_ready(&mut self.gate, now, flow, ready),
             Token::Echo(flow) => self.echo.handle_ready(&mut self.gate, now, flow),
             Token::Upstream(id) => self.dns.handle_upstream(now, id, ready),
@@ -396,9 +440,9 @@ impl Gateway {
     }
 
     /// Does what the supervisor wants changed.
-    fn obey(&mut self, _now: Time) {
-        let Some(Live { channel, compiler }) = &self.live else { return };
+    fn obey(&mut self, now: Time) {
         for _ in 0..COMMANDS {
+            let Some(Live { channel, compiler }) = &self.live else { return };
             let (number, command) = match commands::receive(channel) {
                 Received::Command(number, command) => (number, command),
                 Received::Nothing => return,
@@ -419,11 +463,47 @@ impl Gateway {
                         commands::answer(channel, number, Err("too many changes at once; try again in a moment"));
                     }
                 }
-                Command::Publish { .. } | Command::Withdraw { .. } => {
-                    commands::answer(channel, number, Err("ports cannot be changed while the sandbox runs"));
+                Command::Publish { port, sockets } => {
+                    let result = self.publish_command(now, &port, sockets);
+                    self.answer(number, result);
+                }
+                Command::Withdraw { port } => {
+                    let result = self.withdraw_command(now, PortId(port));
+                    self.answer(number, result);
                 }
             }
         }
+    }
+
+    fn answer(&self, number: u32, result: Result<(), String>) {
+        if let Some(Live { channel, .. }) = &self.live {
+            commands::answer(channel, number, result.as_ref().copied().map_err(String::as_str));
+        }
+    }
+
+    fn publish_command(&mut self, now: Time, port: &[u8], mut sockets: Vec<OwnedFd>) -> Result<(), String> {
+        let commands::Publication { id, port } =
+            serde_json::from_slice(port).map_err(|error| format!("the port cannot be read: {error}"))?;
+        let (Some(socket), true) = (sockets.pop(), sockets.is_empty()) else {
+            return Err("a port has one socket".to_owned());
+        };
+        if !self.ports.can_publish() {
+            return Err("this sandbox was not made to have ports published".to_owned());
+        }
+        if self.ports.find(id).is_some() {
+            return Err(format!("there is a port {} already", id.0));
+        }
+        self.publish(now, PortSocket { id, port, socket })
+            .map_err(|error| format!("the port cannot be served: {error}"))
+    }
+
+    fn withdraw_command(&mut self, now: Time, id: PortId) -> Result<(), String> {
+        let port = self.ports.withdraw(id).ok_or_else(|| format!("there is no port {}", id.0))?;
+        self.gate.handle_withdrawn(now, id);
+        self.drain(now);
+        let (protocol, host, guest_port) = (port.protocol, port.host(), port.guest_port.get());
+        self.events.push(now, EventBody::PortWithdrawn { port: id, protocol, host, guest_port });
+        Ok(())
     }
 
     /// Puts compiled settings in the place of those in force, all at once.
@@ -445,9 +525,7 @@ impl Gateway {
                 self.gate.handle_policy(now, policy);
                 self.drain(now);
             });
-            if let Some(Live { channel, .. }) = &self.live {
-                commands::answer(channel, number, result.as_ref().copied().map_err(String::as_str));
-            }
+            self.answer(number, result);
         }
     }
 
@@ -489,7 +567,20 @@ impl Gateway {
                 let progress = self.dials.start(&self.poller, flow, remote, fallback, permit);
                 self.dialed(now, flow, progress);
             }
-            Output::AbandonDial { flow } => drop(self.dials.take(flow)),
+            Output::AbandonDial { flow } => {
+                drop(self.dials.take(flow));
+                if let Some((host, _guest)) = self.ports.take(flow) {
+                    ports::reset(&host);
+                }
+            }
+            Output::DialGuest { flow, source, guest, permit } => {
+                if let Some(result) = self.ports.dial(&self.poller, flow, source, guest, permit) {
+                    self.reached(now, flow, result);
+                }
+            }
+            Output::SendPeer { port, peer, payload, segment, fragmentation } => {
+                self.ports.send(port, peer, &payload, segment, fragmentation);
+            }
             Output::Emit { offload, packet } => {
                 let header = offload.emit();
                 // A packet that the TUN does not take is lost like any other.
@@ -605,6 +696,67 @@ impl Gateway {
         }
     }
 
+    /// Peers have come to a published port.
+    fn come_in(&mut self, now: Time, id: PortId) {
+        let Some((published, protocol, _)) = self.ports.find(id) else { return };
+        if protocol == PortProtocol::Udp {
+            return self.ports.receive(&mut self.gate, now, id);
+        }
+        for _ in 0..ACCEPTS {
+            let Some((.., listener)) = self.ports.find(id) else { return };
+            match rustix::net::acceptfrom_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+                Ok((socket, peer)) => {
+                    let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
+                    match peer.and_then(|peer| self.gate.handle_peer(now, published, peer)) {
+                        Some(flow) if ports::watch(&self.poller, flow, &socket).is_ok() => {
+                            self.ports.hold(flow, socket)
+                        }
+                        Some(flow) => {
+                            refuse(&socket);
+                            self.gate.handle_guest_dialed(now, flow, Err(DialError::Resources));
+                        }
+                        None => refuse(&socket),
+                    }
+                    self.drain(now);
+                }
+                Err(Errno::MFILE | Errno::NFILE) => {
+                    self.spare = None;
+                    if let Some((.., listener)) = self.ports.find(id)
+                        && let Ok(socket) = rustix::net::accept(listener)
+                    {
+                        refuse(&socket);
+                    }
+                    self.spare = self.tun.try_clone().ok();
+                    return self.gate.handle_no_descriptor(now);
+                }
+                Err(Errno::INTR | Errno::CONNABORTED) => {}
+                // Whatever else it is, it is about one connection: the listener stays.
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// The way of a peer's connection to the guest has come to an end.
+    fn reached(&mut self, now: Time, flow: FlowId, result: Result<(), DialError>) {
+        let lets_go_on = self.gate.handle_guest_dialed(now, flow, result);
+        let Some((host, guest)) = self.ports.take(flow) else { return };
+        match guest.filter(|_| lets_go_on) {
+            Some(guest) => {
+                let handed = HandOver {
+                    guest,
+                    remote: host,
+                    counters: Default::default(),
+                    guest_ended: false,
+                    remote_ended: false,
+                };
+                if let Some(ended) = self.relay.adopt(&self.poller, flow, handed) {
+                    self.closed(now, ended);
+                }
+            }
+            None => ports::reset(&host),
+        }
+    }
+
     /// There is no descriptor left: takes one connection off the queue and resets it, so that the guest is told and the
     /// listener does not stay ready for ever.
     fn accept_and_refuse(&mut self, index: usize) {
@@ -690,7 +842,7 @@ mod tests {
         let link = crate::LinkAddresses { guest4, gateway4, prefix4: 30, v6: Some(v6) };
         let policy = Arc::new(cofferdam_policy::Policy::compile(&network.policy, Classifier::default()));
         let config = GatewayConfig { network, policy, link, resolvers: Vec::new(), anchors: Vec::new(), seed: [3; 32] };
-        let fds = GatewayFds { tun: tun_in, listeners: Vec::new() };
+        let fds = GatewayFds { tun: tun_in, listeners: Vec::new(), broker: None, ports: Vec::new() };
         let (commands, commands_in) = Commands::pair().unwrap();
         let channels = Channels {
             events: events_in,

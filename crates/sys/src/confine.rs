@@ -98,6 +98,9 @@ impl fmt::Display for Capability {
 }
 
 impl Capability {
+    /// Of a network namespace: its interfaces, addresses, filters, and sockets with addresses that are not its own.
+    pub const NET_ADMIN: Capability = Capability(12);
+
     fn set(self) -> CapabilitySet {
         CapabilitySet::from_bits_retain(1 << self.0)
     }

@@ -1,4 +1,4 @@
-//! Listening sockets that take connections to addresses that are not theirs (`IP_TRANSPARENT`, ip(7)), as TPROXY needs.
+//! Sockets with addresses that are not theirs (`IP_TRANSPARENT`, ip(7)), as TPROXY needs.
 
 use std::fmt;
 use std::io;
@@ -37,6 +37,22 @@ pub fn transparent_listener(
     backlog: i32,
     congestion: &str,
 ) -> Result<OwnedFd, (&'static str, io::Error)> {
+    let socket = transparent_socket(version, congestion)?;
+    let address: SocketAddr = match version {
+        IpVersion::V4 => (Ipv4Addr::UNSPECIFIED, port).into(),
+        IpVersion::V6 => (Ipv6Addr::UNSPECIFIED, port).into(),
+    };
+    rustix::net::bind(&socket, &address).map_err(|e| ("bind", e.into()))?;
+    rustix::net::listen(&socket, backlog).map_err(|e| ("listen", e.into()))?;
+    Ok(socket)
+}
+
+/// A non-blocking, close-on-exec TCP socket of the calling thread's network namespace that may be bound to any address. It, and
+/// whatever it accepts, has `TCP_NODELAY`, urgent data inline and the congestion control `congestion`.
+///
+/// # Errors
+/// As for [`transparent_listener`].
+pub fn transparent_socket(version: IpVersion, congestion: &str) -> Result<OwnedFd, (&'static str, io::Error)> {
     let family = match version {
         IpVersion::V4 => AddressFamily::INET,
         IpVersion::V6 => AddressFamily::INET6,
@@ -44,23 +60,18 @@ pub fn transparent_listener(
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, Some(ipproto::TCP))
         .map_err(|e| ("socket", e.into()))?;
-    let address: SocketAddr = match version {
+    match version {
         IpVersion::V4 => {
             set_option(&socket, libc::SOL_IP, libc::IP_TRANSPARENT, 1).map_err(|e| ("IP_TRANSPARENT", e))?;
-            (Ipv4Addr::UNSPECIFIED, port).into()
         }
         IpVersion::V6 => {
             set_option(&socket, libc::SOL_IPV6, libc::IPV6_TRANSPARENT, 1).map_err(|e| ("IPV6_TRANSPARENT", e))?;
             set_ipv6_v6only(&socket, true).map_err(|e| ("IPV6_V6ONLY", e.into()))?;
-            (Ipv6Addr::UNSPECIFIED, port).into()
         }
-    };
-    // Accepted sockets inherit these.
+    }
     set_socket_oobinline(&socket, true).map_err(|e| ("SO_OOBINLINE", e.into()))?;
     set_tcp_nodelay(&socket, true).map_err(|e| ("TCP_NODELAY", e.into()))?;
     set_tcp_congestion(&socket, congestion).map_err(|e| ("TCP_CONGESTION", e.into()))?;
-    rustix::net::bind(&socket, &address).map_err(|e| ("bind", e.into()))?;
-    rustix::net::listen(&socket, backlog).map_err(|e| ("listen", e.into()))?;
     Ok(socket)
 }
 

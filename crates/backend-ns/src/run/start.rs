@@ -23,7 +23,7 @@ use crate::init::Init;
 use crate::limits::{self, Cgroup};
 use crate::plan::{self, Host, Source, Wanted};
 use crate::wire::{self, Fault, Message, Received, Step as _};
-use crate::{GatewayEnd, LaunchError, Role, SandboxSpec, check, filter, program, remedy};
+use crate::{GatewayEnd, LaunchError, NetworkSpec, Role, SandboxSpec, check, filter, program, remedy};
 
 /// How long a start may take. It takes milliseconds; a machine that swaps may take seconds.
 const START_TIME: Duration = Duration::from_secs(30);
@@ -152,7 +152,8 @@ impl<'a> Start<'a> {
                 (role, message, _) => return Err(unexpected(role, &message)),
             }
         }
-        if let Some(builder) = self.processes.builder.take() {
+        let stays = self.spec.network.as_ref().is_some_and(NetworkSpec::needs_broker);
+        if let Some(builder) = self.processes.builder.take_if(|_| !stays) {
             wait(&builder);
         }
         self.follow_machine()?;

@@ -37,7 +37,7 @@ pub(super) const LISTENER_PORT: u16 = 10_999;
 const BACKLOG: u16 = 4_096;
 
 /// BBR, which a host may have as its default, halves the throughput of links without loss (`docs/performance.md`).
-pub(super) const CONGESTION_CONTROL: &str = "reno";
+pub(crate) const CONGESTION_CONTROL: &str = "reno";
 
 /// TCP over IPv4 crosses the link to the guest in pieces of up to 256 KiB (BIG TCP), four times what an IP header can name:
 /// a quarter of the packets, and with them a third of the processor time of an upload (`docs/performance.md`). Larger ones

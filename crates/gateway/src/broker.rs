@@ -1,0 +1,222 @@
+//! Sockets towards the guest: who makes them, and how the gateway gets them.
+//!
+//! A connection of a peer goes on to the guest from a socket that has to be born in the gateway's namespace, and that may use
+//! the peer's address as its own (`IP_TRANSPARENT`). Both take a privilege there which the gateway process has not. So the
+//! process that has built the namespace stays as a *broker*: it makes such sockets on request, a batch at a time, and hands
+//! them over. It reads nothing but requests of two bytes, and is confined to what that takes.
+//!
+//! | Bytes | From | What |
+//! |---|---|---|
+//! | 1 | gateway | 4 or 6 |
+//! | 1 | gateway | how many sockets |
+//! | 1 | broker | 4 or 6, with up to [`fdpass::MAX_FDS`] sockets; without any when there are none to be had |
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use cofferdam_sys::confine::{self, Answer, Call, Capability, Filter, FilterError, Test};
+use cofferdam_sys::fdpass;
+use cofferdam_sys::transparent::{IpVersion, transparent_socket};
+use rustix::event::{PollFd, PollFlags};
+
+use crate::netns::CONGESTION_CONTROL;
+
+/// Below so many the gateway asks for more, which come while these are used up: a connection takes longer than a socket.
+const LOW: usize = 32;
+/// How many it asks for.
+const REFILL: u8 = 64;
+
+/// Why there is no broker any more.
+#[derive(Debug, thiserror::Error)]
+pub enum BrokerError {
+    #[error("cannot give up capabilities")]
+    Capabilities { source: io::Error },
+    #[error("cannot set no_new_privs")]
+    NoNewPrivileges { source: io::Error },
+    #[error("cannot restrict access to files with Landlock")]
+    Landlock { source: io::Error },
+    #[error("cannot restrict system calls with seccomp")]
+    Seccomp {
+        #[from]
+        source: FilterError,
+    },
+    #[error("cannot serve the gateway")]
+    Serve { source: io::Error },
+}
+
+/// The broker: confines itself and serves until the gateway or the supervisor is gone. The calling process is in the
+/// gateway's namespaces and privileged there, and has these two descriptors only.
+///
+/// # Errors
+/// When it could not be confined, or its sockets broke.
+pub fn serve_broker(channel: &OwnedFd, lifeline: &OwnedFd) -> Result<(), BrokerError> {
+    seal()?;
+    let serve = |source: io::Error| BrokerError::Serve { source };
+    loop {
+        let mut fds = [PollFd::new(channel, PollFlags::IN), PollFd::new(lifeline, PollFlags::IN)];
+        match rustix::event::poll(&mut fds, None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(serve(errno.into())),
+        }
+        let [asked, orphaned] = fds.map(|fd| !fd.revents().is_empty());
+        if orphaned {
+            return Ok(());
+        }
+        if !asked {
+            continue;
+        }
+        let mut request = [0; 2];
+        match rustix::io::retry_on_intr(|| rustix::io::read(channel, &mut request)) {
+            Ok(2) => {}
+            Ok(0) => return Ok(()),
+            Ok(_) => return Err(serve(io::ErrorKind::InvalidData.into())),
+            Err(errno) => return Err(serve(errno.into())),
+        }
+        let [family, count] = request;
+        let version = version(family).ok_or_else(|| serve(io::ErrorKind::InvalidData.into()))?;
+        let mut left = usize::from(count);
+        while left > 0 {
+            let made =
+                (0..left.min(fdpass::MAX_FDS)).map_while(|_| transparent_socket(version, CONGESTION_CONTROL).ok());
+            let sockets: Vec<OwnedFd> = made.collect();
+            let borrowed: Vec<BorrowedFd<'_>> = sockets.iter().map(AsFd::as_fd).collect();
+            fdpass::send_fds(channel, &[family], &borrowed).map_err(serve)?;
+            if sockets.is_empty() {
+                break;
+            }
+            left -= sockets.len();
+        }
+    }
+}
+
+fn seal() -> Result<(), BrokerError> {
+    confine::keep_capabilities(&[Capability::NET_ADMIN]).map_err(|source| BrokerError::Capabilities { source })?;
+    confine::no_new_privileges().map_err(|source| BrokerError::NoNewPrivileges { source })?;
+    confine::landlock_deny_all_fs().map_err(|source| BrokerError::Landlock { source })?;
+    let any = [
+        // The loop.
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_poll,
+        libc::SYS_ppoll,
+        libc::SYS_read,
+        libc::SYS_sendmsg,
+        libc::SYS_setsockopt,
+        libc::SYS_close,
+        libc::SYS_restart_syscall,
+        // Its last words, and the end.
+        libc::SYS_write,
+        libc::SYS_rt_sigreturn,
+        libc::SYS_rt_sigaction,
+        libc::SYS_rt_sigprocmask,
+        libc::SYS_sigaltstack,
+        libc::SYS_exit_group,
+        libc::SYS_getpid,
+        libc::SYS_gettid,
+        libc::SYS_tgkill,
+        // The allocator.
+        libc::SYS_brk,
+        libc::SYS_mmap,
+        libc::SYS_munmap,
+        libc::SYS_mremap,
+        libc::SYS_madvise,
+        libc::SYS_futex,
+    ];
+    let only =
+        |call, argument, value| Call::new(call).when(argument, Test::Equal(u32::try_from(value).unwrap_or(u32::MAX)));
+    let families = [libc::AF_INET, libc::AF_INET6].map(|family| only(libc::SYS_socket, 0, family));
+    // The standard library looks whether what it closes is open, in builds with debug assertions.
+    let commands = [only(libc::SYS_fcntl, 1, libc::F_GETFD)];
+    let calls = any.into_iter().map(Call::new).chain(families).chain(commands).collect();
+    let executable = u32::try_from(libc::PROT_EXEC).unwrap_or(4);
+    let mapping = Call::new(libc::SYS_mmap).when(2, Test::Bit(executable));
+    confine::install_seccomp(&Filter::deny(vec![mapping], Answer::Errno(libc::EPERM))?)?;
+    confine::install_seccomp(&Filter::allow(calls, Answer::Errno(libc::EPERM))?)?;
+    Ok(())
+}
+
+fn version(family: u8) -> Option<IpVersion> {
+    match family {
+        4 => Some(IpVersion::V4),
+        6 => Some(IpVersion::V6),
+        _ => None,
+    }
+}
+
+/// The gateway's stock of such sockets.
+#[derive(Debug)]
+pub(crate) struct Stock {
+    channel: OwnedFd,
+    v4: Shelf,
+    v6: Shelf,
+}
+
+#[derive(Debug, Default)]
+struct Shelf {
+    sockets: Vec<OwnedFd>,
+    /// Asked for and not there yet.
+    coming: usize,
+}
+
+/// What the broker has sent.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Delivered {
+    Sockets,
+    /// It has none to give.
+    Nothing,
+    /// The broker is gone.
+    Gone,
+}
+
+impl Stock {
+    /// A stock that is filled over `channel`, which does not block.
+    pub(crate) fn new(channel: OwnedFd) -> Stock {
+        Stock { channel, v4: Shelf::default(), v6: Shelf::default() }
+    }
+
+    /// Takes a socket, and sees to it that there are more. `None`: it has to wait for what is delivered.
+    pub(crate) fn take(&mut self, ipv6: bool) -> Option<OwnedFd> {
+        let (shelf, family) = if ipv6 { (&mut self.v6, 6) } else { (&mut self.v4, 4) };
+        let socket = shelf.sockets.pop();
+        if shelf.sockets.len() + shelf.coming < LOW {
+            let flags = rustix::net::SendFlags::DONTWAIT | rustix::net::SendFlags::NOSIGNAL;
+            if rustix::net::send(&self.channel, &[family, REFILL], flags).is_ok() {
+                shelf.coming += usize::from(REFILL);
+            }
+        }
+        socket
+    }
+
+    /// Puts back what was taken and not used.
+    pub(crate) fn put_back(&mut self, ipv6: bool, socket: OwnedFd) {
+        let shelf = if ipv6 { &mut self.v6 } else { &mut self.v4 };
+        shelf.sockets.push(socket);
+    }
+
+    /// Takes in what has been sent.
+    pub(crate) fn receive(&mut self) -> Delivered {
+        let mut delivered = Delivered::Nothing;
+        let mut family = [0; 1];
+        loop {
+            match fdpass::recv_fds(&self.channel, &mut family) {
+                Ok((0, _)) => return Delivered::Gone,
+                Ok((_, sockets)) => {
+                    let [family] = family;
+                    let shelf = if family == 6 { &mut self.v6 } else { &mut self.v4 };
+                    if sockets.is_empty() {
+                        shelf.coming = 0;
+                    } else {
+                        delivered = Delivered::Sockets;
+                        shelf.coming = shelf.coming.saturating_sub(sockets.len());
+                        shelf.sockets.extend(sockets);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return delivered,
+                Err(_) => return Delivered::Gone,
+            }
+        }
+    }
+
+    pub(crate) fn channel(&self) -> BorrowedFd<'_> {
+        self.channel.as_fd()
+    }
+}
