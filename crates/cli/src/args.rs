@@ -261,7 +261,7 @@ pub(crate) struct EvidenceArgs {
     #[arg(long, value_name = "FILE", hide_short_help = true)]
     pub json_summary: Option<PathBuf>,
     /// Exit with 124 when something was denied.
-    #[arg(long)]
+    #[arg(long, hide_short_help = true)]
     pub fail_on_deny: bool,
     /// No summary and no notices.
     #[arg(short, long, conflicts_with = "verbose", hide_short_help = true)]
