@@ -155,6 +155,19 @@ mod tests {
     }
 
     #[test]
+    fn a_sealed_thread_binds_where_ports_may_be_published_and_never_listens() {
+        for (needs, bound) in [(Needs::Nothing, Err(Errno::PERM)), (Needs::Bind, Ok(()))] {
+            let run = move || {
+                let _sealed = seal(needs).unwrap();
+                let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+                let any: std::net::SocketAddr = "127.0.0.1:0".parse().unwrap();
+                (rustix::net::bind(&socket, &any), rustix::net::listen(&socket, 1))
+            };
+            assert_eq!(std::thread::spawn(run).join().unwrap(), (bound, Err(Errno::PERM)));
+        }
+    }
+
+    #[test]
     fn a_sealed_thread_keeps_three_commands_of_fcntl() {
         let (read, write) = rustix::pipe::pipe().unwrap();
         let run = move || {

@@ -174,6 +174,8 @@ const GUEST_LINK_SYSCTLS_NO_V6: &[Sysctl] = &[set_if_there("ipv6/conf/eth0/disab
 const GUEST_SYSCTLS: &[Sysctl] = &[
     // For the same reason as on the other end of the link.
     set("ipv4/tcp_congestion_control", CONGESTION_CONTROL),
+    // A server may have the port that it usually has: all of them are the sandbox's own.
+    set("ipv4/ip_unprivileged_port_start", "0"),
 ];
 
 /// The plan of the gateway's namespace.
