@@ -12,6 +12,7 @@
 //! Stricter means earlier in the order of [`Group`]: only when outer and embedded form are public is the address public, and
 //! a form that leads to the host or to metadata is in that group whatever is around it.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -152,6 +153,71 @@ impl Classifier {
         v4.chain(v6).any(|address| net.contains(&address))
     }
 
+    /// Addresses such that every address is like one of them: in the same group, and not beyond another of the `cuts`, which
+    /// say where something else begins. What depends on the group and on networks cut out so is known for all addresses when
+    /// it is known for these.
+    ///
+    /// Where the group depends on bits in the middle of an address (a Teredo client, a NAT64 prefix shorter than 96), a
+    /// stretch has several groups and gets an address for each of them that is found among the borders of IPv4.
+    #[must_use]
+    pub fn representatives(&self, cuts: impl IntoIterator<Item = IpAddr>) -> Vec<IpAddr> {
+        let mut v4: BTreeSet<u32> = self.v4.iter().map(|(start, _)| start.to_bits()).collect();
+        let inner: Vec<u32> = v4.iter().copied().collect();
+        let mut v6: BTreeSet<u128> = self.v6.iter().map(|(start, _)| start.to_bits()).collect();
+        for (network, length) in EMBEDDING {
+            v6.extend(embedding_borders(network.to_bits(), length, &inner));
+        }
+        for prefix in &self.host.nat64 {
+            v6.extend(embedding_borders(prefix.network().to_bits(), prefix.prefix_len(), &inner));
+        }
+        for cut in cuts {
+            match cut {
+                IpAddr::V4(cut) => v4.insert(cut.to_bits()),
+                IpAddr::V6(cut) => v6.insert(cut.to_bits()),
+            };
+        }
+        let mut found: Vec<IpAddr> = v4.into_iter().map(|bits| IpAddr::V4(Ipv4Addr::from_bits(bits))).collect();
+        let mut starts = v6.into_iter().peekable();
+        while let Some(first) = starts.next() {
+            let last = starts.peek().map_or(u128::MAX, |next| next - 1);
+            // Mapped addresses are IPv4 ones, whatever networks of IPv6 are cut out around them.
+            if Ipv6Addr::from_bits(first).to_ipv4_mapped().is_some() {
+                continue;
+            }
+            let mut groups = BTreeSet::new();
+            let inside = self.buried(first, last, &inner);
+            for address in std::iter::once(first).chain(inside).map(|bits| IpAddr::V6(Ipv6Addr::from_bits(bits))) {
+                if groups.insert(self.classify(address)) {
+                    found.push(address);
+                }
+            }
+        }
+        found
+    }
+
+    /// Addresses from `first` to `last` that carry each of `inner` where other bits come before it.
+    fn buried(&self, first: u128, last: u128, inner: &[u32]) -> Vec<u128> {
+        const TEREDO: u128 = 0x2001_0000 << 96;
+        let is_teredo = first >> 96 == TEREDO >> 96;
+        let nat64 = |prefix: &&Ipv6Net| prefix.prefix_len() < 96 && prefix.contains(&Ipv6Addr::from_bits(first));
+        let mut found = Vec::new();
+        for value in inner.iter().map(|value| u128::from(*value)) {
+            if is_teredo {
+                // The first server in the stretch, the one after, the last: with clients inverted, at the end.
+                let servers = [first >> 64, (first >> 64) + 1, last >> 64];
+                found.extend(servers.map(|server| server << 64 | (value ^ u128::from(u32::MAX))));
+            }
+            for prefix in self.host.nat64.iter().filter(nat64) {
+                // Past the eight bits that belong to no address (RFC 6052 §2.2).
+                let before = u32::from(64_u8.saturating_sub(prefix.prefix_len()));
+                let low = value & ((1_u128 << (32 - before.min(32))) - 1);
+                found.push(first >> 56 << 56 | low << (24 + before.min(32)));
+            }
+        }
+        found.retain(|bits| (first..=last).contains(bits));
+        found
+    }
+
     fn classify_v4(&self, address: Ipv4Addr) -> Group {
         group_at(&self.v4, address)
     }
@@ -169,6 +235,15 @@ impl Classifier {
         let translated = self.host.nat64.iter().filter_map(move |prefix| nat64_embedded(*prefix, address));
         first.into_iter().chain(second).chain(translated)
     }
+}
+
+/// Where the borders of IPv4 lie in a network that carries IPv4 addresses right behind its prefix, and where it begins and
+/// has ended.
+fn embedding_borders(network: u128, length: u8, inner: &[u32]) -> impl Iterator<Item = u128> {
+    let behind = 96_u8.saturating_sub(length);
+    let borders: Vec<u128> = inner.iter().map(|value| network | u128::from(*value) << behind).collect();
+    let end = 1_u128.checked_shl(128 - u32::from(length)).and_then(|size| network.checked_add(size));
+    borders.into_iter().chain([network]).chain(end)
 }
 
 fn join(high: u16, low: u16) -> Ipv4Addr {

@@ -86,6 +86,14 @@ impl KnownResolvers {
         facts.protocol == Protocol::Tcp && facts.port == Some(HTTPS_PORT) && self.has_address(facts.peer)
     }
 
+    pub(crate) fn addresses(&self) -> &[IpAddr] {
+        &self.addresses
+    }
+
+    pub(crate) fn names(&self) -> &[&'static str] {
+        &self.names
+    }
+
     pub(crate) fn has_name(&self, name: &DomainName) -> bool {
         let mut rest = Some(name.as_str());
         while let Some(suffix) = rest {

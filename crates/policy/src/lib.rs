@@ -5,6 +5,7 @@
 //! [`Policy::compile`] turns that into lookup tables. No I/O, no clock, no randomness.
 
 pub mod builder;
+pub mod compare;
 pub mod file;
 pub mod grammar;
 pub mod preset;

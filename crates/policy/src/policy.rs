@@ -44,13 +44,14 @@ mod rule_set;
 use std::sync::Arc;
 
 use cofferdam_model::{
-    Action, Classifier, Direction, DomainName, Group, Layer, NetworkConfig, PolicyConfig, PublishedPort, Rule, RuleText,
+    Action, Classifier, Direction, DomainName, Group, Layer, NetworkConfig, PolicyConfig, PolicyLayer, PublishedPort,
+    Rule, RuleText,
 };
 
 use crate::builder::PolicyBuilder;
 use crate::encrypted_dns::KnownResolvers;
 use crate::facts::LayerSet;
-use crate::policy::rule_set::{Admitted, Flow, RuleSet};
+use crate::policy::rule_set::{Admitted, Flow};
 use crate::table::ports::{Service, ServiceClass};
 use crate::weigh::{LayerScales, Scales};
 use crate::{
@@ -58,7 +59,7 @@ use crate::{
     warnings,
 };
 
-pub(crate) use rule_set::{Admission, Ruling};
+pub(crate) use rule_set::{Admission, RuleSet, Ruling};
 
 /// A compiled policy.
 #[derive(Debug)]
@@ -118,6 +119,17 @@ impl Policy {
     pub fn of_network(network: &NetworkConfig, classifier: Classifier) -> Result<Policy, TooManyLayers> {
         let layers: Box<[RuleSet]> = network.layers().iter().map(RuleSet::of_layer).collect();
         Policy::of_layers(layers, classifier, Arc::new(KnownResolvers::new()))
+    }
+
+    /// A policy of one layer, as it is in a configuration.
+    #[must_use]
+    pub fn of_layer(layer: &PolicyLayer, classifier: Classifier) -> Policy {
+        Policy {
+            layers: Box::new([RuleSet::of_layer(layer)]),
+            classifier,
+            resolvers: Arc::new(KnownResolvers::new()),
+            identity: Identity::default(),
+        }
     }
 
     /// What both this policy and `child` allow, as one policy that is asked once: the layers of this one around those of
@@ -298,6 +310,14 @@ impl Policy {
     #[must_use]
     pub fn uses_names(&self) -> bool {
         self.layers.iter().any(RuleSet::uses_names)
+    }
+
+    pub(crate) fn rule_sets(&self) -> &[RuleSet] {
+        &self.layers
+    }
+
+    pub(crate) fn resolvers(&self) -> &KnownResolvers {
+        &self.resolvers
     }
 
     pub(crate) fn identity(&self) -> &Identity {

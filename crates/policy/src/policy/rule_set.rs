@@ -212,6 +212,20 @@ impl RuleSet {
         Ruling { rule, action, name: (by_name < by_transport).then_some(name) }
     }
 
+    pub(crate) fn side(&self, direction: Direction) -> &Side {
+        match direction {
+            Direction::Egress | Direction::Any => &self.egress,
+            Direction::Ingress => &self.ingress,
+        }
+    }
+
+    /// Whether a flow passes about which `rank` decides. `is_doh`: it may carry DNS over HTTPS to a known resolver.
+    pub(crate) fn passes(&self, rank: Rank, direction: Direction, is_doh: bool, resolvers: &KnownResolvers) -> bool {
+        let default = if direction == Direction::Ingress { self.default_ingress } else { self.default_egress };
+        let (rule, action) = self.decide(rank, direction, default);
+        action == Action::Allow && !(is_doh && direction == Direction::Egress && self.denies_doh(rule, resolvers))
+    }
+
     /// Whether `rule`, by which a name was allowed, lets that name lead to addresses that are not public.
     pub(crate) fn allows_private(&self, rule: RuleRef) -> bool {
         match rule {
@@ -288,7 +302,7 @@ pub(crate) struct Side {
     any: Table,
     /// In the order of [`Group::ALL`].
     groups: [Table; 8],
-    prefixes: Prefixes,
+    pub(crate) prefixes: Prefixes,
     pub(crate) names: NameTree,
     /// All rules that deny a name, whichever.
     denied_names: Table,
@@ -329,7 +343,7 @@ impl Side {
     }
 
     /// The first rule that matches by address.
-    fn by_address(&self, peer: IpAddr, group: Group, service: Service) -> Rank {
+    pub(crate) fn by_address(&self, peer: IpAddr, group: Group, service: Service) -> Rank {
         let any = self.any.lookup(service).min(self.group(group).lookup(service));
         any.min(self.prefixes.lookup(peer, group, service)).first()
     }

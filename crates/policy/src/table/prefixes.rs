@@ -58,7 +58,19 @@ impl Prefixes {
             IpAddr::V6(v6) => self.v6.lookup(v6.to_bits(), guarded, service),
         }
     }
+
+    /// The longest prefix that holds `address`.
+    pub(crate) fn innermost(&self, address: IpAddr) -> Innermost {
+        Innermost(match address {
+            IpAddr::V4(v4) => self.v4.innermost(u128::from(v4.to_bits())),
+            IpAddr::V6(v6) => self.v6.innermost(v6.to_bits()),
+        })
+    }
 }
+
+/// The longest prefix around an address: addresses of one family with the same one are in the same prefixes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Innermost(Option<u32>);
 
 /// First and last address and length of a prefix. Ordered so that a prefix comes right before those inside it.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -97,9 +109,13 @@ impl PrefixTree {
         PrefixTree { borders: borders.into_boxed_slice(), nodes: nodes.into_boxed_slice() }
     }
 
-    fn lookup(&self, address: u128, guarded: bool, service: Service) -> Ranks {
+    fn innermost(&self, address: u128) -> Option<u32> {
         let after = self.borders.partition_point(|(start, _)| *start <= address);
-        let mut at = after.checked_sub(1).and_then(|at| self.borders.get(at)).and_then(|(_, id)| *id);
+        after.checked_sub(1).and_then(|at| self.borders.get(at)).and_then(|(_, id)| *id)
+    }
+
+    fn lookup(&self, address: u128, guarded: bool, service: Service) -> Ranks {
+        let mut at = self.innermost(address);
         let mut ranks = Ranks::NONE;
         while let Some(node) = at.and_then(|id| self.nodes.get(usize::try_from(id).unwrap_or(usize::MAX))) {
             let mut found = node.table.lookup(service);

@@ -193,3 +193,32 @@ pub(crate) fn tcp<'a>(peer: &str, port: u16, names: &'a [PinnedName]) -> Facts<'
     let peer = peer.parse().unwrap();
     Facts { direction: Direction::Egress, protocol: Protocol::Tcp, peer, port: Some(port), names }
 }
+
+/// Rules that are mostly for few names, those of a known resolver among them.
+pub(crate) fn named_config() -> impl Strategy<Value = PolicyConfig> {
+    let name =
+        select(vec!["a.com", "b.a.com", "com", "dns.google", "google", "lan"]).prop_map(|name| name.parse().unwrap());
+    let destination = prop_oneof![
+        3 => name.clone().prop_map(Destination::Domain),
+        3 => (name, any::<bool>()).prop_map(|(name, apex)| Destination::Suffix { name, apex }),
+        1 => select(vec![Group::Public, Group::Private, Group::Host]).prop_map(Destination::Group),
+        1 => Just(Destination::Any),
+        1 => Just(Destination::Cidr("8.8.8.8/32".parse().unwrap())),
+    ];
+    let protocols = vec(protocol(), 0..2).prop_map(|set| set.into_iter().fold(ProtocolSet::ANY, ProtocolSet::with));
+    let rule = (action(), destination, protocols).prop_map(|(action, destination, protocols)| Rule {
+        action,
+        direction: Direction::Egress,
+        destination,
+        protocols,
+        ports: Vec::new(),
+        opaque: false,
+        allow_private: false,
+    });
+    (action(), action(), vec(rule, 0..8)).prop_map(|(default_egress, default_ingress, rules)| PolicyConfig {
+        default_egress,
+        default_ingress,
+        rules,
+        strict: true,
+    })
+}
