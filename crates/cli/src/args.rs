@@ -300,6 +300,16 @@ pub(crate) enum PolicyVerb {
         after_long_help = "Examples:\n  cofferdam policy fmt 'allow@API.GitHub.com:tcp:443, deny@any:tcp:25'\n  cofferdam policy fmt -f rules.txt"
     )]
     Fmt(PolicyFmtArgs),
+    /// Tell whether one policy allows nothing that another denies.
+    #[command(
+        after_long_help = "Examples:\n  cofferdam policy subset run.toml session.toml\n\nExit status: 0 when it is a subset; 1 when it is not, with a counterexample; 2 when that cannot be told."
+    )]
+    Subset(PolicyPairArgs),
+    /// Tell what changes from one policy to another.
+    #[command(
+        after_long_help = "Examples:\n  cofferdam policy diff old.toml new.toml\n\nExit status: 0 when nothing changes; 1 when something does; 2 when that cannot be told."
+    )]
+    Diff(PolicyPairArgs),
 }
 
 #[derive(Debug, Args)]
@@ -308,6 +318,19 @@ pub(crate) struct PolicyCheckArgs {
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
     /// Print the findings as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PolicyPairArgs {
+    /// A TOML, JSON or YAML file; - reads TOML from stdin.
+    #[arg(value_name = "A")]
+    pub a: PathBuf,
+    /// Another one.
+    #[arg(value_name = "B")]
+    pub b: PathBuf,
+    /// Print the answer as JSON.
     #[arg(long)]
     pub json: bool,
 }

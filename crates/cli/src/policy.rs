@@ -5,17 +5,24 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use cofferdam_control::summary::escaped;
-use cofferdam_model::NetworkConfig;
+use cofferdam_model::{Action, Classifier, NetworkConfig, PolicyConfig, PolicyLayer};
+use cofferdam_policy::compare::{self, Difference, Question};
 use cofferdam_policy::file::{self, ConfigError, ConfigErrors};
 use cofferdam_policy::grammar::{self, RuleError};
 use cofferdam_policy::{Policy, Warning};
 use serde_json::json;
 
-use crate::args::{PolicyCheckArgs, PolicyFmtArgs, PolicyVerb};
+use crate::args::{PolicyCheckArgs, PolicyFmtArgs, PolicyPairArgs, PolicyVerb};
 use crate::output;
 
 /// Exit status for a policy that cannot be used.
 const EXIT_BAD: u8 = 1;
+
+/// Exit status when two policies differ, as of diff(1).
+const EXIT_DIFFERENT: u8 = 1;
+
+/// Exit status when two policies cannot be compared, as of diff(1).
+const EXIT_TROUBLE: u8 = 2;
 
 /// What text from stdin is called.
 const STDIN: &str = "stdin";
@@ -24,6 +31,8 @@ pub(crate) fn policy(verb: &PolicyVerb) -> u8 {
     match verb {
         PolicyVerb::Check(args) => check(args),
         PolicyVerb::Fmt(args) => fmt(args),
+        PolicyVerb::Subset(args) => compared(args, |a, b| subset(args, a, b)),
+        PolicyVerb::Diff(args) => compared(args, |a, b| diff(args, a, b)),
     }
 }
 
@@ -92,6 +101,85 @@ fn check_json(name: &str, parsed: Result<&NetworkConfig, &ConfigErrors>) -> u8 {
         0 => status,
         failed => failed,
     }
+}
+
+/// Reads both policies and compares them on a machine without a network: what its own addresses are is not known here.
+fn compared(
+    args: &PolicyPairArgs,
+    compare: impl Fn(&PolicyLayer, &PolicyLayer) -> Result<u8, compare::TooLarge>,
+) -> u8 {
+    let [Some(a), Some(b)] = [&args.a, &args.b].map(|path| read_layer(path)) else { return EXIT_TROUBLE };
+    match compare(&a, &b) {
+        Ok(status) => status,
+        Err(error) => output::fail(&error.to_string(), EXIT_TROUBLE),
+    }
+}
+
+fn read_layer(path: &Path) -> Option<PolicyLayer> {
+    let (name, text) = match read(path) {
+        Ok(read) => read,
+        Err(error) => {
+            output::fail(&error, EXIT_TROUBLE);
+            return None;
+        }
+    };
+    match file::parse(if name == STDIN { "stdin.toml" } else { &name }, &text) {
+        Ok(network) if network.enabled => network.layers().pop(),
+        // Without an interface nothing passes, whatever rules say.
+        Ok(network) => network.layers().pop().map(|layer| PolicyLayer {
+            policy: PolicyConfig { default_ingress: Action::Deny, ..PolicyConfig::default() },
+            ..layer
+        }),
+        Err(errors) => {
+            output::to_stderr(&explained(&errors));
+            output::fail(&format!("{name} cannot be used"), EXIT_TROUBLE);
+            None
+        }
+    }
+}
+
+fn subset(args: &PolicyPairArgs, a: &PolicyLayer, b: &PolicyLayer) -> Result<u8, compare::TooLarge> {
+    let excess = compare::excess(a, b, &Classifier::default())?;
+    let [a, b] = [&args.a, &args.b].map(|path| path.display().to_string());
+    let printed = match &excess {
+        _ if args.json => output::print_json(&json!({
+            "subset": excess.is_none(),
+            "counterexample": excess.as_ref().map(difference_json),
+        })),
+        None => output::print(&format!("{} allows nothing that {} denies\n", escaped(&a), escaped(&b))),
+        Some(difference) => output::print(&format!("{}\n", escaped(&difference.as_excess(&a, &b)))),
+    };
+    Ok(if printed == 0 && excess.is_some() { EXIT_DIFFERENT } else { printed })
+}
+
+fn diff(args: &PolicyPairArgs, a: &PolicyLayer, b: &PolicyLayer) -> Result<u8, compare::TooLarge> {
+    let differences = compare::diff(a, b, &Classifier::default())?;
+    let printed = if args.json {
+        let told: Vec<_> = differences.told.iter().map(difference_json).collect();
+        output::print_json(&json!({ "differences": told, "more": differences.more }))
+    } else {
+        let lines = differences.told.iter().map(|difference| format!("{}\n", escaped(&difference.to_string())));
+        let more = differences.more.then(|| "and more\n".to_owned());
+        output::print(&lines.chain(more).collect::<String>())
+    };
+    Ok(if printed == 0 && !differences.told.is_empty() { EXIT_DIFFERENT } else { printed })
+}
+
+fn difference_json(difference: &Difference) -> serde_json::Value {
+    let Difference { example, first, second } = difference;
+    let example = match example {
+        Question::Flow { direction, protocol, peer, port, names } => {
+            let names: Vec<_> =
+                names.iter().map(|pinned| json!({ "name": pinned.name.as_str(), "alias": pinned.alias })).collect();
+            json!({ "direction": direction, "protocol": protocol, "peer": peer, "port": port, "names": names })
+        }
+        Question::Name { name, protocol } => json!({ "lookup": name.as_str(), "protocol": protocol }),
+    };
+    let answer = |answer: &compare::Answer| {
+        let verdict = if answer.allows { Action::Allow } else { Action::Deny };
+        json!({ "verdict": verdict, "rule": answer.rule })
+    };
+    json!({ "example": example, "a": answer(first), "b": answer(second), "message": difference.to_string() })
 }
 
 fn warning_json(warning: &Warning) -> serde_json::Value {

@@ -7,13 +7,15 @@ mod common;
 use common::{cofferdam, finish, run, run_in};
 
 /// Every way to ask for help.
-const PAGES: [&[&str]; 9] = [
+const PAGES: [&[&str]; 11] = [
     &[],
     &["run"],
     &["demo"],
     &["doctor"],
     &["policy", "check"],
     &["policy", "fmt"],
+    &["policy", "subset"],
+    &["policy", "diff"],
     &["schema"],
     &["completions"],
     &["version"],
@@ -206,6 +208,46 @@ fn policy_check_speaks_json() {
     let bad: serde_json::Value = json(&run_in(dir.path(), &["policy", "check", "--json", "b.toml"]), 1);
     assert_eq!(bad["ok"], false);
     assert!(!bad["errors"].as_array().unwrap().is_empty());
+}
+
+#[test]
+fn policy_subset_gives_a_counterexample() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, rules: &str| {
+        std::fs::write(dir.path().join(name), format!("[network]\nrules = [\"{rules}\"]\n")).unwrap();
+    };
+    write("run4.toml", "allow@10.0.0.0/8:udp:53");
+    write("run6.toml", "allow@[fd00::/8]:udp:53");
+    write("session.toml", "allow@public");
+    write("bad.toml", "alow@public");
+    let same = run_in(dir.path(), &["policy", "subset", "session.toml", "session.toml"]);
+    assert_eq!((same.status, &*same.stdout), (0, "session.toml allows nothing that session.toml denies\n"));
+    for (file, flow) in [("run4.toml", "udp 10.0.0.1:53"), ("run6.toml", "udp [fd00::1]:53")] {
+        let wider = run_in(dir.path(), &["policy", "subset", file, "session.toml"]);
+        assert_eq!(wider.status, 1);
+        let words = format!("{flow} is allowed by the {file} but not by the session.toml");
+        assert!(wider.stdout.starts_with(&words), "{}", wider.stdout);
+        let value = json(&run_in(dir.path(), &["policy", "subset", "--json", file, "session.toml"]), 1);
+        assert_eq!((&value["subset"], &value["counterexample"]["example"]["port"]), (&false.into(), &53.into()));
+    }
+    for file in ["bad.toml", "missing.toml"] {
+        assert_eq!(run_in(dir.path(), &["policy", "subset", file, "session.toml"]).status, 2);
+    }
+}
+
+#[test]
+fn policy_diff_tells_what_changes() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("old.toml"), "[network]\nrules = [\"allow@public\"]\n").unwrap();
+    std::fs::write(dir.path().join("new.toml"), "[network]\nrules = [\"deny@any:tcp:25\", \"allow@public\"]\n")
+        .unwrap();
+    let same = run_in(dir.path(), &["policy", "diff", "old.toml", "old.toml"]);
+    assert_eq!((same.status, &*same.stdout), (0, ""));
+    let changed = run_in(dir.path(), &["policy", "diff", "old.toml", "new.toml"]);
+    assert_eq!(changed.status, 1);
+    assert_eq!(changed.stdout, "tcp 1.0.0.0:25 was allowed by `allow@public`, is denied by `deny@any:tcp:25`\n");
+    let value = json(&run_in(dir.path(), &["policy", "diff", "--json", "old.toml", "new.toml"]), 1);
+    assert_eq!(value["differences"][0]["b"]["rule"]["text"], "deny@any:tcp:25");
 }
 
 #[test]
