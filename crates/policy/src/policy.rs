@@ -90,9 +90,9 @@ impl PartialEq for Identity {
 }
 
 impl Policy {
-    /// An operator's floor, a session's ceiling, a run's own rules, and one to spare. Every layer adds its own lookups to a
-    /// verdict, so there is a bound.
-    pub const MAX_LAYERS: usize = 4;
+    /// An operator's floor, a session's ceiling and a run's own rules. Every layer adds its own lookups to a verdict and its
+    /// own admission to a pending one, so there is a bound.
+    pub const MAX_LAYERS: usize = 3;
 
     /// Compiles a validated configuration into a policy of one layer. Total: there is no configuration that does not compile.
     #[must_use]
