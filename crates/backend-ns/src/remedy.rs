@@ -41,6 +41,12 @@ pub(crate) fn tun(error: &io::Error) -> String {
         Some(Errno::NOENT | Errno::NODEV | Errno::NXIO) => {
             "; run `sudo modprobe tun`, or give the container the device (docker: --device /dev/net/tun)".to_owned()
         }
+        // What a container engine makes of a bind mount whose source is not there.
+        Some(Errno::ISDIR) => {
+            "; a directory is there: remove it and run `sudo mknod -m 0666 /dev/net/tun c 10 200`, or give the container the \
+             device (docker: --device /dev/net/tun)"
+                .to_owned()
+        }
         _ => String::new(),
     }
 }

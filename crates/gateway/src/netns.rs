@@ -90,6 +90,10 @@ impl BuildError {
             (BuildError::Tun { .. }, libc::EACCES) => {
                 Some("give /dev/net/tun its usual mode (chmod 0666 /dev/net/tun)")
             }
+            (BuildError::Tun { .. }, libc::ENOTTY) => Some(
+                "something else is at /dev/net/tun: run `sudo rm -r /dev/net/tun && sudo mknod -m 0666 /dev/net/tun c 10 200`, \
+                 or give the container the device (docker: --device /dev/net/tun)",
+            ),
             (
                 BuildError::Filter { .. },
                 libc::ENOENT | libc::EOPNOTSUPP | libc::EPROTONOSUPPORT | libc::EAFNOSUPPORT,
@@ -256,10 +260,13 @@ mod tests {
         let tun = |code| BuildError::Tun { name: "tun0", source: TunError { call: "open", source: system(code) } };
         assert!(tun(libc::EACCES).remedy().unwrap().contains("chmod 0666 /dev/net/tun"));
         assert!(tun(libc::ENOENT).remedy().unwrap().contains("modprobe tun"));
+        assert!(tun(libc::ENOTTY).remedy().unwrap().contains("mknod -m 0666 /dev/net/tun c 10 200"));
         assert_eq!(tun(libc::EIO).remedy(), None);
         let refused = |code| NetlinkError::Refused { request: "add".to_owned(), reason: None, source: system(code) };
         let filter = BuildError::Filter { source: refused(libc::ENOENT) };
         assert!(filter.remedy().unwrap().contains("nft_tproxy"));
+        let filter = BuildError::Filter { source: NetlinkError::Open { source: system(libc::EPROTONOSUPPORT) } };
+        assert!(filter.remedy().unwrap().contains("nf_tables"));
         let network = BuildError::Network { source: refused(libc::EOPNOTSUPP) };
         assert!(network.remedy().unwrap().contains("veth"));
         let denied = BuildError::Network { source: refused(libc::EPERM) };

@@ -4,13 +4,55 @@ use std::time::Duration;
 
 use cofferdam_world_tests::{Ran, World};
 
+/// Puts a program in front of the one under test that hides the kernel's nf_tables from it.
+const WITHOUT_NFT: &str = "set -- python3 \"$DIR/files/without_nft.py\" \"$@\"";
+
 /// Status for a sandbox that could not be set up.
 const NOT_STARTED: i32 = 125;
 
 #[test]
-fn without_a_tun_device_it_says_so() {
+fn without_a_tun_device_it_names_the_remedy() {
+    let ran = refused("mount -t tmpfs none /dev/net");
+    ran.complains("open /dev/net/tun").complains("sudo modprobe tun").complains("--device /dev/net/tun");
+}
+
+#[test]
+fn with_something_else_in_place_of_the_tun_device_it_names_the_remedy() {
     let ran = refused("mount --bind /dev/null /dev/net/tun");
-    ran.complains("/dev/net/tun");
+    ran.complains("/dev/net/tun").complains("sudo mknod -m 0666 /dev/net/tun c 10 200");
+    // What a container engine makes of a device that the machine does not have.
+    let ran = refused("mount -t tmpfs none /dev/net && mkdir /dev/net/tun");
+    ran.complains("open /dev/net/tun").complains("a directory is there");
+}
+
+#[test]
+fn without_nf_tables_it_names_the_remedy() {
+    let ran = refused(WITHOUT_NFT);
+    ran.complains("install the packet filter").complains("load the modules nf_tables").complains("(os error 93)");
+}
+
+#[test]
+fn the_doctor_finds_what_is_missing_and_names_the_remedy() {
+    let missing = [
+        (WITHOUT_NFT, "gateway, IPv4", "sudo modprobe -a nf_tables nft_tproxy"),
+        ("mount -t tmpfs none /dev/net", "TUN device", "sudo modprobe tun"),
+        ("mount --bind /dev/null /dev/net/tun", "TUN device", "sudo mknod -m 0666 /dev/net/tun c 10 200"),
+    ];
+    for (broken, check, remedy) in missing {
+        let ran = doctor(broken);
+        ran.exits(1);
+        let line = line_of(&ran, check);
+        assert!(line.contains("\"missing\"") && line.contains(remedy), "{line}\n{ran}");
+    }
+}
+
+#[test]
+fn the_doctor_knows_a_loopback_that_is_down_from_a_kernel_without_splice() {
+    let ran = doctor("set -- unshare --user --map-root-user --net \"$@\"");
+    let (splice, loopback) = (line_of(&ran, "splice"), line_of(&ran, "loopback"));
+    assert!(splice.contains("\"good\""), "{ran}");
+    assert!(loopback.contains("\"limited\"") && loopback.contains("loopback is down"), "{ran}");
+    assert!(loopback.contains("ip link set lo up"), "{ran}");
 }
 
 #[test]
@@ -42,6 +84,19 @@ fn a_program_that_does_not_exist_is_127_and_one_that_cannot_run_126() {
 fn a_rule_with_a_mistake_starts_nothing() {
     let ran = World::shared().sandbox().flags("--net-rule alow@example.org").run(&["echo", "started"]);
     ran.exits(NOT_STARTED).complains("alow").complains("allow").never_says("started");
+}
+
+fn doctor(broken: &'static str) -> Ran {
+    let world = World::shared();
+    let program = world.cofferdam().to_str().expect("a path in UTF-8");
+    world.sandbox().broken(broken).without_a_sandbox(&[program, "doctor", "--json"])
+}
+
+/// The doctor's finding about one thing, an object in JSON.
+fn line_of(ran: &Ran, check: &str) -> String {
+    let (said, name) = (ran.stdout(), format!("\"name\": \"{check}\""));
+    let finding = said.split('{').find(|finding| finding.contains(&name));
+    finding.unwrap_or_else(|| panic!("no {check}\n{ran}")).to_owned()
 }
 
 #[track_caller]

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -44,9 +45,7 @@ pub(super) fn all() -> Vec<Check> {
             in_child(move || if ipv6 { gateway(true) } else { Err("this kernel has no IPv6".to_owned()) }),
             gateway6_remedy,
         ),
-        required("splice", in_child(splice), |_| {
-            "a kernel since 2.6.31 has splice(2); a container's seccomp filter may forbid it".to_owned()
-        }),
+        required("splice", in_child(splice), splice_remedy),
         required("seccomp", in_child(seccomp), |_| "use a kernel with CONFIG_SECCOMP_FILTER".to_owned()),
         optional("Landlock", in_child(landlock), |_| {
             "add landlock to the kernel's lsm= list (Linux 5.13 and later); until then namespaces and seccomp guard files alone".to_owned()
@@ -55,6 +54,10 @@ pub(super) fn all() -> Vec<Check> {
             "sudo sysctl -w net.ipv4.ping_group_range='0 2147483647'".to_owned()
         }),
         optional("cgroup delegation", in_child(limits), |_| limits_remedy(rustix::process::geteuid().is_root())),
+        optional("loopback", in_child(loopback), |_| {
+            "sudo ip link set lo up; until then a resolver on 127.0.0.53 and this machine's own services are out of reach"
+                .to_owned()
+        }),
         optional("IPv6 route", ipv6_route(&host), |_| {
             "sandboxes get IPv4 only on this machine; --ipv6 overrides that".to_owned()
         }),
@@ -150,11 +153,16 @@ fn enter() -> Result<(), String> {
         .map_err(|error| chain(&error))
 }
 
+/// Switches on the loopback of a namespace of our own.
+fn set_loopback_up() -> Result<(), String> {
+    let mut connection = Connection::open().map_err(|error| chain(&error))?;
+    connection.execute(&[Request::SetUp { index: LOOPBACK }]).map_err(|error| chain(&error))
+}
+
 fn user_namespace() -> Findings {
     enter()?;
     // AppArmor lets a process make the namespace and then takes every capability in it: only use shows that.
-    let mut connection = Connection::open().map_err(|error| chain(&error))?;
-    connection.execute(&[Request::SetUp { index: LOOPBACK }]).map_err(|error| chain(&error))?;
+    set_loopback_up()?;
     ns::unshare(Namespaces::USER).map_err(|error| format!("a user namespace below another one: {error}"))?;
     Ok("made one, and another below it, and changed a link inside".to_owned())
 }
@@ -187,10 +195,18 @@ fn tun_device() -> Findings {
     })
 }
 
+/// How the system puts it when another kind of file is asked for a TUN interface: ENOTTY.
+const NOT_A_TUN: &str = "Inappropriate ioctl";
+
 fn tun_remedy(detail: &str) -> String {
     match fs::metadata("/dev/net/tun") {
         Err(_) => "sudo modprobe tun; in a container: pass the device in (--device /dev/net/tun)".to_owned(),
         Ok(_) if detail.contains("ermission denied") => "sudo chmod 0666 /dev/net/tun".to_owned(),
+        Ok(found) if !found.file_type().is_char_device() || detail.contains(NOT_A_TUN) => {
+            "something else is at /dev/net/tun: sudo rm -r /dev/net/tun && sudo mknod -m 0666 /dev/net/tun c 10 200; \
+             in a container: pass the device in (--device /dev/net/tun)"
+                .to_owned()
+        }
         Ok(_) => "sudo modprobe tun".to_owned(),
     }
 }
@@ -248,8 +264,15 @@ fn earlier_remedy(detail: &str) -> Option<String> {
     }
 }
 
-/// Moves bytes from one TCP connection through a pipe into another one.
+/// Moves bytes from one TCP connection through a pipe into another one; in a namespace of our own, since that of the machine
+/// may have its loopback down.
 fn splice() -> Findings {
+    enter()?;
+    set_loopback_up()?;
+    move_bytes()
+}
+
+fn move_bytes() -> Findings {
     const TEXT: &[u8] = b"through a pipe, uncopied";
     let said = |error: io::Error| error.to_string();
     let (mut source, source_end) = tcp_pair().map_err(said)?;
@@ -270,6 +293,11 @@ fn splice() -> Findings {
     }
 }
 
+fn splice_remedy(detail: &str) -> String {
+    earlier_remedy(detail)
+        .unwrap_or_else(|| "a kernel since 2.6.31 has splice(2); a container's seccomp filter may forbid it".to_owned())
+}
+
 fn tcp_pair() -> io::Result<(TcpStream, TcpStream)> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let one = TcpStream::connect(listener.local_addr()?)?;
@@ -277,6 +305,17 @@ fn tcp_pair() -> io::Result<(TcpStream, TcpStream)> {
     other.set_read_timeout(Some(PATIENCE))?;
     one.set_read_timeout(Some(PATIENCE))?;
     Ok((one, other))
+}
+
+/// Connects to this machine over its own loopback.
+fn loopback() -> Findings {
+    match tcp_pair() {
+        Ok(_) => Ok("connected to this machine itself".to_owned()),
+        Err(error) if error.kind() == io::ErrorKind::NetworkUnreachable => {
+            Err(format!("this machine's loopback is down: {error}"))
+        }
+        Err(error) => Err(format!("this machine cannot connect to itself: {error}")),
+    }
 }
 
 fn seccomp() -> Findings {
