@@ -18,6 +18,9 @@ fn every_manner_of_a_server_looks_as_it_does_without_a_sandbox() {
         let outside = direct.without_a_sandbox(&["python3", "sockets.py", family]);
         outside.exits(0).says("refused: ECONNREFUSED").says("resets: ECONNRESET").says("silent: silence");
         outside.says("half_close_by_the_client: b'300000'").says("it took 200000 bytes").says("never_answers: silence");
+        let urgent = "['[400000, 700001] of 900002', '[0, 2] of 3', '[3, 4] of 10']";
+        outside.says(&format!("urgent_in_line_to_the_server: {urgent}"));
+        outside.says(&format!("urgent_in_line_to_the_client: {urgent}"));
         outside.says("udp_closed: ECONNREFUSED").says("time_service: 48 bytes, stratum 2, for b'originat'");
         inside.exits(0);
         assert_eq!(inside.stdout(), outside.stdout(), "{inside}");

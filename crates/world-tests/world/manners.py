@@ -6,6 +6,8 @@ TCP   7102  reads to the end, and only then answers with the count: the client m
 TCP   7103  says a word and closes at once
 TCP   7104  accepts and never answers
 TCP   7105  closes its sending side, then reads to the end and stores the count, which port 7106 tells
+TCP   7107  takes urgent data in line, reads slowly to the end, and answers with where the urgent bytes were
+TCP   7108  is told three counts, and sends as many bytes before, between and after two urgent ones
 UDP   7     echo; `BURST n size` gets n datagrams of that size
 UDP   123   a time server: any request of 48 bytes gets a reply of 48 bytes
 """
@@ -55,6 +57,28 @@ def close_first(connection):
     counted["bytes"] = 0
     connection.shutdown(socket.SHUT_WR)
     counted["bytes"] = read_to_end(connection)
+
+
+def find_urgent(connection):
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+    connection.sendall(b"ready")
+    total, places = 0, []
+    # Slowly, so that what is urgent waits in every buffer on the way.
+    while data := connection.recv(4096):
+        places += [total + at for at, byte in enumerate(data) if byte == ord("!")]
+        total += len(data)
+        time.sleep(0.001)
+    connection.sendall(f"{places} of {total}".encode())
+
+
+def send_urgent(connection):
+    before, between, after = (int(word) for word in connection.recv(100).split())
+    for count, letter in [(before, b"a"), (between, b"b")]:
+        connection.sendall(letter * count)
+        connection.send(b"!", socket.MSG_OOB)
+    connection.sendall(b"c" * after)
+    connection.shutdown(socket.SHUT_WR)
+    read_to_end(connection)
 
 
 def tell_count(connection):
@@ -115,7 +139,7 @@ def network_time(data):
 
 
 for number, kind in [(7, echo), (7101, reset), (7102, count_then_answer), (7103, word_and_close), (7104, never_answer),
-                     (7105, close_first), (7106, tell_count)]:
+                     (7105, close_first), (7106, tell_count), (7107, find_urgent), (7108, send_urgent)]:
     tcp(number, kind)
 for family, addresses in [(socket.AF_INET, V4), (socket.AF_INET6, V6)]:
     for address in addresses:

@@ -109,6 +109,41 @@ def urgent():
         return repr(read_to_end(client)[-5:])
 
 
+# Counts of bytes before, between and after two urgent ones: more than the buffers on the way hold, and next to nothing.
+AROUND_URGENT = [(400_000, 300_000, 200_000), (0, 1, 0), (3, 0, 5)]
+
+
+def urgent_in_line_to_the_server():
+    answers = []
+    for before, between, after in AROUND_URGENT:
+        with connect(WEB, 7107) as client:
+            # The server takes urgent bytes in line from here on.
+            client.recv(5, socket.MSG_WAITALL)
+            for count, letter in [(before, b"a"), (between, b"b")]:
+                client.sendall(letter * count)
+                client.send(b"!", socket.MSG_OOB)
+            client.sendall(b"c" * after)
+            client.shutdown(socket.SHUT_WR)
+            answers.append(read_to_end(client).decode())
+    return answers
+
+
+def urgent_in_line_to_the_client():
+    answers = []
+    for around in AROUND_URGENT:
+        with connect(WEB, 7108) as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+            client.sendall(b"%d %d %d" % around)
+            total, places = 0, []
+            # Slowly, so that what is urgent waits in every buffer on the way.
+            while data := client.recv(4096):
+                places += [total + at for at, byte in enumerate(data) if byte == ord("!")]
+                total += len(data)
+                time.sleep(0.001)
+            answers.append(f"{places} of {total}")
+    return answers
+
+
 def datagrams(port, *requests):
     with socket.socket(FAMILY, socket.SOCK_DGRAM) as client:
         client.settimeout(PATIENCE)
@@ -152,7 +187,7 @@ def time_service():
 
 
 for check in (refused, prohibited, unreachable, silent, resets, half_close_by_the_client, half_close_by_the_server, word_and_end,
-              never_answers, client_resets, urgent, udp_echo, udp_burst, udp_closed, udp_unreachable, time_service):
+              never_answers, client_resets, urgent, urgent_in_line_to_the_server, urgent_in_line_to_the_client, udp_echo, udp_burst, udp_closed, udp_unreachable, time_service):
     try:
         said = check()
     except TimeoutError as error:
