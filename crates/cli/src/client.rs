@@ -20,14 +20,21 @@ use serde::{Deserialize, Serialize};
 use crate::output;
 use crate::world::{ECHO, hex, raw_protocol};
 
-/// How long an answer may take. Everything here is on one machine; what takes longer is silence.
-const PATIENCE: Duration = Duration::from_millis(1200);
+/// How long an answer that is to come may take; what takes longer is silence. Everything here is on one machine and takes
+/// milliseconds, but where others keep its processors busy, a server may have to wait for its turn, and dozens of attempts
+/// are under way at once.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+/// After this a datagram is sent again: nobody else makes up for one that was lost.
+const REPEAT: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Args)]
 pub(crate) struct ClientArgs {
     /// The trust anchor of the demo's world: DER in hexadecimal.
     #[arg(long)]
     ca: Option<String>,
+    /// How long an answer may take, in milliseconds.
+    #[arg(long)]
+    patience_ms: Option<u64>,
     /// What to try.
     #[arg(required = true)]
     attempts: Vec<String>,
@@ -67,12 +74,13 @@ pub(crate) enum Reached {
 /// Carries out the attempts and prints the findings.
 pub(crate) fn client(args: &ClientArgs) -> u8 {
     let anchor = args.ca.as_deref().and_then(hex::decode);
+    let patience = args.patience_ms.map_or(PATIENCE, Duration::from_millis);
     let threads: Vec<_> = args
         .attempts
         .iter()
         .map(|attempt| {
             let (attempt, anchor) = (attempt.clone(), anchor.clone());
-            thread::spawn(move || find(attempt, anchor.as_deref()))
+            thread::spawn(move || find(attempt, anchor.as_deref(), patience))
         })
         .collect();
     for thread in threads {
@@ -85,18 +93,18 @@ pub(crate) fn client(args: &ClientArgs) -> u8 {
     0
 }
 
-fn find(attempt: String, anchor: Option<&[u8]>) -> Finding {
+fn find(attempt: String, anchor: Option<&[u8]>, patience: Duration) -> Finding {
     let (kind, target) = attempt.split_once(':').unwrap_or((&attempt, ""));
     let done = match kind {
-        "http" => http(target),
-        "https" => https(target, anchor),
-        "tcp" => resolve(target).and_then(connect).and_then(tcp_echo),
-        "udp" => resolve(target).and_then(udp_echo),
+        "http" => http(target, patience),
+        "https" => https(target, anchor, patience),
+        "tcp" => resolve(target).and_then(|addresses| connect(addresses, patience)).and_then(tcp_echo),
+        "udp" => resolve(target).and_then(|addresses| udp_echo(addresses, patience)),
         "lookup" => lookup(target),
-        "dns" => resolve(target).and_then(dns_query),
-        "ping" => address(target).and_then(ping),
-        "raw" => address(target).and_then(raw),
-        "abstract" => abstract_socket(target),
+        "dns" => resolve(target).and_then(|addresses| dns_query(addresses, patience)),
+        "ping" => address(target).and_then(|remote| ping(remote, patience)),
+        "raw" => address(target).and_then(|remote| raw(remote, patience)),
+        "abstract" => abstract_socket(target, patience),
         _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "unknown attempt")),
     };
     match done {
@@ -138,13 +146,13 @@ fn address(target: &str) -> io::Result<IpAddr> {
 }
 
 /// Connects to the first address that answers; the error is that of the last one.
-fn connect(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
+fn connect(addresses: Vec<SocketAddr>, patience: Duration) -> io::Result<TcpStream> {
     let mut last = io::Error::from(io::ErrorKind::NotFound);
     for address in addresses {
-        match TcpStream::connect_timeout(&address, PATIENCE) {
+        match TcpStream::connect_timeout(&address, patience) {
             Ok(stream) => {
-                stream.set_read_timeout(Some(PATIENCE))?;
-                stream.set_write_timeout(Some(PATIENCE))?;
+                stream.set_read_timeout(Some(patience))?;
+                stream.set_write_timeout(Some(patience))?;
                 return Ok(stream);
             }
             Err(error) => last = error,
@@ -160,12 +168,12 @@ fn tcp_echo(mut stream: TcpStream) -> io::Result<String> {
     Ok("the echo came back".to_owned())
 }
 
-fn http(target: &str) -> io::Result<String> {
-    let mut stream = connect(resolve(target)?)?;
+fn http(target: &str, patience: Duration) -> io::Result<String> {
+    let mut stream = connect(resolve(target)?, patience)?;
     request(&mut stream, target)
 }
 
-fn https(target: &str, anchor: Option<&[u8]>) -> io::Result<String> {
+fn https(target: &str, anchor: Option<&[u8]>, patience: Duration) -> io::Result<String> {
     let untrusted = |error: rustls::Error| io::Error::new(io::ErrorKind::InvalidData, error.to_string());
     let (host, _) = target.rsplit_once(':').unwrap_or((target, ""));
     let name =
@@ -180,7 +188,7 @@ fn https(target: &str, anchor: Option<&[u8]>) -> io::Result<String> {
         .map_err(untrusted)?
         .with_root_certificates(roots)
         .with_no_client_auth();
-    let mut stream = connect(resolve(target)?)?;
+    let mut stream = connect(resolve(target)?, patience)?;
     let mut session = rustls::ClientConnection::new(Arc::new(config), name).map_err(untrusted)?;
     let answer = request(&mut rustls::Stream::new(&mut session, &mut stream), host)?;
     Ok(format!("{answer}, certificate verified"))
@@ -198,23 +206,30 @@ fn request(stream: &mut (impl Read + Write), host: &str) -> io::Result<String> {
     }
 }
 
-fn udp_echo(addresses: Vec<SocketAddr>) -> io::Result<String> {
-    let answer = ask(addresses, ECHO)?;
+fn udp_echo(addresses: Vec<SocketAddr>, patience: Duration) -> io::Result<String> {
+    let answer = ask(addresses, ECHO, patience)?;
     if answer == ECHO { Ok("the echo came back".to_owned()) } else { Err(io::ErrorKind::InvalidData.into()) }
 }
 
-/// Sends one datagram to the first address and waits for one.
-fn ask(addresses: Vec<SocketAddr>, datagram: &[u8]) -> io::Result<Vec<u8>> {
+/// Sends a datagram to the first address, again and again, until one comes back.
+fn ask(addresses: Vec<SocketAddr>, datagram: &[u8], patience: Duration) -> io::Result<Vec<u8>> {
     let server = addresses.into_iter().next().ok_or(io::ErrorKind::NotFound)?;
     let any: IpAddr = if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind((any, 0))?;
-    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.set_read_timeout(Some(REPEAT.min(patience)))?;
     socket.connect(server)?;
-    socket.send(datagram)?;
+    let deadline = Instant::now() + patience;
     let mut answer = vec![0; 512];
-    let read = socket.recv(&mut answer)?;
-    answer.truncate(read);
-    Ok(answer)
+    loop {
+        socket.send(datagram)?;
+        match socket.recv(&mut answer) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < deadline => {}
+            read => {
+                answer.truncate(read?);
+                return Ok(answer);
+            }
+        }
+    }
 }
 
 fn lookup(name: &str) -> io::Result<String> {
@@ -224,10 +239,10 @@ fn lookup(name: &str) -> io::Result<String> {
 }
 
 /// Asks one server directly for the address of a name that the world knows.
-fn dns_query(addresses: Vec<SocketAddr>) -> io::Result<String> {
+fn dns_query(addresses: Vec<SocketAddr>, patience: Duration) -> io::Result<String> {
     // Id 0x1234, recursion desired, one question: www.example.com A IN (RFC 1035 §4.1).
     let query = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x03www\x07example\x03com\0\0\x01\0\x01";
-    let answer = ask(addresses, query)?;
+    let answer = ask(addresses, query, patience)?;
     match (answer.get(3).map(|flags| flags & 15), answer.get(7)) {
         (Some(0), Some(1..)) => Ok("an answer with an address".to_owned()),
         (Some(5), _) => Err(io::Error::new(io::ErrorKind::PermissionDenied, "REFUSED by the gateway's resolver")),
@@ -237,9 +252,9 @@ fn dns_query(addresses: Vec<SocketAddr>) -> io::Result<String> {
     }
 }
 
-fn ping(remote: IpAddr) -> io::Result<String> {
+fn ping(remote: IpAddr, patience: Duration) -> io::Result<String> {
     let protocol = if remote.is_ipv4() { ipproto::ICMP } else { ipproto::ICMPV6 };
-    let socket = raw_socket(remote, protocol)?;
+    let socket = raw_socket(remote, protocol, patience)?;
     // Echo request, code 0, checksum (the kernel fills in that of ICMPv6), id, sequence 1 (RFC 792, RFC 4443 §4.1).
     let (request, reply) = if remote.is_ipv4() { (8_u8, 0_u8) } else { (128, 129) };
     let id = u16::try_from(std::process::id() & 0xffff).unwrap_or(1).to_be_bytes();
@@ -250,7 +265,7 @@ fn ping(remote: IpAddr) -> io::Result<String> {
         packet.splice(2..4, sum);
     }
     rustix::net::send(&socket, &packet, rustix::net::SendFlags::empty())?;
-    await_packet(&socket, |packet| {
+    await_packet(&socket, patience, |packet| {
         // IPv4 raw sockets show the header of 20 bytes as well.
         let icmp = if remote.is_ipv4() { packet.get(20..) } else { Some(packet) };
         icmp.is_some_and(|icmp| icmp.first() == Some(&reply) && icmp.get(4..6) == Some(&id))
@@ -259,25 +274,25 @@ fn ping(remote: IpAddr) -> io::Result<String> {
 }
 
 /// A packet of a protocol that is neither TCP, UDP nor ICMP.
-fn raw(remote: IpAddr) -> io::Result<String> {
-    let socket = raw_socket(remote, raw_protocol())?;
+fn raw(remote: IpAddr, patience: Duration) -> io::Result<String> {
+    let socket = raw_socket(remote, raw_protocol(), patience)?;
     rustix::net::send(&socket, ECHO, rustix::net::SendFlags::empty())?;
-    await_packet(&socket, |packet| packet.ends_with(ECHO))?;
+    await_packet(&socket, patience, |packet| packet.ends_with(ECHO))?;
     Ok("the echo came back".to_owned())
 }
 
 /// A raw socket that is connected, so that ICMP errors about its packets arrive as errors.
-fn raw_socket(remote: IpAddr, protocol: Protocol) -> io::Result<OwnedFd> {
+fn raw_socket(remote: IpAddr, protocol: Protocol, patience: Duration) -> io::Result<OwnedFd> {
     let family = if remote.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let socket = rustix::net::socket(family, SocketType::RAW, Some(protocol))?;
-    rustix::net::sockopt::set_socket_timeout(&socket, rustix::net::sockopt::Timeout::Recv, Some(PATIENCE))?;
+    rustix::net::sockopt::set_socket_timeout(&socket, rustix::net::sockopt::Timeout::Recv, Some(patience))?;
     rustix::net::connect(&socket, &SocketAddr::new(remote, 0))?;
     Ok(socket)
 }
 
 /// Reads until a packet is the expected one or time is up.
-fn await_packet(socket: &OwnedFd, mut expected: impl FnMut(&[u8]) -> bool) -> io::Result<()> {
-    let deadline = Instant::now() + PATIENCE;
+fn await_packet(socket: &OwnedFd, patience: Duration, mut expected: impl FnMut(&[u8]) -> bool) -> io::Result<()> {
+    let deadline = Instant::now() + patience;
     let mut buffer = [0; 512];
     while Instant::now() < deadline {
         let (read, _) = rustix::net::recv(socket, &mut buffer, rustix::net::RecvFlags::empty())?;
@@ -288,10 +303,10 @@ fn await_packet(socket: &OwnedFd, mut expected: impl FnMut(&[u8]) -> bool) -> io
     Err(io::ErrorKind::TimedOut.into())
 }
 
-fn abstract_socket(name: &str) -> io::Result<String> {
+fn abstract_socket(name: &str, patience: Duration) -> io::Result<String> {
     let address = std::os::unix::net::SocketAddr::from_abstract_name(name)?;
     let mut stream = UnixStream::connect_addr(&address)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(patience))?;
     let mut answer = vec![0; ECHO.len()];
     stream.write_all(ECHO)?;
     stream.read_exact(&mut answer)?;

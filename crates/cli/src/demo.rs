@@ -11,7 +11,7 @@ use cofferdam_control::summary::{Advice, Detail};
 use serde_json::json;
 
 use crate::args::DemoArgs;
-use crate::client::{Finding, Reached};
+use crate::client::{Finding, PATIENCE, Reached};
 use crate::output::{self, Paint, Style};
 use crate::world::{Seen, World};
 
@@ -118,7 +118,7 @@ pub(crate) fn demo(args: &DemoArgs) -> u8 {
     let mut seen = Vec::new();
     for scene in &SANDBOXES {
         let advice = Advice { allow_changes_default: scene.allow_changes_default };
-        match world.in_sandbox(scene.flags, &words, advice) {
+        match world.in_sandbox(scene.flags, &words, advice, PATIENCE) {
             Ok(result) => seen.push(result),
             Err(error) => return output::fail(&format!("the sandbox \"{}\" did not run: {error}", scene.title), 1),
         }

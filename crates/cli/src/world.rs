@@ -20,6 +20,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use cofferdam_control::summary::{Advice, Summary};
 use cofferdam_model::Event;
@@ -126,17 +127,25 @@ impl World {
     }
 
     /// Carries out attempts in a sandbox made with `flags`.
-    pub(crate) fn in_sandbox(&self, flags: &[&str], attempts: &[&str], advice: Advice) -> Result<Seen, String> {
+    /// An answer that does not come within `patience` is taken for none.
+    pub(crate) fn in_sandbox(
+        &self,
+        flags: &[&str],
+        attempts: &[&str],
+        advice: Advice,
+        patience: Duration,
+    ) -> Result<Seen, String> {
         /// Where the client is inside: no directory of the host is shown around it.
         const INSIDE: &str = "/cofferdam";
         let mut mount = self.program.clone().into_os_string();
         mount.push(format!(":{INSIDE}:ro"));
         let mut command = Command::new("/proc/self/exe");
-        command.args(["run", "--no-cwd", "--quiet", "--events", "-", "--timeout", "15s"]);
+        command.args(["run", "--no-cwd", "--quiet", "--events", "-", "--timeout", "60s"]);
         if !flags.contains(&"--no-net") {
             command.args(["--dns-nameserver", &sites::RESOLVER.to_string()]);
         }
         command.arg("--mount").arg(mount).args(flags).args(["--", INSIDE, "internal-client", "--ca", &self.anchor]);
+        command.args(["--patience-ms", &patience.as_millis().to_string()]);
         command.args(attempts);
         self.observe(command, advice)
     }
