@@ -217,6 +217,15 @@ pub(crate) struct LimitArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Place")]
 pub(crate) struct PlaceArgs {
+    /// What keeps the program in: namespaces of the kernel. There is no other backend.
+    #[arg(
+        long,
+        value_name = "BACKEND",
+        default_value = "namespace",
+        hide_default_value = true,
+        hide_short_help = true
+    )]
+    pub backend: BackendWord,
     /// Leave the current directory out of the sandbox.
     #[arg(long)]
     pub no_cwd: bool,
@@ -372,6 +381,14 @@ pub(crate) enum SchemaName {
     Policy,
     /// One line of the event stream.
     Event,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BackendWord {
+    Namespace,
+    /// A word of the command line that gets an answer of its own: `run` says that it is not there.
+    #[value(hide = true)]
+    Vm,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -14,7 +14,7 @@ use cofferdam_control::{
 use cofferdam_model::{Action, DenyWith, NetworkConfig};
 use cofferdam_policy::file::{self, FlagItem};
 
-use crate::args::{ActionWord, DenyWord, EvidenceArgs, LimitArgs, NetworkArgs, PlaceArgs, RunArgs};
+use crate::args::{ActionWord, BackendWord, DenyWord, EvidenceArgs, LimitArgs, NetworkArgs, PlaceArgs, RunArgs};
 use crate::output::{self, Screen};
 
 /// Runs a program and returns the exit status. `matches` knows the order of the flags.
@@ -146,6 +146,13 @@ fn flag_items(args: &NetworkArgs, limits: &LimitArgs, matches: &ArgMatches) -> R
 }
 
 fn fill_place(options: &mut RunOptions, place: PlaceArgs) -> Result<(), Refusal> {
+    match place.backend {
+        BackendWord::Namespace => {}
+        BackendWord::Vm => {
+            let text = "--backend vm: this program has no backend of virtual machines; --backend namespace, the default, is the only one";
+            return Err(Refusal::setup(text.to_owned()));
+        }
+    }
     let current =
         std::env::current_dir().map_err(|error| Refusal::setup(format!("the current directory is gone: {error}")));
     if !place.no_cwd {

@@ -51,7 +51,7 @@ fn long_help_has_an_example_per_verb() {
 #[test]
 fn hidden_verbs_stay_hidden() {
     assert!(!run(&["--help"]).stdout.contains("internal"));
-    for flag in ["--host-socket", "--pcap", "--detach", "--network-mode", "--backend"] {
+    for flag in ["--host-socket", "--pcap", "--detach", "--network-mode"] {
         assert!(!run(&["run", "--help"]).stdout.contains(flag), "{flag}");
     }
 }
@@ -102,6 +102,17 @@ fn the_current_directory_must_be_a_project() {
     let output = finish(cofferdam(&["run", "--", "true"]).current_dir("/"), b"");
     assert_eq!(output.status, 125);
     assert!(output.stderr.contains("--no-cwd"), "{}", output.stderr);
+}
+
+#[test]
+fn names_the_backend_there_is_and_refuses_the_one_there_is_not() {
+    let output = run(&["run", "--backend", "vm", "--", "true"]);
+    assert_eq!((output.status, output.stdout.as_str()), (125, ""));
+    assert!(output.stderr.contains("--backend namespace, the default, is the only one"), "{}", output.stderr);
+    assert_eq!(output.stderr.lines().count(), 1, "{}", output.stderr);
+    let output = run(&["run", "--backend", "jail", "--", "true"]);
+    assert_eq!(output.status, 125, "{}", output.stderr);
+    assert!(output.stderr.contains("[possible values: namespace]"), "{}", output.stderr);
 }
 
 #[test]

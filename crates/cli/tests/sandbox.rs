@@ -180,6 +180,11 @@ fn a_limit_holds_or_it_is_said_that_it_does_not() {
 }
 
 #[test]
+fn the_backend_may_be_named() {
+    assert_eq!(sandbox(&["--no-net", "--backend", "namespace"], &["echo", "in"]).stdout, "in\n");
+}
+
+#[test]
 fn the_wall_holds() {
     let proof = run(&["doctor", "--prove", "--json"]);
     let found: serde_json::Value = serde_json::from_str(&proof.stdout).unwrap_or_else(|_| panic!("{}", proof.stderr));
