@@ -92,12 +92,15 @@ fn open_to_all(path: &Path) {
     std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
 }
 
-/// Is the supervisor, if that is what this process was started as.
+/// Is the supervisor, if that is what this process was started as; otherwise prepares this process for starting some.
 pub(crate) fn supervise_if_asked() {
     let mut arguments = std::env::args_os().skip(1);
     if arguments.next().is_some_and(|first| first == SUPERVISE) {
         std::process::exit(supervise(arguments.collect()));
     }
+    // A shell that starts the tests in the background has its jobs ignore interrupts, and what is ignored stays ignored for
+    // every program below: what signals do here is for the tests to say. SIGPIPE is as it is in every Rust program.
+    cofferdam_sys::process::reset_signals(&[rustix::process::Signal::PIPE]).unwrap();
 }
 
 fn supervise(arguments: Vec<OsString>) -> i32 {
