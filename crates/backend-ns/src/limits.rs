@@ -184,6 +184,10 @@ fn own_path(cgroup: &str) -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
+    use rustix::fs::Access;
+
     use super::*;
 
     #[test]
@@ -234,6 +238,30 @@ mod tests {
         assert!(!path.exists());
         // What is handed down already is not asked for again: that takes the right to.
         assert_eq!(fs::read_to_string(root.path().join("cgroup.subtree_control")).unwrap(), "cpu io memory pids\n");
+    }
+
+    /// By effect, in the kernel's own file system, where the root of it may be written to.
+    #[test]
+    fn moves_a_process_into_a_real_cgroup_and_removes_it_after_its_end() {
+        let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let Some(mount) = mount_point(&mountinfo).filter(|mount| rustix::fs::access(mount, Access::WRITE_OK).is_ok())
+        else {
+            // Past the capturing of `print!`; the test command counts it.
+            let mut stderr = io::stderr();
+            writeln!(stderr, "\nSKIP: no cgroup v2 that may be written to: none was made for real").unwrap();
+            return;
+        };
+        let made = Cgroup::make_in(&mount, &mount.join("elsewhere"), &[]).unwrap();
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let moved = made.add(i32::try_from(child.id()).unwrap());
+        let inside = fs::read_to_string(format!("/proc/{}/cgroup", child.id())).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let path = made.path.clone();
+        drop(made);
+        moved.unwrap();
+        assert_eq!(own_path(&inside).unwrap().file_name(), path.file_name());
+        assert!(!path.exists());
     }
 
     #[test]

@@ -43,7 +43,7 @@ fn main() -> ExitCode {
     let rounds = std::env::var("COFFERDAM_KILLS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(ROUNDS);
     println!("COFFERDAM_SEED={seed}");
     if !User::available().contains(&User::Root) {
-        println!("SKIPPED as root: this is not root");
+        println!("SKIP: as root: this is not root");
     }
     let (own, other) = fdpass::pair().unwrap();
     let namespaces = match rustix::process::getuid().is_root() {
