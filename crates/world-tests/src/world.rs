@@ -32,7 +32,7 @@ const FILES: [(&str, &str); 24] = [
     ("make_wheel.py", include_str!("../world/make_wheel.py")),
     ("manners.py", include_str!("../world/manners.py")),
     ("flood.py", include_str!("../world/flood.py")),
-    ("without_nft.py", include_str!("../world/without_nft.py")),
+    ("without.py", include_str!("../world/without.py")),
     ("capture.py", include_str!("../world/capture.py")),
     ("flights.py", include_str!("../world/flights.py")),
     ("sockets.py", include_str!("../world/sockets.py")),

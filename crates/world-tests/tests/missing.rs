@@ -5,7 +5,7 @@ use std::time::Duration;
 use cofferdam_world_tests::{Ran, World};
 
 /// Puts a program in front of the one under test that hides the kernel's nf_tables from it.
-const WITHOUT_NFT: &str = "set -- python3 \"$DIR/files/without_nft.py\" \"$@\"";
+const WITHOUT_NFT: &str = "set -- python3 \"$DIR/files/without.py\" nf_tables \"$@\"";
 
 /// Status for a sandbox that could not be set up.
 const NOT_STARTED: i32 = 125;

@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use cofferdam_world_tests::{Family, World};
 
+/// Puts a program in front of the one under test that hides the kernel's IPv6 from it.
+const WITHOUT_IPV6: &str = "set -- python3 \"$DIR/files/without.py\" ipv6 \"$@\"";
+
 #[test]
 fn a_host_without_ipv6_has_sandboxes_without_it() {
     let world = World::start();
@@ -15,4 +18,9 @@ fn a_host_without_ipv6_has_sandboxes_without_it() {
     ran.exits(0).says("status: NOERROR").says("ANSWER: 0").within(Duration::from_secs(3));
     let ran = world.sandbox().run(&["curl", "-sS", "http://web.wall-test.com/"]);
     ran.exits(0).says("hello from the world").within(Duration::from_secs(3));
+    // The same on a kernel that has none of it: sandboxes start without, and one that insists says what is missing.
+    let ran = world.sandbox().broken(WITHOUT_IPV6).run(&["curl", "-sS", "http://web.wall-test.com/"]);
+    ran.exits(0).says("hello from the world").within(Duration::from_secs(3));
+    let ran = world.sandbox().broken(WITHOUT_IPV6).flags("--ipv6").run(&["echo", "started"]);
+    ran.exits(125).never_says("started").complains("this kernel has no IPv6").complains("load the ipv6 module");
 }
