@@ -1,19 +1,38 @@
-"""Sends as fast as one process can: SYNs, datagrams, pings and garbage in turn, then looks whether the network still works.
+"""A guest that takes what it can get, and one that wants its share.
 
-    flood.py flood|compute SECONDS ADDRESS [WORD]
+    flood.py flood NAME [WORD]         sends as fast as one process can: SYNs, datagrams, pings and garbage in turn
+    flood.py hold NAME [WORD]          the same, and opens connections all the time that say half of their first flight
+    flood.py burn NAME [WORD]          computes with two processes, and sends nothing
+    flood.py work NAME SECONDS         computes and asks an echo server in turn, and says how often
 
-`compute` burns the same time without sending, for comparison.
+All but `work` say `begun` when they begin, go on until their standard input ends, and then look whether the network still
+works.
 """
 
+import collections
 import os
 import random
+import resource
 import socket
 import struct
 import sys
+import threading
 import time
 
-WHAT, SECONDS, ADDRESS = sys.argv[1], float(sys.argv[2]), sys.argv[3]
-END = time.monotonic() + SECONDS
+WHAT, NAME = sys.argv[1], sys.argv[2]
+ADDRESS = socket.getaddrinfo(NAME, 7, socket.AF_INET, socket.SOCK_STREAM)[0][4][0]
+# Accepts everything and never says a word.
+SINK = 7109
+# Below the gateway's own limit of 4096, so that it is the bytes that are too many.
+CONNECTIONS = 3500
+# Two parts of a request's start, which together are just less than what is held of one (16 KiB).
+HALF_A_FLIGHT = [b"GET / HTTP/1.1\r\nX: " + b"x" * 9000, b"x" * 7000]
+over = threading.Event()
+
+
+def begin():
+    print("begun", flush=True)
+    threading.Thread(target=lambda: (sys.stdin.read(), over.set()), daemon=True).start()
 
 
 def checksum(data):
@@ -67,36 +86,91 @@ def frames():
     return made
 
 
-def flood():
+def flood(between=lambda: None):
     sent = 0
     made = frames()
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as wire:
         wire.bind(("eth0", 0))
-        while time.monotonic() < END:
+        begin()
+        while not over.is_set():
             for frame in made:
                 try:
                     wire.send(frame)
                     sent += 1
                 except OSError:
                     pass
+            between()
     print(f"{sent} frames")
 
 
-def compute():
-    while time.monotonic() < END:
+def hold():
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    held, opened = collections.deque(), 0
+
+    def open_some():
+        nonlocal opened
+        # All at once: a round trip for each would leave the gateway time to breathe.
+        batch = [socket.socket() for _ in range(500)]
+        for connection in batch:
+            connection.setblocking(False)
+            connection.connect_ex((ADDRESS, SINK))
+        for connection in batch:
+            connection.settimeout(1)
+            try:
+                for part in HALF_A_FLIGHT:
+                    connection.send(part)
+                opened += 1
+            except OSError:
+                pass
+            held.append(connection)
+            if len(held) > min(CONNECTIONS, hard - 100):
+                held.popleft().close()
+
+    flood(open_some)
+    print(f"{opened} connections")
+    while held:
+        held.popleft().close()
+
+
+def burn():
+    # The other one ends with the sandbox.
+    if os.fork() == 0:
+        while True:
+            pass
+    begin()
+    while not over.is_set():
         pass
 
 
-{"flood": flood, "compute": compute}[WHAT]()
+def work():
+    """About as much of the one as of the other, on a machine that has nothing else to do."""
+    turns, end = 0, time.monotonic() + float(sys.argv[3])
+    with socket.create_connection((ADDRESS, 7), 5) as connection:
+        while time.monotonic() < end:
+            for _ in range(10):
+                connection.sendall(b"turn")
+                connection.recv(100)
+            sum(range(50_000))
+            turns += 1
+    print(turns)
+    sys.exit(0)
+
+
+{"flood": flood, "hold": hold, "burn": burn, "work": work}[WHAT]()
 # What the flood filled may take a moment to drain; the sandbox then has to work as before.
 for _ in range(10):
     try:
-        with socket.create_connection((ADDRESS, 7), 3) as connection:
-            connection.sendall(b"still there?")
-            if connection.recv(100) == b"still there?":
-                print("network fine")
-                sys.exit(0)
+        with socket.create_connection((ADDRESS, 80), 3) as connection:
+            connection.sendall(f"GET / HTTP/1.0\r\nHost: {NAME}\r\n\r\n".encode())
+            answer = b""
+            while part := connection.recv(1000):
+                answer += part
+            if b"hello from the world" in answer:
+                print("network fine", flush=True)
+                os._exit(0)
     except OSError:
-        time.sleep(1)
-print("network dead")
-sys.exit(1)
+        pass
+    time.sleep(1)
+print("network dead", flush=True)
+os._exit(1)

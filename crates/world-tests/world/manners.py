@@ -8,10 +8,13 @@ TCP   7104  accepts and never answers
 TCP   7105  closes its sending side, then reads to the end and stores the count, which port 7106 tells
 TCP   7107  takes urgent data in line, reads slowly to the end, and answers with where the urgent bytes were
 TCP   7108  is told three counts, and sends as many bytes before, between and after two urgent ones
+TCP   7109  accepts, says nothing, and costs next to nothing: for thousands of connections
 UDP   7     echo; `BURST n size` gets n datagrams of that size
 UDP   123   a time server: any request of 48 bytes gets a reply of 48 bytes
 """
 
+import collections
+import resource
 import socket
 import struct
 import threading
@@ -20,6 +23,10 @@ import time
 V4 = ["93.184.215.14", "151.101.1.69", "10.77.0.5", "169.254.169.254", "192.168.77.50"]
 V6 = ["2606:2800:21f:cb07::14", "2a04:4e42::645", "fd12:3456:789a::5"]
 counted = {"bytes": 0}
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+# More than a gateway has connections, where the machine allows that.
+SINK_KEEPS = min(5000, hard - 500)
 # Seconds between 1900, where network time starts, and 1970 (RFC 5905, figure 4).
 NTP_EPOCH = 2_208_988_800
 
@@ -85,12 +92,29 @@ def tell_count(connection):
     connection.sendall(b"%d" % counted["bytes"])
 
 
-def tcp(port, manner):
+def listener(port):
     server = socket.socket(socket.AF_INET6)
     server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
     server.bind(("::", port))
     server.listen(1024)
+    return server
+
+
+def sink(port):
+    server, kept = listener(port), collections.deque()
+
+    def loop():
+        while True:
+            kept.append(server.accept()[0])
+            if len(kept) > SINK_KEEPS:
+                kept.popleft().close()
+
+    threading.Thread(target=loop, daemon=True).start()
+
+
+def tcp(port, manner):
+    server = listener(port)
 
     def serve(connection):
         with connection:
@@ -141,6 +165,7 @@ def network_time(data):
 for number, kind in [(7, echo), (7101, reset), (7102, count_then_answer), (7103, word_and_close), (7104, never_answer),
                      (7105, close_first), (7106, tell_count), (7107, find_urgent), (7108, send_urgent)]:
     tcp(number, kind)
+sink(7109)
 for family, addresses in [(socket.AF_INET, V4), (socket.AF_INET6, V6)]:
     for address in addresses:
         udp(family, address, 7, udp_echo)
