@@ -150,7 +150,7 @@ impl Builder<'_> {
 
 /// The rest of its life as the broker. Its name in a list of processes says so.
 fn stay(supervisor: &OwnedFd, channel: &OwnedFd, lifeline: &OwnedFd) -> u8 {
-    let renamed = process::rename("cofferdam-broker");
+    let renamed = process::rename("cofferdam-ports");
     let kept = [supervisor.as_fd(), channel.as_fd(), lifeline.as_fd()];
     let served = renamed.and_then(|()| process::close_all_except(&kept)).map_err(|_| ());
     match served.and_then(|()| serve_broker(channel, lifeline).map_err(|_| ())) {

@@ -104,7 +104,7 @@ fn run(bench: &Bench, rounds: u32, seed: u64) -> bool {
     }
     println!("killed: {killed:?}");
     // A run that always hits the same one shows little.
-    rounds < ROUNDS || killed.len() >= 4
+    rounds < ROUNDS || killed.len() >= 5
 }
 
 /// Starts a sandbox, kills one of its processes after a while, and makes an end. Says which one it was.
@@ -116,7 +116,8 @@ fn kill_something(bench: &Bench, user: User, directory: &Path, random: &mut Rand
         _ => "sleep 9000 & sleep 9000",
     };
     let mut supervisor = bench.supervisor(user, directory);
-    supervisor.args(["--network", "--", "sh", "-c", script]);
+    let network = if random.below(2) == 0 { "--network" } else { "--ports" };
+    supervisor.args([network, "--", "sh", "-c", script]);
     let mut supervisor = supervisor.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     std::thread::sleep(Duration::from_micros(random.below(120_000)));
     let processes = std::iter::once(supervisor.id()).chain(support::children(supervisor.id())).collect::<Vec<_>>();
@@ -158,6 +159,9 @@ fn role(pid: u32, supervisor: u32) -> String {
     let name = support::name(pid).unwrap_or_default();
     if name.starts_with("cofferdam-init") {
         return "init".to_owned();
+    }
+    if name == "cofferdam-ports" {
+        return "broker".to_owned();
     }
     // The others have the name of the program: the gateway has a seccomp filter once it is confined, and before it is
     // as good as the builder.

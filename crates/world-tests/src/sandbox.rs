@@ -20,11 +20,20 @@ pub struct Sandbox<'a> {
     input: Vec<u8>,
     folder: PathBuf,
     patience: Duration,
+    is_outside: bool,
 }
 
 impl<'a> Sandbox<'a> {
     pub(crate) fn new(world: &'a World, folder: PathBuf) -> Sandbox<'a> {
-        Sandbox { world, flags: Vec::new(), broken: None, input: Vec::new(), folder, patience: Duration::from_secs(60) }
+        Sandbox {
+            world,
+            flags: Vec::new(),
+            broken: None,
+            input: Vec::new(),
+            folder,
+            patience: Duration::from_secs(60),
+            is_outside: false,
+        }
     }
 
     /// Adds flags of `cofferdam run`, separated by spaces.
@@ -36,6 +45,12 @@ impl<'a> Sandbox<'a> {
     /// Takes something away from the machine first: a piece of shell that privilege runs in a private mount namespace.
     pub fn broken(mut self, shell: &'static str) -> Sandbox<'a> {
         self.broken = Some(shell);
+        self
+    }
+
+    /// Not on the host: where the servers are.
+    pub(crate) fn outside(mut self) -> Sandbox<'a> {
+        self.is_outside = true;
         self
     }
 
@@ -141,7 +156,10 @@ impl<'a> Sandbox<'a> {
     }
 
     fn spawn(&self, command: &[OsString]) -> Child {
-        let mut enter = self.world.enter(self.patience);
+        let mut enter = match self.is_outside {
+            true => self.world.enter_outside(self.patience),
+            false => self.world.enter(self.patience),
+        };
         if let Some(shell) = self.broken {
             enter.env("WORLD_BREAK", shell);
         }

@@ -45,6 +45,8 @@ pub struct World {
     cofferdam: PathBuf,
     /// Process 1 of the world, as this process sees it; in the host's network namespace.
     host: u32,
+    /// A process in the world's network namespace.
+    outside: u32,
     has_root: bool,
     sandboxes: AtomicU32,
     /// Its standard input is a pipe of ours: the world ends when it closes, and so when we do.
@@ -143,7 +145,8 @@ impl World {
         }
         let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", keeper.id())).unwrap_or_default();
         let host = children.split_whitespace().next().and_then(|pid| pid.parse().ok()).expect("the keeper has a child");
-        World { folder, cofferdam, host, has_root, sandboxes: AtomicU32::new(0), keeper }
+        let outside = outside_of(host).expect("a process sleeps in the world's network namespace");
+        World { folder, cofferdam, host, outside, has_root, sandboxes: AtomicU32::new(0), keeper }
     }
 
     /// A sandbox on the world's host, with a folder of its own to start in.
@@ -180,6 +183,17 @@ impl World {
     #[must_use]
     pub fn on_the_host(&self, command: &[&str]) -> Ran {
         self.sandbox().without_a_sandbox(command)
+    }
+
+    /// Runs a program in the world, where the servers are: for the host it is 192.168.77.1 and 2606:4700:77::1.
+    ///
+    /// # Panics
+    ///
+    /// When the world cannot be entered.
+    #[track_caller]
+    #[must_use]
+    pub fn from_outside(&self, command: &[&str]) -> Ran {
+        self.sandbox().outside().without_a_sandbox(command)
     }
 
     /// Changes the host, with privilege there.
@@ -256,9 +270,18 @@ impl World {
 
     /// A command that runs its further arguments on the host, and ends them after `patience`.
     pub(crate) fn enter(&self, patience: Duration) -> Command {
+        self.enter_beside(self.host, patience)
+    }
+
+    /// As [`World::enter`], in the network namespace with the servers.
+    pub(crate) fn enter_outside(&self, patience: Duration) -> Command {
+        self.enter_beside(self.outside, patience)
+    }
+
+    fn enter_beside(&self, process: u32, patience: Duration) -> Command {
         let mut enter = Command::new("timeout");
         enter.args(["--kill-after=5", &patience.as_secs().to_string()]);
-        enter.args(["nsenter", "--target", &self.host.to_string(), "--net"]);
+        enter.args(["nsenter", "--target", &process.to_string(), "--net"]);
         if !self.has_root {
             enter.args(["--user", "--preserve-credentials"]);
         }
@@ -343,6 +366,14 @@ impl Family {
             Family::V6 => format!("[{address}]"),
         }
     }
+}
+
+/// The process that keeps the world's network namespace: a child of the host's that only sleeps.
+fn outside_of(host: u32) -> Option<u32> {
+    let children = fs::read_to_string(format!("/proc/{host}/task/{host}/children")).ok()?;
+    let pids = children.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok());
+    let name = |pid: &u32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    pids.filter(|pid| name(pid).trim() == "sleep").min()
 }
 
 fn is_set(variable: &str) -> bool {

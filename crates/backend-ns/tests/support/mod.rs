@@ -200,6 +200,8 @@ fn parse(arguments: Vec<OsString>, events: &mut bool) -> SandboxSpec {
                 spec.env.push((name.into(), value.into()));
             }
             "--network" => spec.network = Some(network()),
+            // A broker stays where something may be published while it runs.
+            "--ports" => spec.network = Some(NetworkSpec { live: true, ..network() }),
             other => panic!("unknown option {other}"),
         }
     }
@@ -246,7 +248,7 @@ fn network() -> NetworkSpec {
     let spec =
         NetnsSpec { link: link.clone(), mtu: 1500, guest_mac: [2, 0, 0, 0, 0, 2], gateway_mac: [2, 0, 0, 0, 0, 1] };
     let gateway = GatewayConfig { network, policy, link, resolvers: Vec::new(), anchors: Vec::new(), seed: [7; 32] };
-    NetworkSpec { gateway, link: spec, live: true, ports: Vec::new(), resolvers: None }
+    NetworkSpec { gateway, link: spec, live: false, ports: Vec::new(), resolvers: None }
 }
 
 /// The processes whose parent is `parent`, as this process's `/proc` shows them.
