@@ -72,6 +72,8 @@ struct Key {
     /// The same target denied by two rules is two lines: the remedies differ.
     rule: String,
     ingress: bool,
+    /// The client held on to an address for longer than the name was bound to it, which is another remedy as well.
+    stale: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -127,6 +129,8 @@ pub struct DeniedTarget {
     pub decision: Option<String>,
     /// The flag that would allow it; absent when no flag does.
     pub allow_with: Option<String>,
+    /// The program kept an address of the name for longer than it may: what it has to do is look the name up again.
+    pub look_up_again: bool,
 }
 
 impl Summary {
@@ -139,10 +143,22 @@ impl Summary {
     /// Counts one event.
     pub fn record(&mut self, event: &Event) {
         match &event.body {
-            EventBody::FlowDenied { decision, direction, protocol, guest, remote, group, names, rule, shown } => {
+            EventBody::FlowDenied {
+                decision,
+                direction,
+                protocol,
+                guest,
+                remote,
+                group,
+                names,
+                rule,
+                shown,
+                look_up_again,
+            } => {
                 self.totals.flows_denied += 1;
-                let shown = shown.as_ref();
-                let flow = DeniedFlow { decision, direction: *direction, protocol: *protocol, guest: *guest, shown };
+                let (shown, again) = (shown.as_ref(), look_up_again.as_deref());
+                let (direction, protocol, guest) = (*direction, *protocol, *guest);
+                let flow = DeniedFlow { decision, direction, protocol, guest, shown, again };
                 // What was shown is what was denied, and not the name that the address was pinned for.
                 let names = shown.map(|shown| &shown.names).filter(|shown| !shown.is_empty()).unwrap_or(names);
                 self.deny_flow(&flow, *remote, *group, names, rule);
@@ -296,10 +312,11 @@ impl Summary {
     ) {
         let ingress = flow.direction == Direction::Ingress;
         let address = remote.ip().to_canonical();
-        let target = match names.first() {
+        // Of several names the one is meant that a look-up would have opened.
+        let target = match flow.again.or(names.first().map(String::as_str)) {
             // The gateway's addresses differ from run to run, its name does not.
             _ if group == Group::Host && slot::is_shared(flow.guest.ip(), address) => Target::Gateway,
-            Some(name) => Target::Name(name.clone()),
+            Some(name) => Target::Name(name.to_owned()),
             None => Target::Address(address),
         };
         let service = match flow.protocol {
@@ -308,7 +325,7 @@ impl Summary {
             Protocol::Tcp | Protocol::Udp => Service::Port(remote.port()),
             Protocol::IcmpV4 | Protocol::IcmpV6 => Service::Ping,
         };
-        let key = Key { target, service, rule: rule.to_string(), ingress };
+        let key = Key { target, service, rule: rule.to_string(), ingress, stale: flow.again.is_some() };
         let Some(denied) = self.group_for(key, rule, 1) else { return };
         denied.group.get_or_insert(group);
         denied.address.get_or_insert(address);
@@ -338,7 +355,13 @@ impl Summary {
         withheld: Option<Withheld>,
     ) {
         let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
-        let key = Key { target: Target::Name(name), service: Service::Lookup, rule: rule.to_string(), ingress: false };
+        let key = Key {
+            target: Target::Name(name),
+            service: Service::Lookup,
+            rule: rule.to_string(),
+            ingress: false,
+            stale: false,
+        };
         let Some(denied) = self.group_for(key, rule, count) else { return };
         let lookups = denied.lookups.entry(qtype).or_default();
         *lookups = lookups.saturating_add(count);
@@ -378,7 +401,8 @@ impl Summary {
             group: denied.group,
             rule: denied.rule.clone(),
             decision: denied.first_decision.clone(),
-            allow_with: self.remedy(key, denied),
+            allow_with: if key.stale { None } else { self.remedy(key, denied) },
+            look_up_again: key.stale,
         }
     }
 
@@ -443,6 +467,7 @@ struct DeniedFlow<'a> {
     protocol: Protocol,
     guest: SocketAddr,
     shown: Option<&'a FirstFlight>,
+    again: Option<&'a str>,
 }
 
 impl Denied {
@@ -496,6 +521,7 @@ fn columns(row: &DeniedTarget) -> [String; 4] {
     };
     let remedy = match &row.allow_with {
         Some(flag) => format!("→ {flag}"),
+        None if row.look_up_again => format!("→ look {} up again", escaped(&row.target)),
         None => String::new(),
     };
     [target, format!("×{}", row.count), escaped(&row.rule.to_string()), remedy]
@@ -640,6 +666,30 @@ mod tests {
             summary.record(&denied);
             let row = summary.denied().remove(0);
             assert_eq!((row.target.as_str(), row.allow_with.as_deref()), (target, Some(remedy)));
+        }
+    }
+
+    #[test]
+    fn an_address_kept_for_too_long_is_no_matter_of_flags() {
+        for (remote, shown_names) in [("8.8.8.8:443", None), ("[2606:4700::1]:443", Some(vec!["a.example".to_owned()]))]
+        {
+            let mut summary = Summary::new(listed());
+            let mut stale = flow(remote, &["other.example"], Group::Public, default_deny());
+            if let EventBody::FlowDenied { shown, look_up_again, .. } = &mut stale.body {
+                *shown = shown_names.map(|names| FirstFlight { protocol: FlightProtocol::Tls, names, doubt: None });
+                *look_up_again = Some("a.example".into());
+            }
+            summary.record(&stale);
+            summary.record(&stale);
+            // The same target without the excuse is another line.
+            summary.record(&flow(remote, &["a.example"], Group::Public, default_deny()));
+            let text = summary.render(Detail::Denials);
+            let lines: Vec<&str> = text.lines().collect();
+            assert_eq!(lines[0], "blocked  a.example:443  ×2  default egress deny   → look a.example up again");
+            assert_eq!(lines[1], "blocked  a.example:443  ×1  default egress deny   → --allow a.example:443");
+            let rows = summary.denied();
+            assert_eq!((rows[0].look_up_again, rows[0].allow_with.as_deref()), (true, None));
+            assert!(!rows[1].look_up_again);
         }
     }
 
@@ -815,6 +865,7 @@ mod tests {
             names: names.iter().map(|&n| n.to_owned()).collect(),
             rule,
             shown: None,
+            look_up_again: None,
         })
     }
 

@@ -1,5 +1,6 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU16;
+use std::time::Duration;
 
 use cofferdam_model::{DecisionId, DenyWith, DomainName, EventBody, FlowId, LimitsConfig, PortId};
 use cofferdam_policy::Permit;
@@ -16,6 +17,8 @@ pub struct GateConfig {
     pub mtu: u16,
     pub deny_with: DenyWith,
     pub limits: LimitsConfig,
+    /// How long a name stays bound to an address at least.
+    pub pin_floor: Duration,
     /// From the system's random source: keys the hash tables and starts decision ids and fragment ids.
     pub seed: [u8; 32],
 }
@@ -121,6 +124,8 @@ pub struct FlightDenial {
     pub domain: Option<DomainName>,
     /// The rule or default that decided.
     pub rule: String,
+    /// The name that would pass if it had been looked up in time.
+    pub look_up_again: Option<DomainName>,
 }
 
 /// Why a dial failed, in the words the guest is answered with.

@@ -54,6 +54,13 @@ pub(crate) struct About {
     shown: Option<FirstFlight>,
 }
 
+/// What an event tells about a denial.
+#[derive(Debug, Default)]
+pub(crate) struct Told {
+    pub(crate) decision: Option<DecisionId>,
+    pub(crate) look_up_again: Option<DomainName>,
+}
+
 /// What a flow stands on that was allowed.
 #[derive(Debug, Default)]
 pub(crate) struct Standing<'a> {
@@ -74,9 +81,9 @@ impl Context {
         let [decisions, fragments] = numbers;
         Context {
             replies: Replies::new(usize::from(config.mtu), fragments),
+            pins: Pins::new(config.pin_floor),
             config,
             policy,
-            pins: Pins::new(),
             outputs: VecDeque::new(),
             // 45 bits: nine characters of the printed form at most, and room to count.
             reports: Reports::new(hasher, decisions >> 19),
@@ -305,21 +312,16 @@ impl Context {
         self.output(Output::Event(event));
     }
 
-    /// The id of the decision, when it was told in an event.
-    pub(crate) fn report_denied(
-        &mut self,
-        now: Time,
-        protocol: Protocol,
-        ends: Ends,
-        about: &About,
-    ) -> Option<DecisionId> {
+    /// What was told in an event about it; nothing when there were too many.
+    pub(crate) fn report_denied(&mut self, now: Time, protocol: Protocol, ends: Ends, about: &About) -> Told {
         let Some(decision) = self.reports.count_denial(now, protocol, ends.remote) else {
             self.limit(now, LimitKind::Events, Reports::denial_bound());
-            return None;
+            return Told::default();
         };
         let (direction, Ends { guest, remote }) = (about.direction, ends);
         let (group, names, rule) = self.told(about);
         let shown = about.shown.clone();
+        let look_up_again = self.look_up_again(now, protocol, remote, about);
         self.event(EventBody::FlowDenied {
             decision: decision.to_string(),
             direction,
@@ -330,8 +332,46 @@ impl Context {
             names,
             rule,
             shown,
+            look_up_again: look_up_again.as_ref().map(DomainName::to_string),
         });
-        Some(decision)
+        Told { decision: Some(decision), look_up_again }
+    }
+
+    /// The name that a client which kept an address for too long has to look up again: it was pinned to the address before, and
+    /// with it the policy would let the flow pass. For a flow that showed names, one of those.
+    fn look_up_again(
+        &mut self,
+        now: Time,
+        protocol: Protocol,
+        remote: SocketAddr,
+        about: &About,
+    ) -> Option<DomainName> {
+        let peer = remote.ip();
+        let former: Vec<DomainName> = self.pins.former_names_of(now, peer).cloned().collect();
+        if former.is_empty() {
+            return None;
+        }
+        let port = match protocol {
+            Protocol::Tcp | Protocol::Udp => Some(remote.port()),
+            Protocol::IcmpV4 | Protocol::IcmpV6 => None,
+        };
+        let shown = about.shown.as_ref();
+        let beside = match shown {
+            // Other names at the address do not help a flow that says which one it wants.
+            Some(_) => Vec::new(),
+            None => self.pins.deciding(now, &self.policy, protocol, peer, port).to_vec(),
+        };
+        let was_shown = |name: &DomainName| {
+            let text = name.to_string();
+            shown.is_none_or(|shown| shown.names.contains(&text))
+        };
+        let would_pass = |name: &DomainName| {
+            let again = PinnedName { name: name.clone(), alias: false };
+            let names: Vec<PinnedName> = beside.iter().cloned().chain([again]).collect();
+            let facts = Facts { direction: Direction::Egress, protocol, peer, port, names: &names };
+            self.policy.check(&facts).is_allow()
+        };
+        former.into_iter().find(|name| was_shown(name) && would_pass(name))
     }
 
     pub(crate) fn report_opened(&mut self, flow: FlowId, protocol: Protocol, ends: Ends, about: &About) {

@@ -9,7 +9,7 @@ use cofferdam_model::{DomainName, FirstFlight, FlightProtocol, Protocol, Time};
 use cofferdam_policy::{Flight, FlightVerdict, Pending, Policy, Reason, ShownName};
 
 use crate::api::{FlightAnswer, FlightDenial};
-use crate::context::{About, Context, Ends};
+use crate::context::{About, Context, Ends, Told};
 
 /// Names remembered with a flow: one is usual, and a proxy's connection may carry requests for a few.
 const REMEMBERED: usize = 8;
@@ -81,8 +81,8 @@ impl Watch {
                 let domain = domain.or_else(|| shown.names().first()).cloned();
                 let about = About::of_flight(denial.reason().clone(), cx.names_for_event(now, peer), in_event(shown));
                 let rule = cx.policy.rule_text(denial.reason()).to_string();
-                let decision = cx.report_denied(now, protocol, ends, &about);
-                FlightAnswer::Deny(FlightDenial { decision, domain, rule })
+                let Told { decision, look_up_again } = cx.report_denied(now, protocol, ends, &about);
+                FlightAnswer::Deny(FlightDenial { decision, domain, rule, look_up_again })
             }
         }
     }
@@ -113,7 +113,7 @@ impl Watch {
 
 /// A flow about which nothing is known: it is not one to ask about.
 pub(crate) fn unknown() -> FlightAnswer {
-    FlightAnswer::Deny(FlightDenial { decision: None, domain: None, rule: String::new() })
+    FlightAnswer::Deny(FlightDenial { decision: None, domain: None, rule: String::new(), look_up_again: None })
 }
 
 /// What a flow showed, as events tell it.

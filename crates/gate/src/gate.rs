@@ -252,6 +252,11 @@ impl Gate {
         self.cx.config.limits = limits;
     }
 
+    /// Names that are bound to addresses from here on stay so for `floor` at least.
+    pub fn handle_pin_floor(&mut self, floor: Duration) {
+        self.cx.pins.set_floor(floor);
+    }
+
     /// Denied flows are told so in this way from here on.
     pub fn handle_deny_with(&mut self, deny_with: DenyWith) {
         self.cx.config.deny_with = deny_with;

@@ -112,6 +112,70 @@ fn a_connection_that_a_name_allows_has_to_show_it() {
     }
 }
 
+/// The names that the denials among these say to look up again.
+fn again(outputs: &[Output]) -> Vec<Option<String>> {
+    let again = |event: &EventBody| match event {
+        EventBody::FlowDenied { look_up_again, .. } => Some(look_up_again.clone()),
+        _ => None,
+    };
+    events(outputs).into_iter().filter_map(again).collect()
+}
+
+#[test]
+fn a_client_that_kept_an_address_for_too_long_is_told_to_look_the_name_up_again() {
+    for family in BOTH {
+        let mut world = world("allow@a.example:tcp+udp:443");
+        pin(&mut world, family, "a.example");
+        pin(&mut world, family, "other.example");
+        world.pass(ms(59_999));
+        assert_eq!(again(&world.send(&packet::syn(guest(family), at(family.public(), 80)))), [None], "it is pinned");
+        world.pass(ms(1));
+        let name = Some("a.example".to_owned());
+        for (to, expected) in [
+            (web(family), &name),
+            // No look-up opens these.
+            (at(family.public(), 80), &None),
+            (at(family.private(), 443), &None),
+        ] {
+            assert_eq!(again(&world.send(&packet::syn(guest(family), to))), [expected.clone()], "{to}");
+            let datagram = packet::udp(guest(family), to, b"question");
+            assert_eq!(again(&world.send(&datagram)), [expected.clone()], "{to} over UDP");
+        }
+        pin(&mut world, family, "a.example");
+        watched(&mut world, family);
+    }
+}
+
+#[test]
+fn so_is_one_that_shows_the_name_at_an_address_of_another() {
+    for family in BOTH {
+        let mut world = world("allow@a.example,allow@b.example");
+        pin(&mut world, family, "b.example");
+        world.pass(ms(60_000));
+        pin(&mut world, family, "a.example");
+        let flow = watched(&mut world, family);
+        for (shown, expected) in [("b.example", Some("b.example")), ("c.example", None)] {
+            let FlightAnswer::Deny(denial) = world.gate.handle_flight(world.now, flow, &tls(shown)) else { panic!() };
+            assert_eq!(denial.look_up_again, expected.map(name));
+            assert_eq!(again(&world.drain()), [expected.map(str::to_owned)]);
+        }
+        let nameless = Shown::Tls { server_name: None, ech: false };
+        let FlightAnswer::Deny(denial) = world.gate.handle_flight(world.now, flow, &nameless) else { panic!() };
+        assert_eq!(denial.look_up_again, None);
+    }
+}
+
+#[test]
+fn the_floor_of_pins_can_be_changed_while_the_gate_runs() {
+    for family in BOTH {
+        let mut world = world("allow@a.example");
+        world.gate.handle_pin_floor(ms(1_000));
+        pin(&mut world, family, "a.example");
+        world.pass(ms(1_000));
+        assert_eq!(again(&world.send(&packet::syn(guest(family), web(family)))), [Some("a.example".to_owned())]);
+    }
+}
+
 #[test]
 fn a_connection_that_passed_lives_on_without_its_pin() {
     for family in BOTH {

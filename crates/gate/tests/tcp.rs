@@ -92,8 +92,20 @@ fn a_denied_connection_is_answered_as_configured() {
 fn a_denial_is_reported_with_its_rule() {
     let mut world = World::new();
     let outputs = world.send(&packet::syn(guest(Family::V4), at(Family::V4.private(), 80)));
-    let [EventBody::FlowDenied { decision, direction, protocol, guest: from, remote, group, names, rule, shown: None }] =
-        events(&outputs)[..]
+    let [
+        EventBody::FlowDenied {
+            decision,
+            direction,
+            protocol,
+            guest: from,
+            remote,
+            group,
+            names,
+            rule,
+            shown: None,
+            look_up_again: None,
+        },
+    ] = events(&outputs)[..]
     else {
         panic!("{outputs:?}")
     };

@@ -608,7 +608,12 @@ mod tests {
         let doubt = matches!(shown, Shown::Unreadable { .. } | Shown::Unfinished);
         if evil || doubt {
             let decision = Some(DecisionId(7));
-            FlightAnswer::Deny(FlightDenial { decision, domain: shown.names().first().cloned(), rule: "rule".into() })
+            FlightAnswer::Deny(FlightDenial {
+                decision,
+                domain: shown.names().first().cloned(),
+                rule: "rule".into(),
+                look_up_again: None,
+            })
         } else {
             FlightAnswer::Pass
         }

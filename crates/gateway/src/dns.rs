@@ -525,6 +525,7 @@ mod tests {
                 mtu: 1500,
                 deny_with: network.deny_with,
                 limits: network.limits,
+                pin_floor: network.dns.pin_floor,
                 seed: [1; 32],
             };
             let (events, reader) = cofferdam_sys::fdpass::pair().unwrap();

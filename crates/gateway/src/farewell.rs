@@ -35,6 +35,9 @@ fn forbidden(shown: &Shown, denial: &FlightDenial) -> Vec<u8> {
 
 fn message(shown: &Shown, denial: &FlightDenial) -> String {
     let rule = &denial.rule;
+    if let Some(name) = &denial.look_up_again {
+        return format!("the address was that of {name} once: look {name} up again ({rule})");
+    }
     match (shown, &denial.domain) {
         (Shown::Unreadable { doubt, .. }, _) => {
             format!("the network policy does not pass this request on: {doubt} ({rule})")
@@ -56,6 +59,7 @@ mod tests {
             decision: Some(DecisionId(33)),
             domain: Some("evil.example".parse().unwrap()),
             rule: "deny@evil.example".into(),
+            look_up_again: None,
         };
         let text = |shown: &Shown| words(shown, &denial).map(|words| String::from_utf8_lossy(&words).into_owned());
         let http = text(&Shown::Http { names: vec!["evil.example".parse().unwrap()] }).unwrap();

@@ -179,6 +179,7 @@ fn gate_config(config: &GatewayConfig, descriptors: Option<u64>) -> GateConfig {
         mtu: config.network.interface.mtu,
         deny_with: config.network.deny_with,
         limits: limits_within(&config.network.limits, descriptors),
+        pin_floor: config.network.dns.pin_floor,
         seed: config.seed,
     }
 }
@@ -521,6 +522,7 @@ impl Gateway {
                 };
                 self.gate.handle_limits(limits_within(&network.limits, self.descriptors));
                 self.gate.handle_deny_with(network.deny_with);
+                self.gate.handle_pin_floor(network.dns.pin_floor);
                 self.dns.handle_policy(now, Arc::clone(&policy), rebinding, network.dns.query_timeout);
                 self.gate.handle_policy(now, policy);
                 self.drain(now);

@@ -62,6 +62,8 @@ pub struct DnsConfig {
     pub nameservers: Vec<Nameserver>,
     /// Total time for one query.
     pub query_timeout: Duration,
+    /// How long a name stays bound to an address at least, however short its time to live.
+    pub pin_floor: Duration,
     /// Answers with addresses that are not public are not delivered.
     pub rebind_protection: bool,
     /// Whether known resolvers that speak HTTPS are refused; `None`: under an allow-list.

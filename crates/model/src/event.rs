@@ -219,6 +219,10 @@ pub enum EventBody {
         /// Present when the flow was denied for what it showed after it was opened.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         shown: Option<FirstFlight>,
+        /// A name that was pinned to the remote's address, is not any more, and would let the flow pass: it has to be looked up
+        /// again.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        look_up_again: Option<String>,
     },
     #[serde(rename = "flow.closed")]
     FlowClosed { flow: FlowId, by: CloseReason, counters: FlowCounters, duration_ms: u64 },

@@ -71,7 +71,7 @@ fn narrow_10_000_rules(bencher: Bencher<'_, '_>) {
 fn check_10_000_names_on_one_address(bencher: Bencher<'_, '_>) {
     let policy = compile(&domain_rules(10_000));
     let peer = IpAddr::V4(Ipv4Addr::new(11, 0, 0, 1));
-    let mut pins = Pins::new();
+    let mut pins = Pins::new(Pins::FLOOR);
     for name in names(10_000) {
         pins.insert(Time::ZERO, &name, false, peer, Pins::FLOOR).unwrap();
     }
@@ -91,7 +91,7 @@ fn check_each_of_10_000_names_once_pinned(bencher: Bencher<'_, '_>) {
     let peer = IpAddr::V4(Ipv4Addr::new(11, 0, 0, 1));
     let names = names(10_000);
     bencher.counter(divan::counter::ItemsCount::new(10_000_u32)).bench_local(|| {
-        let mut pins = Pins::new();
+        let mut pins = Pins::new(Pins::FLOOR);
         for name in &names {
             pins.insert(Time::ZERO, name, false, peer, Pins::FLOOR).unwrap();
             let names = pins.deciding(Time::ZERO, &policy, Protocol::Tcp, peer, Some(443));
@@ -111,7 +111,7 @@ fn insert_16_384_pins_into_a_full_table(bencher: Bencher<'_, '_>, addresses: &st
         _ => IpAddr::V4(Ipv4Addr::from_bits(0x0b00_0000 + number)),
     };
     let names = names(2 * count);
-    let mut pins = Pins::new();
+    let mut pins = Pins::new(Pins::FLOOR);
     let mut now = Time::ZERO;
     let mut turn = 0;
     bencher.counter(divan::counter::ItemsCount::new(count)).bench_local(|| {

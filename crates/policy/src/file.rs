@@ -37,6 +37,7 @@ pub fn default_network() -> NetworkConfig {
         dns: DnsConfig {
             nameservers: Vec::new(),
             query_timeout: Duration::from_secs(5),
+            pin_floor: crate::Pins::FLOOR,
             rebind_protection: true,
             deny_doh: None,
         },

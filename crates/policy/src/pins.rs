@@ -1,11 +1,11 @@
 //! Names bound to addresses by this sandbox's own DNS answers.
 //!
 //! The gate inserts a pin for every address of an answer before the answer reaches the guest, and asks which names decide when
-//! a flow to an address is decided. A pin lives for its TTL, at least [`Pins::FLOOR`]; a flow that outlives its pin goes on, a
-//! new one needs a live pin.
+//! a flow to an address is decided. A pin lives for its TTL, at least for a floor; a flow that outlives its pin goes on, a
+//! new one needs a live pin. The names of pins that are gone are kept for a while to explain denials (see `former.rs`).
 //!
 //! Bounds: [`Pins::MAX_PINS`] in all and [`Pins::MAX_PER_NAME`] addresses for one name. At a bound the pin that has been idle
-//! longest makes room. Idle means neither refreshed nor looked up for [`Pins::FLOOR`]; while no pin is idle, [`Pins::insert`]
+//! longest makes room. Idle means neither refreshed nor looked up for [`Pins::IDLE`]; while no pin is idle, [`Pins::insert`]
 //! refuses and the answer has to become SERVFAIL.
 //!
 //! A content network puts thousands of names on one address, so nothing here walks over the names of an address for each flow
@@ -17,12 +17,15 @@
 //! queued goes to the back again (second chance), at most [`SECOND_CHANCES`] per insertion, so that a flood of names costs a
 //! bounded amount of work.
 
+mod former;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::time::Duration;
 
 use cofferdam_model::{DomainName, Protocol, Time};
 
+use crate::pins::former::Former;
 use crate::policy::Identity;
 use crate::table::ports::{Service, ServiceClass};
 use crate::{PinnedName, Policy};
@@ -41,14 +44,16 @@ const MEMOS: usize = 16;
 pub struct PinsFull;
 
 /// Name to address bindings of one sandbox.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Pins {
+    floor: Duration,
     pins: BTreeMap<Serial, Pin>,
     addresses: BTreeMap<IpAddr, Bound>,
     names: BTreeMap<DomainName, BTreeMap<Place, Serial>>,
     expiries: BTreeSet<(Time, Serial)>,
     queue: VecDeque<Queued>,
     next: Serial,
+    former: Former,
     /// The policy that the memos are about.
     memos_of: Option<Identity>,
 }
@@ -95,13 +100,31 @@ impl Pins {
     pub const MAX_PINS: usize = 16_384;
     /// Addresses pinned to one name (spec `names.md` §4).
     pub const MAX_PER_NAME: usize = 1_024;
-    /// Shortest life of a pin, and how long an unused one is kept at least (spec `names.md` §4, `pin_floor`).
+    /// Shortest life of a pin where nobody said otherwise (spec `names.md` §4, `pin_floor`).
     pub const FLOOR: Duration = Duration::from_secs(60);
+    /// How long a pin is kept at least that nobody uses. Whatever the floor: a guest that was told of an address gets this
+    /// much time to use it before a flood of other names can take it away.
+    pub const IDLE: Duration = Duration::from_secs(60);
 
-    /// No pins.
+    /// No pins. Each will live for `floor` at least.
     #[must_use]
-    pub fn new() -> Pins {
-        Pins::default()
+    pub fn new(floor: Duration) -> Pins {
+        Pins {
+            floor,
+            pins: BTreeMap::new(),
+            addresses: BTreeMap::new(),
+            names: BTreeMap::new(),
+            expiries: BTreeSet::new(),
+            queue: VecDeque::new(),
+            next: 0,
+            former: Former::default(),
+            memos_of: None,
+        }
+    }
+
+    /// Pins that are made or prolonged from here on live for `floor` at least.
+    pub fn set_floor(&mut self, floor: Duration) {
+        self.floor = floor;
     }
 
     /// Binds `name` to `address` for `ttl`, or prolongs the binding.
@@ -119,7 +142,7 @@ impl Pins {
     ) -> Result<(), PinsFull> {
         self.expire(now);
         let address = address.to_canonical();
-        let expires = now + ttl.max(Pins::FLOOR);
+        let expires = now + ttl.max(self.floor);
         let places = self.names.get(name);
         if let Some(serial) = places.and_then(|places| places.get(&(address, alias))).copied() {
             self.refresh(now, serial, expires);
@@ -127,11 +150,14 @@ impl Pins {
         }
         if places.is_some_and(|places| places.len() >= Pins::MAX_PER_NAME) {
             let idlest = self.idlest_of_name(now, name).ok_or(PinsFull)?;
-            self.remove(idlest);
+            self.end(now, idlest);
         }
         if self.pins.len() >= Pins::MAX_PINS {
             let idlest = self.idlest(now).ok_or(PinsFull)?;
-            self.remove(idlest);
+            self.end(now, idlest);
+        }
+        if !alias {
+            self.former.forget(name, address);
         }
         let serial = self.next;
         self.next += 1;
@@ -200,8 +226,14 @@ impl Pins {
             && expires <= now
         {
             self.expiries.pop_first();
-            self.remove(serial);
+            self.end(now, serial);
         }
+    }
+
+    /// Names that were pinned to `address`, having been asked for themselves, and are not any more: the one whose pin went last
+    /// first. Not all of them, and no reason to allow anything.
+    pub fn former_names_of(&self, now: Time, address: IpAddr) -> impl Iterator<Item = &DomainName> {
+        self.former.names_of(now, address.to_canonical())
     }
 
     /// Has the names of every address for which `is_other` says so count as aliases do, until they are asked for again: no
@@ -278,6 +310,15 @@ impl Pins {
         None
     }
 
+    /// Drops a pin, and keeps in mind that it was there.
+    fn end(&mut self, now: Time, serial: Serial) {
+        if let Some(pin) = self.remove(serial)
+            && !pin.name.alias
+        {
+            self.former.insert(now, &pin.name.name, pin.address);
+        }
+    }
+
     fn remove(&mut self, serial: Serial) -> Option<Pin> {
         let pin = self.pins.remove(&serial)?;
         self.expiries.remove(&(pin.expires, serial));
@@ -299,7 +340,7 @@ impl Pins {
 }
 
 fn is_idle(now: Time, touched: Time) -> bool {
-    now.since(touched) >= Pins::FLOOR
+    now.since(touched) >= Pins::IDLE
 }
 
 /// The memo for `class`, made where missing; at the bound another one is forgotten.

@@ -97,6 +97,7 @@ fn a_file_in_any_format_is_the_same_network() {
         [network.dns]
         nameservers = ["1.1.1.1:53", "[2606:4700::1111]:5353", "9.9.9.9"]
         query_timeout_ms = 250
+        pin_floor_ms = 1000
         rebind_protection = false
         [network.interface]
         mtu = 9000
@@ -107,7 +108,7 @@ fn a_file_in_any_format_is_the_same_network() {
                   {"action": "deny", "direction": "egress", "destination": "any", "protocols": ["tcp"], "ports": [25]}],
         "deny_domains": ["metadata.google.internal"], "deny_domain_suffixes": [".tracking.example", "*.ads.example"],
         "deny_with": "icmp", "strict": false, "max_connections": 7,
-        "dns": {"nameservers": ["1.1.1.1:53", "[2606:4700::1111]:5353", "9.9.9.9"], "query_timeout_ms": 250, "rebind_protection": false},
+        "dns": {"nameservers": ["1.1.1.1:53", "[2606:4700::1111]:5353", "9.9.9.9"], "query_timeout_ms": 250, "pin_floor_ms": 1000, "rebind_protection": false},
         "interface": {"mtu": 9000, "ipv4_pool": "10.9.0.0/16"}}}"#;
     let yaml = "
 network:
@@ -127,6 +128,7 @@ network:
   dns:
     nameservers: ['1.1.1.1:53', '[2606:4700::1111]:5353', 9.9.9.9]
     query_timeout_ms: 250
+    pin_floor_ms: 1000
     rebind_protection: false
   interface: {mtu: 9000, ipv4_pool: 10.9.0.0/16}
 ";
@@ -220,6 +222,8 @@ fn mistakes_are_refused_with_their_place() {
         ("x.json", "{\"interface\": {\"mac\": \"02:00:00:00:00:01\"}}", &["interface.mac", "not supported"]),
         ("x.toml", "[network.dns]\nnameservers = [\"http://1.1.1.1\"]", &["dns.nameservers[0]", "expected `IP`"]),
         ("x.toml", "[network.dns]\nquery_timeout_ms = 0", &["dns.query_timeout_ms"]),
+        ("x.toml", "[network.dns]\npin_floor_ms = 999", &["dns.pin_floor_ms", "999 ms", "1000 to 86400000"]),
+        ("x.toml", "[network.dns]\npin_floor_ms = 86400001", &["dns.pin_floor_ms", "1000 to 86400000"]),
         ("x.toml", "[network.interface]\nmtu = 100", &["interface.mtu", "1280"]),
         ("x.toml", "[network.interface]\nipv4_pool = \"10.0.0.1/8\"", &["10.0.0.0/8"]),
         ("x.toml", "[network]\npreset = \"publik\"", &["preset", "`public`"]),
@@ -539,6 +543,7 @@ fn what_is_written_is_read_back_as_it_was() {
         [dns]
         nameservers = ["192.0.2.1", "[2001:db8::1]:54", "tls://192.0.2.2#dns.x.org", "https://dns.x.org:444/q", "tls://ns.x.org"]
         query_timeout_ms = 10
+        pin_floor_ms = 2500
         rebind_protection = false
         deny_doh = false
         [interface]

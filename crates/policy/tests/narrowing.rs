@@ -85,7 +85,7 @@ proptest! {
         let alone = compile(&configs);
         let together = narrow(&alone);
         let peer = "8.8.8.8".parse().unwrap();
-        let mut pins = Pins::new();
+        let mut pins = Pins::new(Pins::FLOOR);
         let mut all: Vec<PinnedName> = Vec::new();
         let mut pinned = pinned.into_iter();
         for flow in flows {

@@ -12,7 +12,7 @@ const SECOND: Duration = Duration::from_secs(1);
 
 #[test]
 fn a_pin_lives_for_its_ttl_and_at_least_a_minute() {
-    let mut pins = Pins::new();
+    let mut pins = Pins::new(Pins::FLOOR);
     pins.insert(at(0), &name("short.example"), false, address(1), SECOND).unwrap();
     pins.insert(at(0), &name("long.example"), true, address(1), 300 * SECOND).unwrap();
     assert_eq!(names(&pins, at(59), 1), ["long.example (alias)", "short.example"]);
@@ -26,7 +26,7 @@ fn a_pin_lives_for_its_ttl_and_at_least_a_minute() {
 
 #[test]
 fn answers_accumulate_and_a_repeated_one_prolongs() {
-    let mut pins = Pins::new();
+    let mut pins = Pins::new(Pins::FLOOR);
     for second in [0, 30, 60] {
         pins.insert(at(second), &name("a.example"), false, address(1), SECOND).unwrap();
     }
@@ -42,14 +42,14 @@ fn answers_accumulate_and_a_repeated_one_prolongs() {
 
 #[test]
 fn a_mapped_address_is_the_ipv4_address() {
-    let mut pins = Pins::new();
+    let mut pins = Pins::new(Pins::FLOOR);
     pins.insert(at(0), &name("a.example"), false, "::ffff:10.0.0.1".parse().unwrap(), SECOND).unwrap();
     assert_eq!(names(&pins, at(1), 1), ["a.example"]);
 }
 
 #[test]
 fn names_of_demoted_addresses_count_as_aliases_until_they_are_asked_for_again() {
-    let mut pins = Pins::new();
+    let mut pins = Pins::new(Pins::FLOOR);
     for (text, alias) in [("a.example", false), ("b.example", false), ("b.example", true)] {
         pins.insert(at(0), &name(text), alias, address(1), 100 * SECOND).unwrap();
     }
@@ -64,8 +64,75 @@ fn names_of_demoted_addresses_count_as_aliases_until_they_are_asked_for_again() 
 }
 
 #[test]
+fn the_floor_can_be_another_one() {
+    for (floor, ttl, life) in [(1, 0, 1), (1, 5, 5), (600, 0, 600)] {
+        let mut pins = Pins::new(floor * SECOND);
+        pins.insert(at(0), &name("a.example"), false, address(1), ttl * SECOND).unwrap();
+        assert_eq!(names(&pins, at(life - 1), 1), ["a.example"]);
+        assert_eq!(names(&pins, at(life), 1), [] as [&str; 0]);
+    }
+    let mut pins = Pins::new(Pins::FLOOR);
+    pins.set_floor(2 * SECOND);
+    pins.insert(at(0), &name("a.example"), false, address(1), SECOND).unwrap();
+    assert_eq!(names(&pins, at(2), 1), [] as [&str; 0]);
+}
+
+#[test]
+fn a_short_floor_does_not_let_a_flood_take_pins_that_were_just_made() {
+    let mut pins = Pins::new(SECOND);
+    for number in 1..=u32::try_from(Pins::MAX_PINS).unwrap() {
+        pins.insert(at(0), &name(&format!("n{number}.example")), false, address(number), 900 * SECOND).unwrap();
+    }
+    assert_eq!(pins.insert(at(59), &name("another.example"), false, address(0), SECOND), Err(PinsFull));
+    pins.insert(at(60), &name("another.example"), false, address(0), SECOND).unwrap();
+}
+
+#[test]
+fn names_whose_pins_are_gone_are_kept_in_mind_and_are_no_pins() {
+    for peer in [address(1), "2001:db8::1".parse().unwrap()] {
+        let mut pins = Pins::new(Pins::FLOOR);
+        pins.insert(at(0), &name("a.example"), false, peer, SECOND).unwrap();
+        pins.insert(at(0), &name("b.example"), false, peer, 90 * SECOND).unwrap();
+        pins.insert(at(0), &name("alias.example"), true, peer, SECOND).unwrap();
+        let former = |pins: &Pins, second| -> Vec<String> {
+            pins.former_names_of(at(second), peer).map(DomainName::to_string).collect()
+        };
+        assert_eq!(former(&pins, 59), [] as [&str; 0]);
+        pins.expire(at(60));
+        assert_eq!(former(&pins, 60), ["a.example"]);
+        pins.expire(at(90));
+        assert_eq!(former(&pins, 90), ["b.example", "a.example"]);
+        assert!(pins.is_empty());
+        assert_eq!(pins.names_of(at(90), peer).count(), 0);
+        assert!(!pins.is_pinned(at(90), &name("a.example"), peer));
+        // Asked for again it is a pin, and nothing else.
+        pins.insert(at(91), &name("a.example"), false, peer, SECOND).unwrap();
+        assert_eq!(former(&pins, 91), ["b.example"]);
+        let a_day = 86_400;
+        assert_eq!(former(&pins, 90 + a_day), [] as [&str; 0]);
+    }
+}
+
+#[test]
+fn names_whose_pins_are_gone_are_kept_in_bounds() {
+    let mut pins = Pins::new(SECOND);
+    for number in 0..10_000_u32 {
+        pins.insert(at(0), &name(&format!("n{number}.example")), false, address(number), SECOND).unwrap();
+    }
+    pins.expire(at(1));
+    let kept = (0..10_000).filter(|number| pins.former_names_of(at(1), address(*number)).next().is_some());
+    assert_eq!(kept.collect::<Vec<u32>>(), (10_000 - 4_096..10_000).collect::<Vec<u32>>(), "those that went last");
+    for number in 0..100 {
+        pins.insert(at(2), &name(&format!("m{number}.example")), false, address(1), SECOND).unwrap();
+    }
+    pins.expire(at(3));
+    let at_one: Vec<String> = pins.former_names_of(at(3), address(1)).map(DomainName::to_string).collect();
+    assert_eq!((at_one.len(), at_one[0].as_str(), at_one[15].as_str()), (16, "m99.example", "m84.example"));
+}
+
+#[test]
 fn a_name_and_an_alias_of_the_same_text_are_two_pins() {
-    let mut pins = Pins::new();
+    let mut pins = Pins::new(Pins::FLOOR);
     pins.insert(at(0), &name("a.example"), false, address(1), SECOND).unwrap();
     pins.insert(at(0), &name("a.example"), true, address(1), 100 * SECOND).unwrap();
     assert_eq!(names(&pins, at(1), 1), ["a.example (alias)", "a.example"]);
@@ -99,7 +166,7 @@ fn an_expired_pin_makes_room() {
 
 #[test]
 fn one_name_has_a_bound_of_its_own() {
-    let mut pins = Pins::new();
+    let mut pins = Pins::new(Pins::FLOOR);
     for number in 0..u32::try_from(Pins::MAX_PER_NAME).unwrap() {
         pins.insert(at(0), &name("many.example"), false, address(number), 900 * SECOND).unwrap();
     }
@@ -112,7 +179,7 @@ fn one_name_has_a_bound_of_its_own() {
 
 #[test]
 fn one_address_may_have_every_name() {
-    let mut pins = Pins::new();
+    let mut pins = Pins::new(Pins::FLOOR);
     let many = u32::try_from(Pins::MAX_PINS).unwrap();
     for number in 0..many {
         pins.insert(at(0), &name(&format!("n{number}.example")), false, address(1), 900 * SECOND).unwrap();
@@ -126,7 +193,7 @@ fn one_address_may_have_every_name() {
 
 #[test]
 fn a_name_is_pinned_while_it_lives_and_only_for_itself() {
-    let mut pins = Pins::new();
+    let mut pins = Pins::new(Pins::FLOOR);
     pins.insert(at(0), &name("a.example"), false, address(1), SECOND).unwrap();
     pins.insert(at(0), &name("b.example"), true, address(1), SECOND).unwrap();
     let v6: IpAddr = "2001:db8::1".parse().unwrap();
@@ -147,7 +214,7 @@ fn a_name_is_pinned_while_it_lives_and_only_for_itself() {
 
 #[test]
 fn a_guest_that_asks_for_new_names_for_ever_stays_within_the_bounds() {
-    let mut pins = Pins::new();
+    let mut pins = Pins::new(Pins::FLOOR);
     let mut refused = 0;
     for number in 0..40_000_u32 {
         let now = Time::ZERO + Duration::from_millis(u64::from(number) * 5);
@@ -159,7 +226,7 @@ fn a_guest_that_asks_for_new_names_for_ever_stays_within_the_bounds() {
 }
 
 fn full() -> Pins {
-    let mut pins = Pins::new();
+    let mut pins = Pins::new(Pins::FLOOR);
     for number in 1..=u32::try_from(Pins::MAX_PINS).unwrap() {
         pins.insert(at(0), &name(&format!("n{number}.example")), false, address(number), 900 * SECOND).unwrap();
     }

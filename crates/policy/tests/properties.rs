@@ -66,7 +66,7 @@ proptest! {
         steps in vec((0..40_u64, step()), 1..120),
     ) {
         let policies = configs.each_ref().map(|config| Policy::compile(config, classifier()));
-        let mut pins = Pins::new();
+        let mut pins = Pins::new(Pins::FLOOR);
         let mut model: Vec<(PinnedName, IpAddr, Time)> = Vec::new();
         let mut now = Time::ZERO;
         for (seconds, step) in steps {

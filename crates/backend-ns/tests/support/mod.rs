@@ -225,6 +225,7 @@ fn network() -> NetworkSpec {
         dns: DnsConfig {
             nameservers: Vec::new(),
             query_timeout: Duration::from_secs(5),
+            pin_floor: Duration::from_secs(60),
             rebind_protection: true,
             deny_doh: None,
         },

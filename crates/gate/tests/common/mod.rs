@@ -120,6 +120,7 @@ pub(crate) fn gate_config() -> GateConfig {
             max_inbound_connections: 1024,
             connect_timeout: Duration::from_secs(75),
         },
+        pin_floor: Duration::from_secs(60),
         seed: [7; 32],
     }
 }

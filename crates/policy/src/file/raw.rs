@@ -254,6 +254,8 @@ pub(super) struct RawDns {
     /// the host.
     pub(super) nameservers: Option<Vec<String>>,
     pub(super) query_timeout_ms: Option<u64>,
+    /// How long a name stays bound to an address at least, however short its time to live; 1000 to 86400000.
+    pub(super) pin_floor_ms: Option<u64>,
     /// Refuse well-known resolvers that speak HTTPS; absent: under an allow-list.
     pub(super) deny_doh: Option<bool>,
 }

@@ -156,6 +156,10 @@ fn apply_dns(name: &str, raw: RawDns, config: &mut NetworkConfig, errors: &mut V
         let origin = format!("{name}: dns.query_timeout_ms");
         take(errors, origin, values::timeout(ms), |timeout| config.dns.query_timeout = timeout);
     }
+    if let Some(ms) = raw.pin_floor_ms {
+        let origin = format!("{name}: dns.pin_floor_ms");
+        take(errors, origin, values::pin_floor(ms), |floor| config.dns.pin_floor = floor);
+    }
     if let Some(servers) = raw.nameservers {
         config.dns.nameservers.clear();
         for (at, text) in servers.iter().enumerate() {

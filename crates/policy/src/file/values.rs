@@ -35,6 +35,10 @@ pub(super) enum ValueError {
     Timeout { max: u64 },
     #[error("a timeout of {ms} ms is out of bounds; expected 1 to {max}")]
     TimeoutTooLong { ms: u64, max: u64 },
+    #[error(
+        "{ms} ms is out of bounds for the shortest time that a name stays bound to an address; expected {min} to {max}"
+    )]
+    PinFloor { ms: u64, min: u64, max: u64 },
 }
 
 const DNS_PORT: u16 = 53;
@@ -47,6 +51,8 @@ const MTU_MIN: u32 = 1280;
 const MTU_MAX: u32 = 65_520;
 /// One day: longer is a mistake in the unit.
 const TIMEOUT_MAX_MS: u64 = 86_400_000;
+/// In less than a second a program may not come from an answer to its connection.
+const PIN_FLOOR_MIN_MS: u64 = 1_000;
 /// A sandbox has a link of two addresses (IPv4) and one subnet (IPv6) of its own.
 const SLOT_V4: u8 = 30;
 const SLOT_V6: u8 = 64;
@@ -171,6 +177,13 @@ pub(super) fn timeout(ms: u64) -> Result<Duration, ValueError> {
         0 => Err(ValueError::Timeout { max: TIMEOUT_MAX_MS }),
         1..=TIMEOUT_MAX_MS => Ok(Duration::from_millis(ms)),
         _ => Err(ValueError::TimeoutTooLong { ms, max: TIMEOUT_MAX_MS }),
+    }
+}
+
+pub(super) fn pin_floor(ms: u64) -> Result<Duration, ValueError> {
+    match ms {
+        PIN_FLOOR_MIN_MS..=TIMEOUT_MAX_MS => Ok(Duration::from_millis(ms)),
+        _ => Err(ValueError::PinFloor { ms, min: PIN_FLOOR_MIN_MS, max: TIMEOUT_MAX_MS }),
     }
 }
 

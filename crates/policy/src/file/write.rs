@@ -54,10 +54,11 @@ fn policy_value(policy: &PolicyConfig) -> Value {
 }
 
 fn dns_value(dns: &DnsConfig) -> Value {
-    let DnsConfig { nameservers, query_timeout, rebind_protection, deny_doh } = dns;
+    let DnsConfig { nameservers, query_timeout, pin_floor, rebind_protection, deny_doh } = dns;
     let mut value = Map::new();
     value.insert("nameservers".to_owned(), nameservers.iter().map(nameserver).collect::<Vec<_>>().into());
     value.insert("query_timeout_ms".to_owned(), milliseconds(*query_timeout).into());
+    value.insert("pin_floor_ms".to_owned(), milliseconds(*pin_floor).into());
     value.insert("rebind_protection".to_owned(), (*rebind_protection).into());
     value.extend(deny_doh.map(|deny| ("deny_doh".to_owned(), deny.into())));
     Value::Object(value)
