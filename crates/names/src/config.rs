@@ -2,8 +2,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use cofferdam_model::{Action, Classifier, Destination, Direction, NetworkConfig, PolicyConfig, Rule};
-use cofferdam_policy::Policy;
+use cofferdam_model::{Action, Classifier, NetworkConfig, PolicyConfig};
+use cofferdam_policy::{Policy, counts_for_rebinding};
 
 /// What a [`Resolver`](crate::Resolver) is made from.
 #[derive(Debug, Clone)]
@@ -116,17 +116,4 @@ impl Exceptions {
     fn with_classifier(&self, classifier: &Classifier) -> Exceptions {
         Exceptions { place: self.place, explicit: Arc::new(self.explicit.with_classifier(classifier.clone())) }
     }
-}
-
-fn counts_for_rebinding(rule: &Rule) -> bool {
-    let leaves = match rule.direction {
-        Direction::Egress | Direction::Any => true,
-        Direction::Ingress => false,
-    };
-    let by_address = match rule.destination {
-        Destination::Group(_) | Destination::Cidr(_) => true,
-        Destination::Any => rule.action == Action::Deny,
-        Destination::Domain(_) | Destination::Suffix { .. } => false,
-    };
-    leaves && by_address && rule.ports.is_empty()
 }

@@ -27,6 +27,6 @@ pub use facts::{
     Denial, Facts, Flight, FlightVerdict, NameVerdict, Pending, Permit, PinnedName, Reason, RuleRef, ShownName, Verdict,
 };
 pub use pins::{Pins, PinsFull};
-pub use policy::{Policy, TooManyLayers};
+pub use policy::{Policy, TooManyLayers, counts_for_rebinding};
 pub use rule_problem::RuleProblem;
 pub use warnings::Warning;

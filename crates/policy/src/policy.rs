@@ -32,7 +32,9 @@
 //! | a protocol without names on port 80 or 443 | as in `check`, if that rule is opaque | do not match |
 //!
 //! When the policy is not strict, allow rules match as in `check` whatever is shown.
-
+//!
+//! Under rebinding protection, at an address that is not public and that no explicit rule lets into answers, allow rules for
+//! names count only when they say `allow_private`.
 //!
 //! A policy has one or several *layers*: an operator's floor, the ceiling of a session, a run's own rules. Each has its own
 //! order of rules, defaults, strictness and `deny_doh`, and is asked as if it were alone; a flow, a flight, a name passes only
@@ -59,6 +61,7 @@ use crate::{
     warnings,
 };
 
+pub use rule_set::counts_for_rebinding;
 pub(crate) use rule_set::{Admission, RuleSet, Ruling};
 
 /// A compiled policy.

@@ -99,7 +99,7 @@ proptest! {
             let flow = Flow { direction: Direction::Egress, peer, names: all.clone(), ..flow };
             let facts = flow.facts();
             let few = pins.deciding(Time::ZERO, &together, facts.protocol, peer, facts.port);
-            prop_assert!(few.len() <= 5 * configs.len());
+            prop_assert!(few.len() <= 6 * configs.len());
             let by_few = together.check(&Facts { names: few, ..facts });
             let by_all = together.check(&facts);
             prop_assert_eq!(by_few.is_allow(), by_all.is_allow());

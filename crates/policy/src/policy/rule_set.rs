@@ -12,7 +12,7 @@ use crate::table::Rank;
 use crate::table::names::{NameTree, Reach};
 use crate::table::ports::{Ranks, Service, Table};
 use crate::table::prefixes::Prefixes;
-use crate::weigh::Scales;
+use crate::weigh::{Counting, Scales};
 use crate::{BuiltIn, Facts, Flight, PinnedName, RuleRef, ShownName, grammar};
 
 /// The ports of HTTP and HTTPS, on which every server tells names apart.
@@ -30,6 +30,8 @@ pub(crate) struct RuleSet {
     pub(crate) doh: Action,
     pub(crate) egress: Arc<Side>,
     ingress: Arc<Side>,
+    /// Under rebinding protection, the rules that let an address that is not public into an answer whatever its name.
+    explicit: Option<Arc<Side>>,
 }
 
 /// A flow as every layer looks at it: what is worked out once for all of them.
@@ -85,13 +87,16 @@ impl RuleSet {
             default_ingress: config.default_ingress,
             strict: config.strict,
             doh: default_doh(config),
-            egress: Arc::new(Side::new(&config.rules, Direction::Egress)),
-            ingress: Arc::new(Side::new(&config.rules, Direction::Ingress)),
+            egress: Arc::new(Side::new(&config.rules, Direction::Egress, |_| true)),
+            ingress: Arc::new(Side::new(&config.rules, Direction::Ingress, |_| true)),
+            explicit: None,
         }
     }
 
     pub(crate) fn of_layer(layer: &PolicyLayer) -> RuleSet {
-        let rules = RuleSet::new(&layer.policy, layer.layer);
+        let explicit = || Arc::new(Side::new(&layer.policy.rules, Direction::Egress, counts_for_rebinding));
+        let explicit = layer.rebind_protection.then(explicit);
+        let rules = RuleSet { explicit, ..RuleSet::new(&layer.policy, layer.layer) };
         match layer.deny_doh {
             Some(true) => RuleSet { doh: Action::Deny, ..rules },
             Some(false) => RuleSet { doh: Action::Allow, ..rules },
@@ -113,7 +118,7 @@ impl RuleSet {
             }
         };
         let by_address = side.by_address(peer, group, service);
-        let (by_name, name) = side.by_name(facts.names, service);
+        let (by_name, name) = side.by_name(facts.names, service, || self.counting(peer, group));
         let name = name.filter(|_| by_name < by_address);
         let (rule, action) = self.decide(by_address.min(by_name), facts.direction, default);
         let is_egress = facts.direction == Direction::Egress;
@@ -146,6 +151,7 @@ impl RuleSet {
     pub(crate) fn check_flight<'a>(&self, admitted: &Admitted<'a>, flight: &Flight<'a>) -> Ruling<'a> {
         let Admitted { peer, group, service, by } = *admitted;
         let by_address = self.egress.by_address(peer, group, service);
+        let counting = self.counting(peer, group);
         let ruling = |rank: Rank, name: Option<&'a DomainName>| {
             let (rule, action) = self.decide(rank, Direction::Egress, self.default_egress);
             Ruling { rule, action, name: name.filter(|_| rank < by_address) }
@@ -165,7 +171,8 @@ impl RuleSet {
             Flight::Names(names) => {
                 let mut last = None;
                 for ShownName { name, pinned } in *names {
-                    let Ranks { allow, deny } = self.egress.names.lookup(name, service);
+                    let Ranks { allow, deny, inside } = self.egress.names.lookup(name, service);
+                    let allow = if counting == Counting::Inside { inside } else { allow };
                     let allow = if *pinned { allow } else { Rank::NONE };
                     let shown = allow.min(deny);
                     let (lax, by) = admitting(!self.strict);
@@ -226,6 +233,24 @@ impl RuleSet {
         action == Action::Allow && !(is_doh && direction == Direction::Egress && self.denies_doh(rule, resolvers))
     }
 
+    /// Which rules that allow a name count at `peer`. Rebinding protection lets an address that is not public into an answer for
+    /// a name by an explicit rule for the address, or by a rule for the name that says so: where there is no rule of the first
+    /// kind, no other rule for the name profits from one of the second.
+    fn counting(&self, peer: IpAddr, group: Group) -> Counting {
+        const PROTOCOLS: [Protocol; 4] = [Protocol::Tcp, Protocol::Udp, Protocol::IcmpV4, Protocol::IcmpV6];
+        let Some(explicit) = &self.explicit else { return Counting::All };
+        match group {
+            // No rule for a name leads there, but for the gateway's own names.
+            Group::Public | Group::Host | Group::Metadata | Group::Loopback => return Counting::All,
+            Group::LinkLocal | Group::Private | Group::Multicast | Group::Reserved => {}
+        }
+        let lets_in = |protocol| {
+            let rank = explicit.by_address(peer, group, Service { protocol, port: None });
+            self.decide(rank, Direction::Egress, Action::Deny).1 == Action::Allow
+        };
+        if PROTOCOLS.into_iter().any(lets_in) { Counting::All } else { Counting::Inside }
+    }
+
     /// Whether `rule`, by which a name was allowed, lets that name lead to addresses that are not public.
     pub(crate) fn allows_private(&self, rule: RuleRef) -> bool {
         match rule {
@@ -281,6 +306,22 @@ impl RuleSet {
     }
 }
 
+/// Whether rebinding protection looks at a rule: one for an address, a network or a group without ports, or one that denies
+/// whatever the address. Among them the first that matches decides, and the default is deny.
+#[must_use]
+pub fn counts_for_rebinding(rule: &Rule) -> bool {
+    let leaves = match rule.direction {
+        Direction::Egress | Direction::Any => true,
+        Direction::Ingress => false,
+    };
+    let by_address = match rule.destination {
+        Destination::Group(_) | Destination::Cidr(_) => true,
+        Destination::Any => rule.action == Action::Deny,
+        Destination::Domain(_) | Destination::Suffix { .. } => false,
+    };
+    leaves && by_address && rule.ports.is_empty()
+}
+
 /// `deny_doh` where nobody said: on under an allow-list, where names say what is reachable.
 fn default_doh(config: &PolicyConfig) -> Action {
     const DNS_PORT: u16 = 53;
@@ -309,13 +350,13 @@ pub(crate) struct Side {
 }
 
 impl Side {
-    fn new(rules: &[Rule], direction: Direction) -> Side {
+    fn new(rules: &[Rule], direction: Direction, is_wanted: impl Fn(&Rule) -> bool) -> Side {
         let mut any = Vec::new();
         let mut groups = Vec::new();
         let mut prefixes = Vec::new();
         let mut names = Vec::new();
         for (position, rule) in rules.iter().enumerate() {
-            if rule.direction != direction && rule.direction != Direction::Any {
+            if (rule.direction != direction && rule.direction != Direction::Any) || !is_wanted(rule) {
                 continue;
             }
             let rank = Rank::of(position);
@@ -362,15 +403,20 @@ impl Side {
         }
     }
 
-    fn by_name<'a>(&'a self, names: &'a [PinnedName], service: Service) -> (Rank, Option<&'a DomainName>) {
-        if self.names.is_empty() {
+    fn by_name<'a>(
+        &'a self,
+        names: &'a [PinnedName],
+        service: Service,
+        counting: impl FnOnce() -> Counting,
+    ) -> (Rank, Option<&'a DomainName>) {
+        if self.names.is_empty() || names.is_empty() {
             return (Rank::NONE, None);
         }
         let mut scales = Scales::new(&self.names, service);
         for pinned in names {
             scales.add(pinned);
         }
-        scales.first()
+        scales.first(counting())
     }
 }
 

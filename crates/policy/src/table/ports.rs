@@ -62,6 +62,8 @@ impl Borders {
 pub(crate) struct Table {
     allow: Ports,
     deny: Ports,
+    /// Of those that allow, the ones with `allow_private`; most tables have none.
+    inside: Option<Box<Ports>>,
 }
 
 /// The lowest ranks in a table for one service.
@@ -69,13 +71,16 @@ pub(crate) struct Table {
 pub(crate) struct Ranks {
     pub(crate) allow: Rank,
     pub(crate) deny: Rank,
+    /// The first that allows and lets its name lead to addresses that are not public.
+    pub(crate) inside: Rank,
 }
 
 impl Ranks {
-    pub(crate) const NONE: Ranks = Ranks { allow: Rank::NONE, deny: Rank::NONE };
+    pub(crate) const NONE: Ranks = Ranks { allow: Rank::NONE, deny: Rank::NONE, inside: Rank::NONE };
 
     pub(crate) fn min(self, other: Ranks) -> Ranks {
-        Ranks { allow: self.allow.min(other.allow), deny: self.deny.min(other.deny) }
+        let inside = self.inside.min(other.inside);
+        Ranks { allow: self.allow.min(other.allow), deny: self.deny.min(other.deny), inside }
     }
 
     pub(crate) fn first(self) -> Rank {
@@ -87,11 +92,14 @@ impl Table {
     /// The table of rules that share a destination.
     pub(crate) fn new(rules: &[(Rank, &Rule)]) -> Table {
         let of = |action| rules.iter().filter(move |(_, rule)| rule.action == action).copied();
-        Table { allow: Ports::new(of(Action::Allow)), deny: Ports::new(of(Action::Deny)) }
+        let inside = || of(Action::Allow).filter(|(_, rule)| rule.allow_private);
+        let inside = inside().next().is_some().then(|| Box::new(Ports::new(inside())));
+        Table { allow: Ports::new(of(Action::Allow)), deny: Ports::new(of(Action::Deny)), inside }
     }
 
     pub(crate) fn lookup(&self, service: Service) -> Ranks {
-        Ranks { allow: self.allow.lookup(service), deny: self.deny.lookup(service) }
+        let inside = self.inside.as_ref().map_or(Rank::NONE, |inside| inside.lookup(service));
+        Ranks { allow: self.allow.lookup(service), deny: self.deny.lookup(service), inside }
     }
 }
 
