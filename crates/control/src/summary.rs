@@ -417,7 +417,13 @@ impl Summary {
             return None;
         }
         if let (Service::Lookup, Some(address)) = (key.service, denied.address) {
-            return withheld_remedy(address, denied.group);
+            return self.withheld_remedy(key, address, denied.group);
+        }
+        if let Target::Name(name) = &key.target
+            && key.service == Service::Lookup
+            && leads_nowhere(name)
+        {
+            return None;
         }
         let destination = self.destination(key, denied);
         // A later rule never overrides an earlier one, so the flag has to come first.
@@ -433,6 +439,31 @@ impl Summary {
             Service::Lookup => format!("--allow {}", quoted(&destination)),
         };
         Some(format!("{flag}{place}"))
+    }
+
+    /// What makes an answer with this address deliverable. Where a name may lead, that is a rule which says so, and the first for
+    /// the name; elsewhere a rule for the address itself, without ports, since others do not count for rebinding protection. No
+    /// rule counts for metadata and unspecified addresses.
+    fn withheld_remedy(&self, key: &Key, address: IpAddr, group: Option<Group>) -> Option<String> {
+        let address = address.to_canonical();
+        if group == Some(Group::Metadata) || address.is_unspecified() {
+            return None;
+        }
+        let leads_inside =
+            matches!(group, Some(Group::LinkLocal | Group::Private | Group::Multicast | Group::Reserved));
+        match &key.target {
+            Target::Name(name) if leads_inside => {
+                let rule = format!("{}:allow-private", destination_name(name));
+                let flag = match self.advice.allow_changes_default {
+                    true => format!("--net-rule {}", quoted(&format!("allow@{rule}"))),
+                    false => format!("--allow {}", quoted(&rule)),
+                };
+                Some(format!("{flag}, before other rules for it"))
+            }
+            Target::Name(_) | Target::Gateway | Target::Address(_) => {
+                Some(format!("--net-rule {}", quoted(&format!("allow@{}", bracketed(address)))))
+            }
+        }
     }
 
     /// The destination as the rule grammar writes it.
@@ -527,14 +558,6 @@ fn columns(row: &DeniedTarget) -> [String; 4] {
     [target, format!("×{}", row.count), escaped(&row.rule.to_string()), remedy]
 }
 
-/// What makes an answer with this address deliverable: a rule for the address itself, without ports, since rules by name
-/// and rules with ports do not count for rebinding protection. No rule counts for metadata and unspecified addresses.
-fn withheld_remedy(address: IpAddr, group: Option<Group>) -> Option<String> {
-    let address = address.to_canonical();
-    let deliverable = group != Some(Group::Metadata) && !address.is_unspecified();
-    deliverable.then(|| format!("--net-rule {}", quoted(&format!("allow@{}", bracketed(address)))))
-}
-
 fn rule(direction: &str, destination: &str, denied: &Denied, service: Service) -> String {
     let protocols = match (denied.tcp > 0, denied.udp > 0) {
         (true, false) => "tcp",
@@ -546,6 +569,13 @@ fn rule(direction: &str, destination: &str, denied: &Denied, service: Service) -
         Service::Ping => format!("allow{direction}@{destination}:icmp"),
         Service::Lookup => format!("allow{direction}@{destination}"),
     }
+}
+
+/// Names that the gateway answers itself, without any machine behind them (`docs/names.md`): a rule changes nothing about that.
+fn leads_nowhere(name: &str) -> bool {
+    const ZONES: [&str; 5] = ["localhost", "local", "onion", "use-application-dns.net", "resolver.arpa"];
+    let is_within = |zone: &str| name.strip_suffix(zone).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+    ZONES.into_iter().any(is_within)
 }
 
 /// A bare single label needs a prefix in the grammar.
@@ -701,12 +731,14 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_held_back_is_opened_by_its_address_without_a_port() {
+    fn an_answer_held_back_is_opened_by_a_name_that_may_lead_inside_or_by_its_address() {
         for (address, group, remedy) in [
-            ("10.0.0.5", Group::Private, Some("--net-rule allow@10.0.0.5")),
-            ("fd00::5", Group::Private, Some("--net-rule 'allow@[fd00::5]'")),
-            ("::ffff:10.0.0.5", Group::Private, Some("--net-rule allow@10.0.0.5")),
+            ("10.0.0.5", Group::Private, Some("inside")),
+            ("fd00::5", Group::Private, Some("inside")),
+            ("fe80::5", Group::LinkLocal, Some("inside")),
             ("192.168.1.9", Group::Host, Some("--net-rule allow@192.168.1.9")),
+            ("fd00::9", Group::Host, Some("--net-rule 'allow@[fd00::9]'")),
+            ("::ffff:192.168.1.9", Group::Host, Some("--net-rule allow@192.168.1.9")),
             ("127.0.0.1", Group::Loopback, None),
             ("169.254.169.254", Group::Metadata, None),
             ("0.0.0.0", Group::Reserved, None),
@@ -719,9 +751,31 @@ mod tests {
                 }
                 summary.record(&held_back);
                 let row = summary.denied().remove(0);
+                let inside = match advice.allow_changes_default {
+                    true => "--net-rule allow@intranet.example:allow-private, before other rules for it",
+                    false => "--allow intranet.example:allow-private, before other rules for it",
+                };
+                let remedy = remedy.map(|remedy| if remedy == "inside" { inside } else { remedy });
                 assert_eq!(row.allow_with.as_deref(), remedy, "{address}");
                 assert_eq!((row.target.as_str(), row.group), ("intranet.example", Some(group)));
             }
+        }
+    }
+
+    #[test]
+    fn no_flag_is_told_for_names_that_lead_nowhere_whatever_the_rules() {
+        for (name, remedy) in [
+            ("localhost", None),
+            ("a.localhost.", None),
+            ("printer.local", None),
+            ("use-application-dns.net", None),
+            ("nolocalhost.example", Some("--allow nolocalhost.example")),
+            ("local.example", Some("--allow local.example")),
+            ("mylocalhost", Some("--allow domain=mylocalhost")),
+        ] {
+            let mut summary = Summary::new(listed());
+            summary.record(&lookup(name, 1));
+            assert_eq!(summary.denied()[0].allow_with.as_deref(), remedy, "{name}");
         }
     }
 
