@@ -227,6 +227,11 @@ fn mistakes_are_refused_with_their_place() {
         ("x.toml", "[network.interface]\nmtu = 100", &["interface.mtu", "1280"]),
         ("x.toml", "[network.interface]\nipv4_pool = \"10.0.0.1/8\"", &["10.0.0.0/8"]),
         ("x.toml", "[network]\npreset = \"publik\"", &["preset", "`public`"]),
+        (
+            "x.toml",
+            "[network]\npreset = \"none\"\nrules = [\"allow@a.example\"]",
+            &["x.toml: preset", "leaves nothing"],
+        ),
     ];
     for (name, text, parts) in cases {
         let errors = file::parse(name, text).expect_err(text).to_string();

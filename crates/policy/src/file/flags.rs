@@ -197,9 +197,9 @@ fn finish(flags: Flags, file: Option<Resolved>, config: &mut NetworkConfig, erro
         let origin = if flags.no_net { "--no-net" } else { "--net none" };
         return errors.push(ConfigError::new(origin, message).help("leave one of them out".to_owned()));
     }
-    let (file_rules, file_base, file_enabled) = match file {
-        Some(Resolved { rules, base, enabled }) => (rules, Some(base), enabled),
-        None => (Vec::new(), None, None),
+    let (file_rules, file_base, file_enabled, preset) = match file {
+        Some(Resolved { rules, base, enabled, preset }) => (rules, Some(base), enabled, preset),
+        None => (Vec::new(), None, None, "preset".to_owned()),
     };
     let profile_given = profile.is_some();
     let base = match (profile, file_base) {
@@ -218,7 +218,7 @@ fn finish(flags: Flags, file: Option<Resolved>, config: &mut NetworkConfig, erro
     if !(enabled || no_net || no_rules) {
         let message = "preset `none` leaves nothing for rules to open or close";
         return errors
-            .push(ConfigError::new("preset", message).help("leave the rules out, or name another preset".to_owned()));
+            .push(ConfigError::new(preset, message).help("leave the rules out, or name another preset".to_owned()));
     }
     policy.rules = if no_net { Vec::new() } else { [flags.rules, file_rules, behind].concat() };
     // Flags stand above the file: a profile on the command line brings the interface back.

@@ -24,6 +24,8 @@ pub(super) struct Resolved {
     /// The preset that was named, or the defaults of a policy that was written by hand.
     pub(super) base: Option<Base>,
     pub(super) enabled: Option<bool>,
+    /// Where the preset stands, for errors about it.
+    pub(super) preset: String,
 }
 
 /// What stands behind the rules.
@@ -128,7 +130,7 @@ pub(super) fn apply(
             }
         }
     };
-    Resolved { rules, base, enabled: raw.enabled }
+    Resolved { rules, base, enabled: raw.enabled, preset: origin("preset") }
 }
 
 fn apply_ceiling(origin: &str, raw: RawCeiling, config: &mut NetworkConfig, errors: &mut Vec<ConfigError>) {
