@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use cofferdam_flight::Shown;
 use cofferdam_model::{
-    CloseReason, DenyWith, DomainName, DropReason, EventBody, FlowCounters, FlowId, LimitsConfig, PortId, Time,
+    CloseReason, DenyWith, DomainName, DropReason, EventBody, FlowCounters, FlowId, LimitKind, LimitsConfig, PortId,
+    Time,
 };
 use cofferdam_policy::{PinsFull, Policy};
 
@@ -250,6 +251,11 @@ impl Gate {
     /// Other bounds are in force from here on; what is beyond them already stays.
     pub fn handle_limits(&mut self, limits: LimitsConfig) {
         self.cx.config.limits = limits;
+    }
+
+    /// The shell refused something at a bound of its own.
+    pub fn handle_limit(&mut self, now: Time, limit: LimitKind, bound: u64) {
+        self.cx.limit(now, limit, bound);
     }
 
     /// Names that are bound to addresses from here on stay so for `floor` at least.

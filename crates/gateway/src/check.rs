@@ -39,7 +39,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const BUFFER: usize = 16 * 1024;
 /// Bytes that all flows together may have here, held or waiting for a socket that takes nothing: those of a guest that
 /// begins thousands of handshakes and ends none. The flow that reaches it is refused.
-const MAX_KEPT: usize = 32 * 1024 * 1024;
+pub(crate) const MAX_KEPT: usize = 32 * 1024 * 1024;
 /// How a server's answer begins that has taken an Upgrade (RFC 9110 §15.2.2).
 const SWITCHING: &[u8] = b"HTTP/1.1 101";
 /// Bytes of one flow and direction before others have their turn.
@@ -60,6 +60,10 @@ pub(crate) struct Checks {
     buffer: Vec<u8>,
     /// Bytes that the flows have here.
     kept: usize,
+    /// How many they may have.
+    max_kept: usize,
+    /// Flows that were refused for that and not told of yet.
+    refused: u64,
 }
 
 /// Who decides about what a flow shows: the gate.
@@ -136,7 +140,14 @@ impl Checks {
             hungry: Vec::new(),
             buffer: vec![0; BUFFER],
             kept: 0,
+            max_kept: MAX_KEPT,
+            refused: 0,
         }
+    }
+
+    /// How many flows were refused since this was asked last, because all together have too many bytes here.
+    pub(crate) fn take_refused(&mut self) -> u64 {
+        std::mem::take(&mut self.refused)
     }
 
     /// Takes over the two sockets of a flow; `remote_watched`: the remote's is in the poller already, in both directions.
@@ -212,7 +223,8 @@ impl Checks {
         self.kept = (self.kept + kept).saturating_sub(checked.kept);
         checked.kept = kept;
         match up {
-            Ok(()) if self.kept > MAX_KEPT && has_grown => {
+            Ok(()) if self.kept > self.max_kept && has_grown => {
+                self.refused += 1;
                 let over = doubtful(ask, id, checked.stream.unfinished(&checked.held));
                 self.end(now, id, over)
             }
@@ -693,6 +705,20 @@ mod tests {
                 Err(error) => return (all, Some(Err(error.kind()))),
             }
         }
+    }
+
+    #[test]
+    fn a_flow_that_would_hold_too_much_together_with_others_is_refused_and_counted() {
+        let mut world = World::new();
+        world.checks.max_kept = 100;
+        world.say(b"GET / HTTP/1.1\r\nHost: good.example\r\nX: ");
+        assert!(world.ended.is_none());
+        assert_eq!(world.checks.take_refused(), 0);
+        world.say(&[b'x'; 100]);
+        assert!(world.ended.is_some());
+        assert_eq!(world.asked.len(), 1, "the gate hears of it, and the client is told");
+        assert_eq!((world.checks.take_refused(), world.checks.take_refused()), (1, 0));
+        assert_eq!(world.checks.kept, 0);
     }
 
     #[test]

@@ -11,13 +11,13 @@ use std::sync::Arc;
 
 use cofferdam_gate::{Accepted, DialError, Gate, GateConfig, Link4, Link6, Output};
 use cofferdam_model::{
-    Classifier, CloseReason, EventBody, FlowId, HostNetwork, LimitsConfig, PortId, PortProtocol, Time,
+    Classifier, CloseReason, EventBody, FlowId, HostNetwork, LimitKind, LimitsConfig, PortId, PortProtocol, Time,
 };
 use cofferdam_names::{Families, Reach, Rebinding, Resolver, ResolverConfig, Upstream};
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
 
-use crate::check::{Checks, HandOver, Outcome};
+use crate::check::{Checks, HandOver, MAX_KEPT, Outcome};
 use crate::clock::Clock;
 use crate::commands::{self, Command, Received};
 use crate::compiler::{Compiler, CompilerError, Done, Job, Settings};
@@ -300,6 +300,10 @@ impl Gateway {
             for flow in self.checks.take_hungry() {
                 let outcome = self.checks.pump(&mut |flow, shown| self.gate.handle_flight(now, flow, shown), now, flow);
                 self.checked(now, outcome);
+            }
+            for _ in 0..self.checks.take_refused() {
+                let bound = u64::try_from(MAX_KEPT).unwrap_or(u64::MAX);
+                self.gate.handle_limit(now, LimitKind::HeldBytes, bound);
             }
             self.relay.feed(&self.poller, &mut ended);
             for ended in ended.drain(..) {

@@ -87,6 +87,8 @@ pub enum LimitKind {
     InboundUdpMappings,
     Pings,
     DnsQueries,
+    /// Bytes that guests have sent on connections whose first flight or next request is not whole yet.
+    HeldBytes,
     Descriptors,
     /// Events that were lost because nobody read them fast enough.
     Events,
