@@ -29,6 +29,7 @@
 //! | Held    | datagram, what it shows passes   | OneWay  | open, send all                       |
 //! | Held    | what it shows is denied, too many, [`FLIGHT_TIMEOUT`] | – | ICMP prohibited or nothing |
 //! | any     | what a datagram shows is denied  | –       | close, ICMP prohibited or nothing    |
+//! | OneWay, BothWays | datagram that begins another hello | Held | keep it                              |
 //!
 //! Limits: `max_udp_connections` mappings; at it the longest idle one makes room. Fragments were joined before.
 
@@ -107,11 +108,16 @@ enum Looked {
 
 impl Mapping {
     fn list(&self) -> usize {
-        match (self.is_open(), self.replied) {
+        match (self.is_open() && !self.holds(), self.replied) {
             (false, _) => HELD,
             (true, false) => ONE_WAY,
             (true, true) => BOTH_WAYS,
         }
+    }
+
+    /// Whether datagrams wait for what is still to be shown.
+    fn holds(&self) -> bool {
+        self.check.as_ref().is_some_and(|check| !check.held.is_empty())
     }
 
     fn is_open(&self) -> bool {
@@ -179,12 +185,17 @@ impl Mappings {
         };
         let Some((flow, mapping)) = self.table.get_mut(slot) else { return };
         mapping.quote = Quote::of(packet);
+        let was_held = mapping.list() == HELD;
         if let Some(check) = &mut mapping.check {
             match check.look(cx, now, ends, datagram.payload, segment) {
                 Looked::Send => release(cx, flow, mapping),
                 Looked::Hold => {
                     let pieces = pieces(datagram.payload, segment, 1);
                     check.held.extend(pieces.map(|piece| (piece.to_vec(), packet.fragmentation)));
+                    // Its time counts from the first datagram that waits.
+                    if !was_held {
+                        self.table.touch(now, slot, HELD);
+                    }
                     return;
                 }
                 Looked::Deny => return self.deny(cx, now, slot),
@@ -280,8 +291,12 @@ impl Mappings {
         let Some((_, mapping)) = self.table.get_mut(slot) else { return };
         mapping.replied = true;
         mapping.counters.bytes_in = mapping.counters.bytes_in.saturating_add(length(payload));
+        let list = mapping.list();
+        // A reply does not give what is held more time.
         cx.emit_udp(now, mapping.ends.remote, mapping.ends.guest, payload, segment);
-        self.table.touch(now, slot, BOTH_WAYS);
+        if list != HELD {
+            self.table.touch(now, slot, list);
+        }
     }
 
     /// The socket reported an error. Only what says that there is no socket ends the mapping: RFC 4787 REQ-12 has a

@@ -267,6 +267,39 @@ fn a_quic_connection_waits_for_its_name() {
 }
 
 #[test]
+fn another_hello_on_an_open_mapping_has_five_seconds_as_well() {
+    for family in BOTH {
+        let mut world = world("allow@example.com");
+        pin(&mut world, family, "example.com");
+        assert_eq!(names(&send(&mut world, family, ANOTHER)), ["open udp", "opened", "send udp"]);
+        world.pass(Duration::from_secs(1));
+        assert!(send(&mut world, family, SECOND).is_empty(), "half a hello waits");
+        world.pass(ms(4_900));
+        // Neither more datagrams, which wait behind it, nor replies change anything about the time.
+        assert!(send(&mut world, family, &[0x40; 50]).is_empty());
+        world.gate.handle_udp_reply(world.now, FlowId(1), b"hello", None);
+        assert_eq!(names(&world.drain()), ["emit"]);
+        let outputs = world.pass(ms(100));
+        assert_eq!(names(&outputs), ["denied", "emit", "close udp", "closed"]);
+        let [EventBody::FlowDenied { shown: Some(shown), .. }, ..] = events(&outputs)[..] else { panic!() };
+        assert_eq!(shown.protocol, FlightProtocol::Unfinished);
+    }
+}
+
+#[test]
+fn another_hello_that_is_whole_in_time_passes_with_what_was_held() {
+    for family in BOTH {
+        let mut world = world("allow@example.com");
+        pin(&mut world, family, "example.com");
+        send(&mut world, family, ANOTHER);
+        assert!(send(&mut world, family, SECOND).is_empty());
+        world.pass(Duration::from_secs(4));
+        assert_eq!(sent(&send(&mut world, family, FIRST)), [SECOND, FIRST]);
+        assert!(world.pass(Duration::from_secs(10)).is_empty(), "nothing waits any more");
+    }
+}
+
+#[test]
 fn quic_with_another_name_is_prohibited() {
     for family in BOTH {
         for (rules, payload, told) in [
