@@ -132,14 +132,15 @@ fn a_client_that_kept_an_address_for_too_long_is_told_to_look_the_name_up_again(
         world.pass(ms(1));
         let name = Some("a.example".to_owned());
         for (to, expected) in [
-            (web(family), &name),
+            (web(family), name),
             // No look-up opens these.
-            (at(family.public(), 80), &None),
-            (at(family.private(), 443), &None),
+            (at(family.public(), 80), None),
+            (at(family.private(), 443), None),
         ] {
-            assert_eq!(again(&world.send(&packet::syn(guest(family), to))), [expected.clone()], "{to}");
+            let expected = [expected];
+            assert_eq!(again(&world.send(&packet::syn(guest(family), to))), expected, "{to}");
             let datagram = packet::udp(guest(family), to, b"question");
-            assert_eq!(again(&world.send(&datagram)), [expected.clone()], "{to} over UDP");
+            assert_eq!(again(&world.send(&datagram)), expected, "{to} over UDP");
         }
         pin(&mut world, family, "a.example");
         watched(&mut world, family);

@@ -138,6 +138,38 @@ fn denied_is_a_machine_inside_by_name_without_allow_private() {
 }
 
 #[test]
+fn denied_is_another_port_of_a_machine_inside_by_a_rule_without_allow_private() {
+    for family in Family::BOTH {
+        let flags = "--allow inside.wall-test.com:81:allow-private --allow *.wall-test.com:80";
+        // The name resolves, and the connection is refused: 6 would be the name.
+        World::shared().sandbox().flags(flags).sh(&fetch_inside(family)).exits(7).never_says("hello");
+    }
+}
+
+#[test]
+fn denied_is_an_address_that_was_kept_for_too_long_and_a_new_look_up_helps() {
+    for family in Family::BOTH {
+        let sandbox = World::shared().sandbox().flags("--allow brief.wall-test.com --net-conf brief.toml --events -");
+        let config = "[network]\ndefault_egress = \"deny\"\n[network.dns]\npin_floor_ms = 1000\n";
+        std::fs::write(sandbox.folder().join("brief.toml"), config).unwrap();
+        // The address is kept until it is refused, which is as soon as its pin has gone.
+        let curl = format!("curl --silent {} --max-time 5", family.flag());
+        let script = format!(
+            "{curl} http://brief.wall-test.com/ || exit 90
+            deadline=$(($(date +%s) + 20))
+            while {curl} --resolve 'brief.wall-test.com:80:{}' http://brief.wall-test.com/ >/dev/null; do
+                [ $(date +%s) -lt $deadline ] || exit 91
+            done
+            {curl} http://brief.wall-test.com/ >/dev/null && echo 'again it is open'",
+            family.in_url(family.web())
+        );
+        let ran = sandbox.sh(&script);
+        ran.exits(0).says("again it is open").says("\"look_up_again\":\"brief.wall-test.com\"");
+        assert!(ran.stderr().contains("look brief.wall-test.com up again"), "{ran}");
+    }
+}
+
+#[test]
 fn denied_is_a_machine_inside_by_address_when_a_name_leads_there() {
     for family in Family::BOTH {
         // By name, and then with the address as the host that the request is for, which is answered with 403.
