@@ -164,11 +164,6 @@ impl Gate {
         self.peers.handle_datagram(&mut self.cx, now, (port, published), peer, (payload, segment));
     }
 
-    /// A connection could not be taken for want of a descriptor.
-    pub fn handle_no_descriptor(&mut self, now: Time) {
-        self.cx.out_of_descriptors(now);
-    }
-
     /// A port is published no more. Its connections go on, its UDP peers are forgotten.
     pub fn handle_withdrawn(&mut self, now: Time, port: PortId) {
         self.peers.handle_withdrawn(&mut self.cx, now, port);

@@ -733,7 +733,7 @@ impl Gateway {
                         refuse(&socket);
                     }
                     self.spare = self.tun.try_clone().ok();
-                    return self.gate.handle_no_descriptor(now);
+                    return self.gate.handle_limit(now, LimitKind::Descriptors, 0);
                 }
                 Err(Errno::INTR | Errno::CONNABORTED) => {}
                 // Whatever else it is, it is about one connection: the listener stays.
