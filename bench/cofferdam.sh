@@ -2,8 +2,6 @@
 # A peer of the forwarder bench: Cofferdam, which makes its own sandbox. Sourced by the bench's lib/peer.sh.
 # COFFERDAM names the binary; without it, the release build of this checkout. COFFERDAM_FLAGS adds flags.
 COFFERDAM=${COFFERDAM:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/target/release/cofferdam}
-# Published ports are not there yet.
-PEER_SKIP="in_*"
 
 peer_check() { [ -x "$COFFERDAM" ]; }
 
@@ -20,10 +18,11 @@ program_inside() {
 }
 
 peer_up() {
-	local pid
+	local pid port publish=
+	for port in ${PUBLISH:-}; do publish="$publish -p $port"; done
 	mark_start
 	# The bench's server has a documentation address, which no profile calls public.
-	spawn "$COFFERDAM" run --quiet --no-cwd --no-ipv6 --net all ${PEER_MTU:+--mtu $PEER_MTU} ${COFFERDAM_FLAGS:-} -- sleep 100000
+	spawn "$COFFERDAM" run --quiet --no-cwd --no-ipv6 --net all ${PEER_MTU:+--mtu $PEER_MTU} $publish ${COFFERDAM_FLAGS:-} -- sleep 100000
 	wait_for program_inside
 	pid=$(program_inside) || return 1
 	sandbox_is "$pid"

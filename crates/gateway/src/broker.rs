@@ -220,3 +220,63 @@ impl Stock {
         self.channel.as_fd()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use rustix::fs::{Mode, OFlags};
+    use rustix::io::Errno;
+    use rustix::net::{AddressFamily, RecvFlags, SocketType};
+
+    use super::*;
+
+    #[test]
+    fn a_broker_makes_sockets_and_nothing_else() {
+        if !rustix::process::getuid().is_root() {
+            // Only root may have a socket with a foreign source here; the tests of whole sandboxes run as both.
+            return;
+        }
+        let run = || {
+            seal().unwrap();
+            let unix = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None).map(drop);
+            let packet = rustix::net::socket(AddressFamily::PACKET, SocketType::RAW, None).map(drop);
+            let file = rustix::fs::open("/etc/passwd", OFlags::RDONLY, Mode::empty()).map(drop);
+            let made = transparent_socket(IpVersion::V4, CONGESTION_CONTROL).unwrap();
+            let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+            let used =
+                (rustix::net::bind(&made, &any), rustix::net::connect(&made, &any), rustix::net::listen(&made, 1));
+            (unix, packet, file, used)
+        };
+        let no = Err(Errno::PERM);
+        assert_eq!(std::thread::spawn(run).join().unwrap(), (no, no, no, (no, no, no)));
+    }
+
+    #[test]
+    fn the_stock_is_filled_and_filled_again() {
+        let (ours, theirs) = fdpass::pair().unwrap();
+        rustix::io::ioctl_fionbio(&ours, true).unwrap();
+        let mut stock = Stock::new(ours);
+        let requests = || {
+            let mut request = [0; 4];
+            let next = || Some(rustix::net::recv(&theirs, &mut request, RecvFlags::DONTWAIT).ok()?.1);
+            std::iter::from_fn(next).count()
+        };
+        assert!(stock.take(true).is_none());
+        assert_eq!(requests(), 1);
+        assert!(stock.take(true).is_none());
+        assert_eq!(requests(), 0, "enough are on their way");
+        let socket = rustix::net::socket(AddressFamily::INET6, SocketType::STREAM, None).unwrap();
+        fdpass::send_fds(&theirs, &[6], &[socket.as_fd(); fdpass::MAX_FDS]).unwrap();
+        assert_eq!(stock.receive(), Delivered::Sockets);
+        assert!(stock.take(true).is_some());
+        assert_eq!(requests(), 0, "the rest is still on its way");
+        // Refused by the system: what was asked for does not come, and is asked for again.
+        fdpass::send_fds(&theirs, &[6], &[]).unwrap();
+        assert_eq!(stock.receive(), Delivered::Nothing);
+        assert!(stock.take(true).is_some());
+        assert_eq!(requests(), 1);
+        drop(theirs);
+        assert_eq!(stock.receive(), Delivered::Gone);
+    }
+}
