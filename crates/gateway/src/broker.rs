@@ -109,6 +109,7 @@ fn seal() -> Result<(), BrokerError> {
         libc::SYS_rt_sigaction,
         libc::SYS_rt_sigprocmask,
         libc::SYS_sigaltstack,
+        libc::SYS_exit,
         libc::SYS_exit_group,
         libc::SYS_getpid,
         libc::SYS_gettid,
