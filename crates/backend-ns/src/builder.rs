@@ -15,8 +15,9 @@ use cofferdam_sys::process::{self, Groups};
 use cofferdam_sys::{fdpass, tun};
 use rustix::process::DumpableBehavior;
 
+use crate::handles;
 use crate::identity::Identity;
-use crate::init::{self, Init};
+use crate::init::{self, Init, Task};
 use crate::remedy;
 use crate::wire::{self, Fault, Message, Received, Step as _};
 
@@ -109,11 +110,16 @@ impl Builder<'_> {
         };
         drop(other);
         let pid = child.pid.as_raw_nonzero().get();
-        wire::send(&supervisor, &Message::Born { pid }, &[child.pidfd.as_fd()])
-            .step(|| "reach the supervisor".to_owned())?;
-        // Both now: once it is mapped, the init closes its entry in /proc.
+        // All of them now: once it is mapped, the init closes its entry in /proc.
         let netns =
             ns::open(Some(child.pid), NamespaceKind::Net).step(|| "open the sandbox's network namespace".to_owned())?;
+        let doors = match init.task {
+            Task::Stay => handles::open_doors(child.pid).step(|| "open the sandbox's namespaces".to_owned())?,
+            Task::Program => Vec::new(),
+        };
+        let born = std::iter::once(child.pidfd.as_fd()).chain(doors.iter().map(AsFd::as_fd)).collect::<Vec<_>>();
+        wire::send(&supervisor, &Message::Born { pid }, &born).step(|| "reach the supervisor".to_owned())?;
+        drop(doors);
         let inside = IdMap::single(init.spec.inside_uid, 0);
         ns::write_id_maps(Some(child.pid), &[inside], &[inside], Setgroups::Deny).map_err(|error| {
             Fault::new(format!("write {}", error.path.display()), &error.source)

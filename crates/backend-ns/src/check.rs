@@ -3,6 +3,7 @@
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use crate::init::Task;
 use crate::resolve::{self, ResolveError};
 use crate::{Capability, LaunchError, SandboxSpec};
 
@@ -13,9 +14,9 @@ const LONGEST_NAME: usize = 64;
 ///
 /// # Errors
 /// What contradicts itself or does not exist.
-pub(crate) fn checked(mut spec: SandboxSpec) -> Result<SandboxSpec, LaunchError> {
+pub(crate) fn checked(mut spec: SandboxSpec, task: Task) -> Result<SandboxSpec, LaunchError> {
     let wrong = |text: String| Err(LaunchError::Spec(text));
-    if spec.command.is_empty() {
+    if spec.command.is_empty() && task == Task::Program {
         return wrong("there is no command to run".to_owned());
     }
     let has_nul = spec

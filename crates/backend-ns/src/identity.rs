@@ -29,15 +29,20 @@ static COUNT: AtomicU32 = AtomicU32::new(0);
 impl Identity {
     /// The identity for the next sandbox of this process.
     pub(crate) fn choose() -> Self {
-        let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-        if uid != 0 {
-            return Self::Own { uid, gid };
-        }
+        let Self::Root = Self::caller() else { return Self::caller() };
         let count = COUNT.fetch_add(1, Ordering::Relaxed) % PER_PROCESS;
         // Pids end at 2^22 (PID_MAX_LIMIT), so this stays below 0x7800_0000.
         let id = FIRST + (std::process::id() % (1 << 22)) * PER_PROCESS + count;
         let mapped = |path: &str| std::fs::read_to_string(path).is_ok_and(|map| holds(&map, id));
         if mapped("/proc/self/uid_map") && mapped("/proc/self/gid_map") { Self::Unused(id) } else { Self::Root }
+    }
+
+    /// The identity of the calling process itself.
+    pub(crate) fn caller() -> Self {
+        match (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()) {
+            (0, _) => Self::Root,
+            (uid, gid) => Self::Own { uid, gid },
+        }
     }
 
     /// The user and group as the calling process names them.

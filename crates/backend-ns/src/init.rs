@@ -2,16 +2,17 @@
 //!
 //! | State | Waits for | Then |
 //! |---|---|---|
-//! | born | `Mapped` of the builder | no longer to be inspected; a keyring and a host name of its own |
+//! | born | `Mapped` of the builder; in a run nothing | no longer to be inspected; a keyring and a host name of its own |
 //! | mapped | trees of the supervisor, if any | makes the view and moves into it |
 //! | placed | `Linked` of the builder, with a network | configures its interface, says `Placed` |
-//! | ready | `Go` of the supervisor | forks the program, says `Started` or `NotExecuted` |
+//! | ready | `Go` of the supervisor | forks the program, says `Started` or `NotExecuted`; without a program `Started` |
 //! | running | end of children, signals from the supervisor | says `Exited` or `Signaled`, ends |
 //!
 //! When it ends, for whatever reason, the kernel kills every process of the sandbox. It ends when the supervisor does:
 //! by the death signal, and by the lifeline for a supervisor that ended before that was set. It runs as the same user
 //! as the program, so it must not be inspected by it: it is not dumpable, and holds descriptors nobody else may have.
 
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -19,14 +20,15 @@ use cofferdam_gateway::configure_guest_link;
 use cofferdam_sys::confine::{self, Filter};
 use cofferdam_sys::fdpass;
 use cofferdam_sys::netlink::{self, Request};
-use cofferdam_sys::ns::{self, Fork};
+use cofferdam_sys::ns::{self, Fork, NamespaceKind};
 use cofferdam_sys::process::{self, SignalFd};
 use cofferdam_sys::tty::{self, Pty};
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::{DumpableBehavior, Pid, Signal, WaitOptions};
 
 use crate::builder::fault;
-use crate::place::place;
+use crate::handles::Attachment;
+use crate::place::{self, place};
 use crate::plan::Step;
 use crate::program;
 use crate::wire::{self, Fault, Message, Received, Step as _, Target};
@@ -44,6 +46,31 @@ pub(crate) struct Init<'a> {
     /// How many trees the supervisor sends.
     pub(crate) trees: usize,
     pub(crate) filters: &'a [Filter],
+    pub(crate) task: Task,
+    /// What runs in place of a program.
+    pub(crate) own: Option<OwnProgram>,
+    /// The sandbox that this is a run in.
+    pub(crate) inside: Option<Inside>,
+}
+
+/// A function of ours that runs as a program does, with its arguments, and ends with its exit status. It has the standard
+/// streams and no other descriptor.
+pub type OwnProgram = fn(&[OsString]) -> u8;
+
+/// What an init is there for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Task {
+    /// A program, and it ends with that.
+    Program,
+    /// To hold the sandbox's namespaces, in which others run programs.
+    Stay,
+}
+
+/// What the init of a run has of its sandbox.
+#[derive(Debug)]
+pub(crate) struct Inside {
+    pub(crate) mount: OwnedFd,
+    pub(crate) attachment: Attachment,
 }
 
 /// Signals that stay ignored inside when they are ignored outside: how `nohup` and a shell's `&` work.
@@ -51,11 +78,14 @@ pub(crate) const KEPT_IGNORED: [Signal; 3] = [Signal::HUP, Signal::INT, Signal::
 
 /// Runs the init to its end.
 pub(crate) fn run(init: Init<'_>, builder: OwnedFd, lifeline: OwnedFd) -> u8 {
-    let kept = [init.supervisor.as_fd(), builder.as_fd(), lifeline.as_fd()];
+    let mut init = init;
+    let inside = init.inside.take();
+    let mut kept = vec![init.supervisor.as_fd(), builder.as_fd(), lifeline.as_fd()];
+    kept.extend(inside.iter().map(|inside| inside.mount.as_fd()));
     if process::close_all_except(&kept).is_err() {
         return 1;
     }
-    match prepare(&init, builder, &lifeline)
+    match prepare(&init, inside, builder, &lifeline)
         .and_then(|(program, children)| serve(&init.supervisor, &lifeline, program, &children).map_err(Some))
     {
         Ok(()) => 0,
@@ -68,12 +98,25 @@ pub(crate) fn run(init: Init<'_>, builder: OwnedFd, lifeline: OwnedFd) -> u8 {
 }
 
 /// Everything up to the running program. `Err(None)`: somebody is gone, or knows already.
-fn prepare(init: &Init<'_>, builder: OwnedFd, lifeline: &OwnedFd) -> Result<(Pid, SignalFd), Option<Fault>> {
+fn prepare(
+    init: &Init<'_>,
+    inside: Option<Inside>,
+    builder: OwnedFd,
+    lifeline: &OwnedFd,
+) -> Result<(Option<Pid>, SignalFd), Option<Fault>> {
     rustix::process::setsid().step(|| "start a session".to_owned())?;
     process::die_with_parent().step(|| "ask for a signal at the supervisor's end".to_owned())?;
     process::reset_signals(&KEPT_IGNORED).step(|| "reset its signals".to_owned())?;
     process::rename("cofferdam-init").step(|| "hide its command line".to_owned())?;
-    expect(&builder, lifeline, &Message::Mapped)?;
+    match &inside {
+        None => drop(expect(&builder, lifeline, &Message::Mapped)?),
+        Some(_) if init.spec.network.is_some() => {
+            let netns = ns::open(None, NamespaceKind::Net).step(|| "open its network namespace".to_owned())?;
+            // A builder that cannot be reached has told the supervisor why.
+            wire::send(&builder, &Message::Netns, &[netns.as_fd()]).map_err(|_| None)?;
+        }
+        Some(_) => {}
+    }
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .step(|| "close its entry in /proc".to_owned())?;
     own_names(init.spec)?;
@@ -81,18 +124,39 @@ fn prepare(init: &Init<'_>, builder: OwnedFd, lifeline: &OwnedFd) -> Result<(Pid
     while trees.len() < init.trees {
         trees.extend(expect(&init.supervisor, lifeline, &Message::Trees)?);
     }
-    place(init.steps, &trees, init.spec.limits.memory, || match &init.spec.network {
+    let is_joined = inside.as_ref().is_some_and(|inside| inside.attachment == Attachment::Session);
+    let link = || match &init.spec.network {
         Some(network) => {
             expect(&builder, lifeline, &Message::Linked)?;
             configure_guest_link(&network.link).map_err(|error| Some(fault(&error)))
         }
+        None if is_joined => Ok(()),
         None => loopback_up().map_err(|error| Some(fault(&error))),
-    })?;
+    };
+    match inside {
+        None => place(init.steps, &trees, init.spec.limits.memory, link)?,
+        Some(Inside { mount, .. }) => {
+            link()?;
+            place::step_inside(mount, init.steps)?;
+        }
+    }
     drop(trees);
     drop(builder);
     wire::send(&init.supervisor, &Message::Placed, &[]).step(|| "reach the supervisor".to_owned())?;
     expect(&init.supervisor, lifeline, &Message::Go)?;
-    start(init)
+    match init.task {
+        Task::Program => start(init).map(|(program, children)| (Some(program), children)),
+        Task::Stay => stay(init).map(|children| (None, children)),
+    }
+}
+
+/// Says that the sandbox is there.
+fn stay(init: &Init<'_>) -> Result<SignalFd, Option<Fault>> {
+    let children = SignalFd::new(&[Signal::CHILD]).step(|| "receive the end of processes".to_owned())?;
+    confine::drop_all_capabilities().step(|| "drop its capabilities".to_owned())?;
+    confine::no_new_privileges().step(|| "renounce new privileges".to_owned())?;
+    wire::send(&init.supervisor, &Message::Started, &[]).step(|| "reach the supervisor".to_owned())?;
+    Ok(children)
 }
 
 /// Waits for one message, and returns the descriptors that came with it.
@@ -128,7 +192,7 @@ fn start(init: &Init<'_>) -> Result<(Pid, SignalFd), Option<Fault>> {
     };
     let (own, other) = fdpass::pair().step(|| "make a socket pair".to_owned())?;
     let child = match ns::fork().step(|| "fork the program".to_owned())? {
-        Fork::Child => process::run_and_exit(|| program::run(init.spec, init.filters, pty, &other)),
+        Fork::Child => process::run_and_exit(|| program::run(init.spec, init.filters, pty, init.own, &other)),
         Fork::Parent(child) => child,
     };
     drop(other);
@@ -147,7 +211,7 @@ fn start(init: &Init<'_>) -> Result<(Pid, SignalFd), Option<Fault>> {
 }
 
 /// Reaps and passes signals on until the program has ended or the supervisor is gone.
-fn serve(supervisor: &OwnedFd, lifeline: &OwnedFd, program: Pid, children: &SignalFd) -> Result<(), Fault> {
+fn serve(supervisor: &OwnedFd, lifeline: &OwnedFd, program: Option<Pid>, children: &SignalFd) -> Result<(), Fault> {
     loop {
         let sources = [supervisor.as_fd(), lifeline.as_fd(), children.as_fd()];
         let mut fds = sources.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
@@ -165,7 +229,11 @@ fn serve(supervisor: &OwnedFd, lifeline: &OwnedFd, program: Pid, children: &Sign
         }
         if message {
             match wire::receive_ready(supervisor) {
-                Ok(Received::Message(Message::Signal { number, target }, _)) => pass_on(program, number, target),
+                Ok(Received::Message(Message::Signal { number, target }, _)) => {
+                    if let Some(program) = program {
+                        pass_on(program, number, target);
+                    }
+                }
                 Ok(_) | Err(_) => return Ok(()),
             }
         }
@@ -173,11 +241,11 @@ fn serve(supervisor: &OwnedFd, lifeline: &OwnedFd, program: Pid, children: &Sign
 }
 
 /// Takes note of every process that has ended. The program's end, if it was among them.
-fn reap(program: Pid) -> io::Result<Option<Message>> {
+fn reap(program: Option<Pid>) -> io::Result<Option<Message>> {
     let mut end = None;
     loop {
         match rustix::process::wait(WaitOptions::NOHANG) {
-            Ok(Some((pid, status))) if pid == program => {
+            Ok(Some((pid, status))) if Some(pid) == program => {
                 end = match (status.exit_status(), status.terminating_signal()) {
                     (Some(status), _) => Some(Message::Exited { status }),
                     (None, Some(number)) => Some(Message::Signaled { number }),

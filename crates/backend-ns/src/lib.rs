@@ -2,10 +2,12 @@
 
 mod builder;
 mod check;
+mod enter;
 mod error;
 mod etc;
 mod filter;
 mod gateway;
+mod handles;
 mod identity;
 mod init;
 mod limits;
@@ -21,9 +23,11 @@ mod wire;
 
 pub use cofferdam_sys::confine::Capability;
 pub use error::{LaunchError, ProjectError, Role};
+pub use handles::{Attachment, HANDLE_COUNT, Handles};
+pub use init::OwnProgram;
 pub use project::check_project;
 pub use resolve::{ResolveError, open_directory, resolve, writable_roots};
-pub use run::{Observer, Running, launch};
+pub use run::{Observer, Order, Running, launch, launch_empty, launch_inside};
 pub use spec::{
     GatewayEnd, GatewayFate, Mount, NetworkSpec, Outcome, Place, ResolverFile, ResourceLimits, SandboxSpec, Status,
     Terminal,

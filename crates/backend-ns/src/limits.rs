@@ -78,10 +78,22 @@ impl Cgroup {
     /// Moves a process into the cgroup; what it forks from then on is in it too.
     ///
     /// # Errors
-    /// Those of writing `cgroup.procs`: the kernel wants write access to a common ancestor too.
+    /// As [`join`].
     pub(crate) fn add(&self, pid: i32) -> io::Result<()> {
-        fs::write(self.path.join("cgroup.procs"), pid.to_string())
+        join(&self.path, pid)
     }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// Moves a process into a cgroup; what it forks from then on is in it too.
+///
+/// # Errors
+/// Those of writing `cgroup.procs`: the kernel wants write access to a common ancestor too.
+pub(crate) fn join(cgroup: &Path, pid: i32) -> io::Result<()> {
+    fs::write(cgroup.join("cgroup.procs"), pid.to_string())
 }
 
 impl Drop for Cgroup {

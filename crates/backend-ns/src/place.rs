@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use cofferdam_sys::mount::{self, Attributes};
+use cofferdam_sys::ns::{self, NamespaceKind, Namespaces};
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
@@ -47,9 +48,68 @@ pub(crate) fn place<E: From<Fault>>(
     Ok(())
 }
 
+/// Steps into the view of a sandbox that is there, as a copy: what `steps` put on top of it is for this process and its
+/// children alone. They are file systems of the kernel and what hides parts of them.
+///
+/// # Errors
+/// The step that failed.
+pub(crate) fn step_inside(sandbox: OwnedFd, steps: &[Step]) -> Result<(), Fault> {
+    // Made here, where a whole proc is in sight: the kernel gives no new one where it is partly covered.
+    let mut made = Vec::new();
+    for step in steps {
+        if let Step::Filesystem { kind, options, attributes, .. } = step {
+            made.push(new_filesystem(kind, options, *attributes));
+        }
+    }
+    let beneath = mount::new_filesystem("tmpfs", &BENEATH_OPTIONS, Attributes::default())
+        .step(|| "make an empty directory".to_owned())?;
+    let empty = || -> io::Result<OwnedFd> {
+        rustix::fs::mkdirat(&beneath, "empty", Mode::from_raw_mode(0o555))?;
+        Ok(rustix::fs::openat(&beneath, "empty", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)
+    };
+    let empty = empty().step(|| "make an empty directory".to_owned())?;
+    ns::enter(&sandbox, NamespaceKind::Mount).step(|| "enter the sandbox's mounts".to_owned())?;
+    drop(sandbox);
+    ns::unshare(Namespaces::MOUNT).step(|| "copy the sandbox's mounts".to_owned())?;
+    rustix::process::chdir("/").step(|| "enter the sandbox's root directory".to_owned())?;
+    let root = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .step(|| "open the sandbox's root directory".to_owned())?;
+    // Trees are taken from what is attached alone. It ends up beneath the new proc, and hides the sandbox's.
+    mount::attach(beneath.as_fd(), mount::Place { root: root.as_fd(), path: Path::new("proc") })
+        .step(|| "attach an empty directory".to_owned())?;
+    let placer = Placer { root, scratch: None, trees: &[], empty };
+    let mut made = made.into_iter();
+    for step in steps {
+        match step {
+            Step::Filesystem { path, kind, need, .. } => {
+                let made = made.next().unwrap_or_else(|| Err(io::ErrorKind::NotFound.into()));
+                placer.filesystem(path, kind, made, *need)?;
+            }
+            Step::Directory { .. }
+            | Step::Symlink { .. }
+            | Step::File { .. }
+            | Step::Copy { .. }
+            | Step::Tree { .. }
+            | Step::Scratch { .. }
+            | Step::Cover { .. }
+            | Step::Freeze { .. } => placer.carry_out(step)?,
+        }
+    }
+    Ok(())
+}
+
+/// Options of a file system for one empty directory.
+const BENEATH_OPTIONS: [(&str, &str); 3] = [("mode", "555"), ("size", "4k"), ("nr_inodes", "2")];
+
+fn new_filesystem(kind: &str, options: &[(&'static str, String)], attributes: Attributes) -> io::Result<OwnedFd> {
+    let options: Vec<(&str, &str)> = options.iter().map(|(key, value)| (*key, value.as_str())).collect();
+    mount::new_filesystem(kind, &options, attributes)
+}
+
 struct Placer<'a> {
     root: OwnedFd,
-    scratch: OwnedFd,
+    /// The file system of the writable directories, while a view is made.
+    scratch: Option<OwnedFd>,
     trees: &'a [OwnedFd],
     /// An empty directory and an empty file to cover others with.
     empty: OwnedFd,
@@ -68,7 +128,7 @@ impl<'a> Placer<'a> {
             Ok((scratch, empty))
         };
         let (scratch, empty) = make().step(|| "make its writable directories".to_owned())?;
-        Ok(Self { root, scratch, trees, empty })
+        Ok(Self { root, scratch: Some(scratch), trees, empty })
     }
 
     fn carry_out(&self, step: &Step) -> Result<(), Fault> {
@@ -85,16 +145,7 @@ impl<'a> Placer<'a> {
             }
             Step::Tree { path, source, attributes, need } => self.tree(path, source, *attributes, *need)?,
             Step::Filesystem { path, kind, options, attributes, need } => {
-                let options: Vec<(&str, &str)> = options.iter().map(|(key, value)| (*key, value.as_str())).collect();
-                match (mount::new_filesystem(kind, &options, *attributes), need) {
-                    (Ok(tree), _) => self.attach(tree.as_fd(), path, Kind::Directory).step(|| attach(path))?,
-                    // What cannot be mounted is an empty directory.
-                    (Err(_), Need::Optional) => drop(self.directory(path).step(|| make(path))?),
-                    (Err(error), Need::Required) => {
-                        let fault = Fault::new(format!("mount a new {kind} file system for the sandbox"), &error);
-                        return Err(fault.with_remedy(filesystem_remedy(kind, &error)));
-                    }
-                }
+                self.filesystem(path, kind, new_filesystem(kind, options, *attributes), *need)?;
             }
             Step::Scratch { path, mode } => self.scratch(path, *mode).step(|| make(path))?,
             Step::Cover { path } => self.cover(path).step(|| format!("cover /{} in the sandbox", path.display()))?,
@@ -103,6 +154,18 @@ impl<'a> Placer<'a> {
             }
         }
         Ok(())
+    }
+
+    fn filesystem(&self, path: &Path, kind: &str, made: io::Result<OwnedFd>, need: Need) -> Result<(), Fault> {
+        match (made, need) {
+            (Ok(tree), _) => self.attach(tree.as_fd(), path, Kind::Directory).step(|| attach(path)),
+            // What cannot be mounted is an empty directory.
+            (Err(_), Need::Optional) => self.directory(path).step(|| make(path)).map(drop),
+            (Err(error), Need::Required) => {
+                let fault = Fault::new(format!("mount a new {kind} file system for the sandbox"), &error);
+                Err(fault.with_remedy(filesystem_remedy(kind, &error)))
+            }
+        }
     }
 
     /// Opens a path of the sandbox. Symbolic links lead where they lead inside, never out.
@@ -198,8 +261,9 @@ impl<'a> Placer<'a> {
 
     fn scratch(&self, path: &Path, mode: u32) -> io::Result<()> {
         let name = path.to_string_lossy().replace('/', "-");
-        rustix::fs::mkdirat(&self.scratch, &name, Mode::from_raw_mode(mode))?;
-        let place = mount::Place { root: self.scratch.as_fd(), path: Path::new(&name) };
+        let scratch = self.scratch.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        rustix::fs::mkdirat(scratch, &name, Mode::from_raw_mode(mode))?;
+        let place = mount::Place { root: scratch.as_fd(), path: Path::new(&name) };
         let tree = mount::take_tree_at(place)?;
         match self.attach(tree.as_fd(), path, Kind::Directory) {
             // A root file system of the user's without this directory.

@@ -294,6 +294,24 @@ pub(crate) fn plan(spec: &SandboxSpec, host: &Host, wanted: &[Wanted]) -> Vec<St
     steps
 }
 
+/// The steps that a run in a sandbox that is there puts on top of its view: what speaks of processes, of the network, and
+/// the terminals.
+pub(crate) fn plan_run() -> Vec<Step> {
+    let mut steps = vec![terminals()];
+    plan_kernel(&mut steps);
+    steps
+}
+
+/// Leaves the proc of a sandbox that stays out of its view: it would show the processes of every run, and each run puts its
+/// own there.
+pub(crate) fn leave_out_processes(steps: &mut [Step]) {
+    for step in steps {
+        if let Step::Filesystem { path, kind: "proc", .. } = step {
+            *step = Step::Directory { path: std::mem::take(path) };
+        }
+    }
+}
+
 /// An absolute path of the sandbox, relative to its root.
 fn inside(path: &Path) -> PathBuf {
     path.strip_prefix("/").unwrap_or(path).to_owned()
@@ -362,18 +380,22 @@ fn plan_fresh(host: &Host, steps: &mut Vec<Step>) {
     ] {
         steps.push(Step::Symlink { path: Path::new("dev").join(name), target: target.into() });
     }
-    steps.push(Step::Filesystem {
-        path: "dev/pts".into(),
-        kind: "devpts",
-        options: vec![("mode", "620".to_owned()), ("ptmxmode", "666".to_owned())],
-        attributes: Attributes { devices: true, no_exec: true, ..Attributes::default() },
-        need: Need::Required,
-    });
+    steps.push(terminals());
     for (path, mode) in SCRATCH {
         steps.push(Step::Scratch { path: path.into(), mode });
     }
     if !host.system.iter().any(|(path, _)| path == Path::new("var")) {
         steps.push(Step::Symlink { path: "var/run".into(), target: "/run".into() });
+    }
+}
+
+fn terminals() -> Step {
+    Step::Filesystem {
+        path: "dev/pts".into(),
+        kind: "devpts",
+        options: vec![("mode", "620".to_owned()), ("ptmxmode", "666".to_owned())],
+        attributes: Attributes { devices: true, no_exec: true, ..Attributes::default() },
+        need: Need::Required,
     }
 }
 
@@ -498,6 +520,19 @@ mod tests {
         assert!(
             matches!(steps.last(), Some(Step::Tree { path, source: Source::Passed(0), .. }) if path == Path::new("tmp/data"))
         );
+    }
+
+    #[test]
+    fn a_sandbox_that_stays_shows_no_processes_and_each_run_has_its_own() {
+        let is_proc = |step: &&Step| matches!(step, Step::Filesystem { kind: "proc", .. });
+        let mut steps = plan(&spec(Place::default()), &host(), &[]);
+        leave_out_processes(&mut steps);
+        assert_eq!(steps.iter().filter(is_proc).count(), 0);
+        assert!(steps.contains(&Step::Directory { path: "proc".into() }));
+        let run = plan_run();
+        assert_eq!(run.iter().filter(is_proc).count(), 1);
+        let hidden = |path: &str| run.contains(&Step::Cover { path: path.into() });
+        assert!(COVERED.iter().all(|path| hidden(path)));
     }
 
     #[test]

@@ -20,7 +20,7 @@ use cofferdam_sys::process;
 use cofferdam_sys::tty::{self, Pty};
 use rustix::process::{Resource, Rlimit};
 
-use crate::init::KEPT_IGNORED;
+use crate::init::{KEPT_IGNORED, OwnProgram};
 use crate::wire::{self, Fault, Message, Step as _};
 use crate::{SandboxSpec, plan};
 
@@ -28,10 +28,20 @@ use crate::{SandboxSpec, plan};
 const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
 /// Runs in the fork of the init and becomes the program. Comes back only when that failed, which it has told then.
-pub(crate) fn run(spec: &SandboxSpec, filters: &[Filter], pty: Option<Pty>, init: &OwnedFd) -> u8 {
+pub(crate) fn run(
+    spec: &SandboxSpec,
+    filters: &[Filter],
+    pty: Option<Pty>,
+    own: Option<OwnProgram>,
+    init: &OwnedFd,
+) -> u8 {
     let message = match confine(spec, filters, pty) {
         Err(fault) => Message::Failed(fault),
         Ok(()) => {
+            if let Some(own) = own {
+                // Closes the way to the init as well, as executing a program would: it runs.
+                return if process::close_all_except(&[]).is_ok() { own(&spec.command) } else { 1 };
+            }
             let error = execute(spec);
             // Strings with a NUL byte have no number of their own.
             let invalid = rustix::io::Errno::INVAL.raw_os_error();

@@ -24,7 +24,7 @@ mod resolvers;
 mod start;
 mod watch;
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use cofferdam_gateway::Commands;
@@ -34,11 +34,11 @@ use rustix::process::{Signal, WaitId, WaitIdOptions};
 
 use crate::gateway::Gateway;
 use crate::limits::Cgroup;
-use crate::{GatewayEnd, ResourceLimits};
+use crate::{GatewayEnd, Handles, ResourceLimits};
 use machine::Machine;
 
-pub use start::launch;
-pub use watch::Observer;
+pub use start::{launch, launch_empty, launch_inside};
+pub use watch::{Observer, Order};
 
 /// A sandbox whose program is running. Dropping it ends the sandbox.
 ///
@@ -55,9 +55,23 @@ pub struct Running {
     /// Where signals arrive since just before the program was started.
     signals: SignalFd,
     notices: Vec<String>,
+    /// The namespaces of a sandbox that stays.
+    handles: Option<Handles>,
 }
 
 impl Running {
+    /// What others run programs inside with, if the sandbox was made for that.
+    #[must_use]
+    pub fn handles(&self) -> Option<&Handles> {
+        self.handles.as_ref()
+    }
+
+    /// What a user should be told of the start.
+    #[must_use]
+    pub fn notices(&self) -> &[String] {
+        &self.notices
+    }
+
     /// The process id, as the caller sees it, of the sandbox's pid 1.
     #[must_use]
     pub fn init_pid(&self) -> u32 {
@@ -114,7 +128,11 @@ fn kill(child: &Child) {
 
 /// Waits for the end of a process. `None` when somebody else has waited for it.
 fn wait(child: &Child) -> Option<GatewayEnd> {
-    let wait = || rustix::process::waitid(WaitId::PidFd(child.pidfd.as_fd()), WaitIdOptions::EXITED);
+    wait_for(child.pidfd.as_fd())
+}
+
+fn wait_for(pidfd: BorrowedFd<'_>) -> Option<GatewayEnd> {
+    let wait = || rustix::process::waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED);
     let status = rustix::io::retry_on_intr(wait).ok()??;
     match (status.exit_status(), status.terminating_signal()) {
         (Some(status), _) => Some(GatewayEnd::Exited(status)),

@@ -44,6 +44,8 @@ pub struct NetworkSpec {
     pub link: NetnsSpec,
     /// Whether something may be changed while it runs; see [`Running::commands`](crate::Running::commands).
     pub live: bool,
+    /// Whether ports may be published while it runs.
+    pub broker: bool,
     /// Ports that lead into the sandbox, bound already.
     pub ports: Vec<Arc<PortSocket>>,
     /// The file that names the resolvers, where they are the machine's and so to be followed.
@@ -53,7 +55,7 @@ pub struct NetworkSpec {
 impl NetworkSpec {
     /// Whether a process has to stay in the gateway's namespace, to make sockets towards the guest.
     pub(crate) fn needs_broker(&self) -> bool {
-        self.live || !self.ports.is_empty()
+        self.broker || !self.ports.is_empty()
     }
 }
 

@@ -73,10 +73,13 @@ pub(crate) enum Message {
     Unshared,
     /// Supervisor → builder, builder → init: your id maps are written.
     Mapped,
-    /// Builder → supervisor, with the pidfd: the sandbox's init is there.
+    /// Builder → supervisor, with the pidfd: the sandbox's init is there. With more descriptors: the namespaces of one that
+    /// stays, or the pidfd of the process that made the init of a run and ends (whose `pid` is 0 then).
     Born { pid: i32 },
     /// Builder → supervisor, with TUN and listeners (without: no network): the gateway's namespace is built.
     Built,
+    /// Init of a run → builder, with the descriptor: my network namespace is there.
+    Netns,
     /// Builder → init: your interface is there.
     Linked,
     /// Supervisor → init, with mount trees.
@@ -107,6 +110,7 @@ impl Message {
             Self::Mapped => b"m".to_vec(),
             Self::Born { pid } => number(b'b', *pid),
             Self::Built => b"B".to_vec(),
+            Self::Netns => b"N".to_vec(),
             Self::Linked => b"l".to_vec(),
             Self::Trees => b"t".to_vec(),
             Self::Placed => b"p".to_vec(),
@@ -136,6 +140,7 @@ impl Message {
             b'm' => Self::Mapped,
             b'b' => Self::Born { pid: number()? },
             b'B' => Self::Built,
+            b'N' => Self::Netns,
             b'l' => Self::Linked,
             b't' => Self::Trees,
             b'p' => Self::Placed,
@@ -251,6 +256,7 @@ mod tests {
             Message::Mapped,
             Message::Born { pid: 4711 },
             Message::Built,
+            Message::Netns,
             Message::Linked,
             Message::Trees,
             Message::Placed,

@@ -1,6 +1,6 @@
 //! Whatever is killed, and whenever, nothing is left: no process, namespace, mount, interface or file.
 //!
-//! Each round runs a sandbox with a network, kills one of its processes with SIGKILL at a random moment of its start, run
+//! Each round runs a program in a sandbox with a network, a fresh one or one that stays, kills one of its processes with SIGKILL at a random moment of its start, run
 //! or end, and looks at what is left. All of it happens in a pid namespace of the test's own, where every process in sight is one
 //! of ours; a namespace without a process and without a descriptor is gone, and takes its links and mounts along.
 //!
@@ -117,10 +117,12 @@ fn kill_something(bench: &Bench, user: User, directory: &Path, random: &mut Rand
     };
     let mut supervisor = bench.supervisor(user, directory);
     let network = if random.below(2) == 0 { "--network" } else { "--ports" };
+    // Half of them in a sandbox that stays, whose keeper is one more to kill.
+    supervisor.args((random.below(2) == 0).then_some(support::INSIDE));
     supervisor.args([network, "--", "sh", "-c", script]);
     let mut supervisor = supervisor.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     std::thread::sleep(Duration::from_micros(random.below(120_000)));
-    let processes = std::iter::once(supervisor.id()).chain(support::children(supervisor.id())).collect::<Vec<_>>();
+    let processes = std::iter::once(supervisor.id()).chain(support::descendants(supervisor.id())).collect::<Vec<_>>();
     let victim = processes[usize::try_from(random.below(processes.len() as u64)).unwrap()];
     let role = role(victim, supervisor.id());
     // One that has ended meanwhile and was waited for is no longer there to be killed.

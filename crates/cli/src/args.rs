@@ -1,5 +1,7 @@
 //! The command line, as clap reads it. Every flag here does something; what is not built has no flag.
 
+mod named;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -7,6 +9,10 @@ use std::time::Duration;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 use crate::units;
+
+pub(crate) use named::{
+    CpArgs, CreateArgs, ExecArgs, InspectArgs, LogsArgs, LsArgs, ModeWord, PolicySetArgs, RmArgs, StartArgs, StopArgs,
+};
 
 /// Runs untrusted programs in a sandbox whose only way to any network is a gateway that you control.
 #[derive(Debug, Parser)]
@@ -29,6 +35,35 @@ pub(crate) enum Verb {
     /// Run a program behind the gateway.
     #[command(after_help = "All options: cofferdam run --help", after_long_help = RUN_EXAMPLES)]
     Run(Box<RunArgs>),
+    /// Make a sandbox that stays.
+    #[command(after_help = "All options: cofferdam create --help", after_long_help = named::CREATE_EXAMPLES)]
+    Create(Box<CreateArgs>),
+    /// Start a sandbox that stays and is stopped.
+    #[command(after_long_help = "Examples:\n  cofferdam start work")]
+    Start(StartArgs),
+    /// Run a program in a sandbox that stays.
+    #[command(after_help = "All options: cofferdam exec --help", after_long_help = named::EXEC_EXAMPLES)]
+    Exec(Box<ExecArgs>),
+    /// Stop sandboxes; their files stay.
+    #[command(after_long_help = "Examples:\n  cofferdam stop work\n  cofferdam stop --time 0s work web")]
+    Stop(StopArgs),
+    /// Remove sandboxes with their files.
+    #[command(after_long_help = "Examples:\n  cofferdam rm work\n  cofferdam rm --force $(cofferdam ls --quiet)")]
+    Rm(RmArgs),
+    /// List the sandboxes that stay.
+    #[command(
+        after_long_help = "Examples:\n  cofferdam ls\n  cofferdam ls --json | jq '.[] | select(.state == \"running\") | .name'"
+    )]
+    Ls(LsArgs),
+    /// Show a sandbox that stays, and what runs in it.
+    #[command(after_long_help = "Examples:\n  cofferdam inspect work\n  cofferdam inspect --json work | jq .runs")]
+    Inspect(InspectArgs),
+    /// Copy files into a sandbox that stays, or out of it.
+    #[command(after_long_help = named::CP_EXAMPLES)]
+    Cp(CpArgs),
+    /// Show what a main command has written.
+    #[command(after_long_help = "Examples:\n  cofferdam logs web\n  cofferdam logs --follow web")]
+    Logs(LogsArgs),
     /// Show in a closed world of its own, offline, what a sandbox lets through.
     #[command(after_long_help = "Examples:\n  cofferdam demo\n  cofferdam demo --json | jq '.[].rows'")]
     Demo(DemoArgs),
@@ -91,6 +126,12 @@ pub(crate) struct RunArgs {
     pub place: PlaceArgs,
     #[command(flatten)]
     pub evidence: EvidenceArgs,
+    /// Make a sandbox that stays, with the program as its main command, and print its name.
+    #[arg(short, long, hide_short_help = true, conflicts_with_all = ["events", "json_summary", "fail_on_deny", "tty", "timeout"])]
+    pub detach: bool,
+    /// The name of that sandbox.
+    #[arg(long, value_name = "NAME", requires = "detach", hide_short_help = true)]
+    pub name: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -188,7 +229,7 @@ pub(crate) struct NetworkArgs {
     pub no_ipv6: bool,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 #[command(next_help_heading = "Limits")]
 pub(crate) struct LimitArgs {
     /// End the program after this time (30s, 5m, 1h30m).
@@ -304,6 +345,9 @@ pub(crate) enum PolicyVerb {
         after_long_help = "Examples:\n  cofferdam policy check cofferdam.toml\n\nExit status: 0 when the file can be used, 1 when not."
     )]
     Check(PolicyCheckArgs),
+    /// Give a sandbox that stays another policy, also while it runs.
+    #[command(after_help = "All options: cofferdam policy set --help", after_long_help = named::POLICY_SET_EXAMPLES)]
+    Set(Box<PolicySetArgs>),
     /// Print rules in their normal form.
     #[command(
         after_long_help = "Examples:\n  cofferdam policy fmt 'allow@API.GitHub.com:tcp:443, deny@any:tcp:25'\n  cofferdam policy fmt -f rules.txt"

@@ -6,6 +6,7 @@ mod args;
 mod client;
 mod demo;
 mod doctor;
+mod named;
 mod output;
 mod policy;
 mod run;
@@ -17,13 +18,16 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches};
 
-use crate::args::{Cli, CompletionsArgs, SchemaArgs, SchemaName, Verb, VersionArgs};
+use crate::args::{Cli, CompletionsArgs, PolicyVerb, SchemaArgs, SchemaName, Verb, VersionArgs};
 
-/// Exit status of a command line that cannot be understood; `run` has 125, since 2 may be the program's own.
+/// Exit status of a command line that cannot be understood; verbs that run something have 125, since 2 may be the program's
+/// own.
 const EXIT_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    let matches = match Cli::command().try_get_matches() {
+    let command =
+        if std::env::args_os().nth(1).is_some_and(|arg| arg == "-h") { short(Cli::command()) } else { Cli::command() };
+    let matches = match command.try_get_matches() {
         Ok(matches) => matches,
         Err(error) => return usage(&error),
     };
@@ -34,8 +38,21 @@ fn main() -> ExitCode {
     let sub = matches.subcommand().map(|(_, sub)| sub);
     let status = match cli.verb {
         Verb::Run(args) => sub.map_or(EXIT_USAGE, |sub| run::run(*args, sub)),
+        Verb::Create(args) => sub.map_or(EXIT_USAGE, |sub| named::create(*args, sub)),
+        Verb::Start(args) => named::start(&args),
+        Verb::Exec(args) => sub.map_or(EXIT_USAGE, |sub| named::exec(*args, sub)),
+        Verb::Stop(args) => named::stop(&args),
+        Verb::Rm(args) => named::rm(&args),
+        Verb::Ls(args) => named::ls(&args),
+        Verb::Inspect(args) => named::inspect(&args),
+        Verb::Cp(args) => named::cp(&args),
+        Verb::Logs(args) => named::logs(&args),
         Verb::Demo(args) => demo::demo(&args),
         Verb::Doctor(args) => doctor::doctor(&args),
+        Verb::Policy(PolicyVerb::Set(args)) => {
+            let sub = sub.and_then(|sub| sub.subcommand_matches("set"));
+            sub.map_or(EXIT_USAGE, |sub| named::set_policy(*args, sub))
+        }
         Verb::Policy(verb) => policy::policy(&verb),
         Verb::Schema(args) => schema(&args),
         Verb::Completions(args) => completions(&args),
@@ -45,6 +62,14 @@ fn main() -> ExitCode {
     ExitCode::from(status)
 }
 
+/// Verbs that the short help leaves out, so that it fits a screen.
+const LESS_USED: [&str; 8] = ["start", "cp", "rm", "inspect", "logs", "schema", "completions", "version"];
+
+fn short(command: clap::Command) -> clap::Command {
+    let command = command.after_help("All verbs: cofferdam --help\nStart with: cofferdam demo");
+    LESS_USED.iter().fold(command, |command, verb| command.mut_subcommand(*verb, |verb| verb.hide(true)))
+}
+
 /// Prints help, or what is wrong with the command line.
 fn usage(error: &clap::Error) -> ExitCode {
     // Nothing is left to do when the terminal is gone.
@@ -52,7 +77,9 @@ fn usage(error: &clap::Error) -> ExitCode {
     if !error.use_stderr() {
         return ExitCode::SUCCESS;
     }
-    let run = std::env::args_os().nth(1).is_some_and(|verb| verb == "run");
+    let run = std::env::args_os()
+        .nth(1)
+        .is_some_and(|verb| ["run", "create", "start", "exec"].iter().any(|own| verb == *own));
     ExitCode::from(if run { cofferdam_control::EXIT_SETUP } else { EXIT_USAGE })
 }
 

@@ -33,6 +33,8 @@ pub(crate) fn policy(verb: &PolicyVerb) -> u8 {
         PolicyVerb::Fmt(args) => fmt(args),
         PolicyVerb::Subset(args) => compared(args, |a, b| subset(args, a, b)),
         PolicyVerb::Diff(args) => compared(args, |a, b| diff(args, a, b)),
+        // It is about a sandbox, and done there.
+        PolicyVerb::Set(_) => crate::EXIT_USAGE,
     }
 }
 

@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use clap::ArgMatches;
+use cofferdam_control::named::Registry;
 use cofferdam_control::summary::{Detail, Summary};
 use cofferdam_control::{
     Capability, EXIT_SETUP, EventLog, Finished, Mount, ResourceLimits, RunOptions, Sandbox, Terminal, check_project,
@@ -19,12 +20,18 @@ use crate::output::{self, Screen};
 
 /// Runs a program and returns the exit status. `matches` knows the order of the flags.
 pub(crate) fn run(args: RunArgs, matches: &ArgMatches) -> u8 {
-    let RunArgs { network, limits, place, evidence, command } = args;
+    if args.detach {
+        return crate::named::detach(args, matches);
+    }
+    let RunArgs { network, limits, place, evidence, command, .. } = args;
     let started = network_config(&network, &limits, matches).and_then(|config| {
         let mut options = RunOptions::new(command, config);
         options.allow_changes_default = network.leaves_default();
         options.fail_on_deny = evidence.fail_on_deny;
         fill_place(&mut options, place)?;
+        if let Ok(registry) = crate::named::registry() {
+            refuse_state(&registry, &options)?;
+        }
         options.limits =
             ResourceLimits { memory: limits.memory, cpus: limits.cpus, pids: limits.pids, timeout: limits.timeout };
         // What the run leaves behind is opened before it starts: a run whose evidence has no place does not happen.
@@ -53,19 +60,29 @@ pub(crate) fn run(args: RunArgs, matches: &ArgMatches) -> u8 {
 
 /// Why a run did not happen, as text, and its exit status.
 #[derive(Debug)]
-struct Refusal {
-    text: String,
-    status: u8,
+pub(crate) struct Refusal {
+    pub(crate) text: String,
+    pub(crate) status: u8,
 }
 
 impl Refusal {
-    fn setup(text: String) -> Refusal {
+    pub(crate) fn setup(text: String) -> Refusal {
         Refusal { text, status: EXIT_SETUP }
     }
 }
 
+/// Refuses to show where the sandboxes that stay are kept, from where they could be taken over.
+pub(crate) fn refuse_state(registry: &Registry, options: &RunOptions) -> Result<(), Refusal> {
+    registry.check_hidden(options).map_err(|error| Refusal::setup(output::chain(&error)))
+}
+
+/// No limit, for verbs without such flags.
+pub(crate) fn no_limits() -> LimitArgs {
+    LimitArgs::default()
+}
+
 /// Prints and writes what the run has shown.
-fn conclude(finished: &Finished, report: Option<(PathBuf, File)>, evidence: &EvidenceArgs) -> u8 {
+pub(crate) fn conclude(finished: &Finished, report: Option<(PathBuf, File)>, evidence: &EvidenceArgs) -> u8 {
     if !evidence.quiet {
         for notice in
             finished.notices.iter().map(String::as_str).chain(finished.summary.notices().iter().map(String::as_str))
@@ -93,7 +110,11 @@ fn json_summary(summary: &Summary, exit_status: u8) -> String {
 }
 
 /// The network that the flags ask for, or everything that is wrong with them.
-fn network_config(args: &NetworkArgs, limits: &LimitArgs, matches: &ArgMatches) -> Result<NetworkConfig, Refusal> {
+pub(crate) fn network_config(
+    args: &NetworkArgs,
+    limits: &LimitArgs,
+    matches: &ArgMatches,
+) -> Result<NetworkConfig, Refusal> {
     let items = flag_items(args, limits, matches)?;
     let mut network = file::from_flags(&items).map_err(|errors| {
         output::to_stderr(&crate::policy::explained(&errors));
@@ -106,7 +127,11 @@ fn network_config(args: &NetworkArgs, limits: &LimitArgs, matches: &ArgMatches) 
 }
 
 /// The flags as the policy crate reads them, in the order of the command line.
-fn flag_items(args: &NetworkArgs, limits: &LimitArgs, matches: &ArgMatches) -> Result<Vec<FlagItem>, Refusal> {
+pub(crate) fn flag_items(
+    args: &NetworkArgs,
+    limits: &LimitArgs,
+    matches: &ArgMatches,
+) -> Result<Vec<FlagItem>, Refusal> {
     let mut ordered: Vec<(usize, FlagItem)> = Vec::new();
     let mut add = |id: &str, values: &[String], item: fn(String) -> FlagItem| {
         let places = matches.indices_of(id).into_iter().flatten();
@@ -145,7 +170,7 @@ fn flag_items(args: &NetworkArgs, limits: &LimitArgs, matches: &ArgMatches) -> R
     Ok(items)
 }
 
-fn fill_place(options: &mut RunOptions, place: PlaceArgs) -> Result<(), Refusal> {
+pub(crate) fn fill_place(options: &mut RunOptions, place: PlaceArgs) -> Result<(), Refusal> {
     match place.backend {
         BackendWord::Namespace => {}
         BackendWord::Vm => {
@@ -199,7 +224,7 @@ fn fill_place(options: &mut RunOptions, place: PlaceArgs) -> Result<(), Refusal>
 
 /// Where a program in a sandbox may have left symbolic links: beneath what this run lets it write to, and beneath the
 /// current directory where that is what an earlier run may have let it write to.
-fn suspect_roots(options: &RunOptions) -> Vec<PathBuf> {
+pub(crate) fn suspect_roots(options: &RunOptions) -> Vec<PathBuf> {
     let home = std::env::var_os("HOME").map(PathBuf::from);
     let current = std::env::current_dir().ok().and_then(|current| check_project(&current, home.as_deref()).ok());
     let mut roots = writable_roots(options.project.as_deref(), &options.mounts);
@@ -224,7 +249,7 @@ fn environment(
     environment::build(|name| std::env::var_os(name), passed, &set).map_err(refuse)
 }
 
-fn open_log(path: Option<&Path>, roots: &[PathBuf]) -> Result<EventLog, Refusal> {
+pub(crate) fn open_log(path: Option<&Path>, roots: &[PathBuf]) -> Result<EventLog, Refusal> {
     match path {
         None => Ok(EventLog::none()),
         // A descriptor of its own: the writer may be held up, and nobody else should wait for the lock of stdout.
@@ -236,18 +261,10 @@ fn open_log(path: Option<&Path>, roots: &[PathBuf]) -> Result<EventLog, Refusal>
     }
 }
 
-fn open_report(path: &Path, roots: &[PathBuf]) -> Result<(PathBuf, File), Refusal> {
+pub(crate) fn open_report(path: &Path, roots: &[PathBuf]) -> Result<(PathBuf, File), Refusal> {
     match create_report(path, roots) {
         Ok(file) => Ok((path.to_owned(), file)),
         Err(error) => Err(Refusal::setup(format!("cannot write {}: {error}", path.display()))),
-    }
-}
-
-impl NetworkArgs {
-    /// Whether nothing has moved the default away from the public internet, as one `--allow` would.
-    fn leaves_default(&self) -> bool {
-        let egress = self.net_default.or(self.net_default_egress);
-        self.net.is_empty() && self.allow.is_empty() && self.net_conf.is_none() && egress.is_none()
     }
 }
 

@@ -11,6 +11,11 @@ pub(crate) struct MountSpec {
     pub read_only: bool,
 }
 
+/// As [`duration`], or no time at all.
+pub(crate) fn duration_or_none(text: &str) -> Result<Duration, String> {
+    if matches!(text, "0" | "0s") { Ok(Duration::ZERO) } else { duration(text) }
+}
+
 /// A time such as `30s`, `1h30m`, `250ms`; a bare number is seconds.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     const EXPECTED: &str = "expected a time such as 30s, 5m, 1h30m or 250ms";

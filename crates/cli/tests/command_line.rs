@@ -7,15 +7,25 @@ mod common;
 use common::{cofferdam, finish, run, run_in};
 
 /// Every way to ask for help.
-const PAGES: [&[&str]; 11] = [
+const PAGES: [&[&str]; 21] = [
     &[],
     &["run"],
+    &["create"],
+    &["start"],
+    &["exec"],
+    &["stop"],
+    &["rm"],
+    &["ls"],
+    &["inspect"],
+    &["logs"],
+    &["cp"],
     &["demo"],
     &["doctor"],
     &["policy", "check"],
     &["policy", "fmt"],
     &["policy", "subset"],
     &["policy", "diff"],
+    &["policy", "set"],
     &["schema"],
     &["completions"],
     &["version"],
@@ -51,7 +61,7 @@ fn long_help_has_an_example_per_verb() {
 #[test]
 fn hidden_verbs_stay_hidden() {
     assert!(!run(&["--help"]).stdout.contains("internal"));
-    for flag in ["--host-socket", "--pcap", "--detach", "--network-mode"] {
+    for flag in ["--host-socket", "--pcap", "--network-mode"] {
         assert!(!run(&["run", "--help"]).stdout.contains(flag), "{flag}");
     }
 }

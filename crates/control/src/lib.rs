@@ -15,6 +15,7 @@
 pub mod environment;
 mod events;
 mod host;
+pub mod named;
 pub mod ports;
 mod report;
 mod resolvers;
@@ -23,8 +24,8 @@ pub mod slot;
 pub mod summary;
 
 pub use cofferdam_backend_ns::{
-    Capability, LaunchError, Mount, ProjectError, ResolveError, ResourceLimits, Terminal, check_project, resolve,
-    writable_roots,
+    Capability, LaunchError, Mount, OwnProgram, ProjectError, ResolveError, ResourceLimits, Terminal, check_project,
+    open_directory, resolve, writable_roots,
 };
 pub use events::EventLog;
 pub use host::Host;

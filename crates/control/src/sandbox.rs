@@ -7,15 +7,18 @@
 use std::ffi::OsString;
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use cofferdam_backend_ns::{
-    Capability, GatewayEnd, GatewayFate, LaunchError, Mount, NetworkSpec, Observer, Outcome, Place, ResourceLimits,
-    SandboxSpec, Status, Terminal,
+    Capability, GatewayEnd, GatewayFate, LaunchError, Mount, NetworkSpec, Observer, Order, Outcome, Place,
+    ResourceLimits, Running, SandboxSpec, Status, Terminal,
 };
-use cofferdam_gateway::{DnsUpstream, GatewayConfig, LinkAddresses, NetnsSpec, ReadAnchorsError, trust_anchors};
+use cofferdam_gateway::{
+    CommandAnswer, Commands, DnsUpstream, GatewayConfig, LinkAddresses, NetnsSpec, ReadAnchorsError, trust_anchors,
+};
 use cofferdam_model::{
     Action, Classifier, Event, EventBody, EventSource, HostNetwork, LimitKind, NameserverOver, NetworkConfig,
     PolicyConfig, PublishedPort, rfc3339,
@@ -26,6 +29,7 @@ use cofferdam_policy::{Policy, TooManyLayers};
 use crate::environment;
 use crate::events::{EventLog, MAX_LINES};
 use crate::host::Host;
+use crate::named::NarrowError;
 use crate::ports::{self, PublishError};
 use crate::resolvers::{self, LookUpError};
 use crate::slot::{self, SlotError};
@@ -117,6 +121,12 @@ pub enum RunError {
     Publish(#[from] PublishError),
     #[error(transparent)]
     Launch(#[from] LaunchError),
+    #[error("{0}")]
+    Spec(String),
+    #[error(transparent)]
+    Narrow(#[from] NarrowError),
+    #[error("the sandbox cannot be kept")]
+    Keeper(#[source] io::Error),
 }
 
 impl RunError {
@@ -132,7 +142,10 @@ impl RunError {
             | RunError::Nameserver(_)
             | RunError::Anchors(_)
             | RunError::Publish(_)
-            | RunError::Slot(_) => EXIT_SETUP,
+            | RunError::Slot(_)
+            | RunError::Spec(_)
+            | RunError::Narrow(_)
+            | RunError::Keeper(_) => EXIT_SETUP,
         }
     }
 }
@@ -166,7 +179,13 @@ impl Sandbox {
     ///
     /// # Errors
     /// When the machine cannot be read or has no room for the sandbox's addresses.
-    pub fn prepare(mut options: RunOptions) -> Result<Sandbox, RunError> {
+    pub fn prepare(options: RunOptions) -> Result<Sandbox, RunError> {
+        let (options, host, seed) = Sandbox::look_around(options)?;
+        Sandbox::plan(options, &host, seed, std::process::id())?.with_ports()
+    }
+
+    /// What [`Sandbox::plan`] wants besides: the machine, and randomness. Looks up the names of resolvers.
+    pub(crate) fn look_around(mut options: RunOptions) -> Result<(RunOptions, Host, [u8; 32]), RunError> {
         let mut host =
             if options.network.enabled { Host::discover().map_err(RunError::Host)? } else { Host::default() };
         let servers = &mut options.network.dns.nameservers;
@@ -178,27 +197,45 @@ impl Sandbox {
         }
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(|error| RunError::Random(error.to_string()))?;
-        let wanted = options.network.ports.clone();
-        let bound = ports::bind(&wanted)?;
-        let mut sandbox = Sandbox::plan(options, &host, seed, std::process::id())?;
-        for (port, wanted) in bound.iter().zip(&wanted) {
+        Ok((options, host, seed))
+    }
+
+    /// Lets its policy be changed while it runs.
+    pub(crate) fn live(mut self) -> Sandbox {
+        self.spec.network.iter_mut().for_each(|network| network.live = true);
+        self
+    }
+
+    /// Lets ports be published while it runs.
+    pub(crate) fn open_to_ports(mut self) -> Sandbox {
+        self.spec.network.iter_mut().for_each(|network| network.broker = true);
+        self
+    }
+
+    /// Binds its ports.
+    fn with_ports(mut self) -> Result<Sandbox, RunError> {
+        let Some(network) = &mut self.spec.network else { return Ok(self) };
+        let wanted = &network.gateway.network.ports;
+        network.ports = ports::bind(wanted)?;
+        for (port, wanted) in network.ports.iter().zip(wanted) {
             if wanted.host_port == 0 {
                 let PublishedPort { guest_port, protocol, .. } = port.port;
-                sandbox.said.push(format!(
-                    "{} leads to port {guest_port}/{} in the sandbox",
-                    port.port.host(),
-                    protocol.word()
-                ));
+                let (host, protocol) = (port.port.host(), protocol.word());
+                self.said.push(format!("{host} leads to port {guest_port}/{protocol} in the sandbox"));
             }
         }
-        if let (false, Some(network)) = (bound.is_empty(), &mut sandbox.spec.network) {
-            sandbox.said.extend(ports::backlog_remark());
-            for port in Policy::unreachable_ports(&network.gateway.network) {
-                sandbox.said.push(format!("nobody can reach {port}: the rules for ingress deny every peer"));
-            }
-            network.ports = bound;
+        if !network.ports.is_empty() {
+            self.said.extend(ports::backlog_remark());
         }
-        Ok(sandbox)
+        for port in Policy::unreachable_ports(&network.gateway.network) {
+            self.said.push(format!("nobody can reach {port}: the rules for ingress deny every peer"));
+        }
+        Ok(self)
+    }
+
+    /// The addresses of its link, if it has a network.
+    pub(crate) fn link(&self) -> Option<&LinkAddresses> {
+        self.spec.network.as_ref().map(|network| &network.gateway.link)
     }
 
     /// Plans a sandbox on a machine. `preferred_slot` is a number that differs between sandboxes.
@@ -214,6 +251,17 @@ impl Sandbox {
             }
             false => None,
         };
+        Sandbox::plan_at(options, host, seed, link)
+    }
+
+    /// As [`Sandbox::plan`], with a link that has been chosen.
+    pub(crate) fn plan_at(
+        options: RunOptions,
+        host: &Host,
+        seed: [u8; 32],
+        link: Option<LinkAddresses>,
+    ) -> Result<Sandbox, RunError> {
+        let network = &options.network;
         let gateway = link.as_ref().map(gateway_addresses).unwrap_or_default();
         let mut summary = Summary::new(Advice { allow_changes_default: options.allow_changes_default });
         let resolvers = resolvers(network, host);
@@ -252,16 +300,28 @@ impl Sandbox {
     /// # Errors
     /// When the sandbox or the program could not be started.
     pub fn run(self, log: &mut EventLog, tell: &mut dyn FnMut(&str)) -> Result<Finished, RunError> {
+        self.run_by(cofferdam_backend_ns::launch, log, tell, &mut Alone)
+    }
+
+    /// As [`Sandbox::run`], started by `launch` and accompanied by somebody who waits for other things besides.
+    pub(crate) fn run_by(
+        self,
+        launch: impl FnOnce(SandboxSpec) -> Result<Running, LaunchError>,
+        log: &mut EventLog,
+        tell: &mut dyn FnMut(&str),
+        companion: &mut dyn Companion,
+    ) -> Result<Finished, RunError> {
         let Sandbox { spec, command, policy, summary, fail_on_deny, said } = self;
         let guest = spec.network.as_ref().map(|network| guest_addresses(&network.gateway.link)).unwrap_or_default();
         for text in &said {
             tell(text);
         }
-        let running = cofferdam_backend_ns::launch(spec)?;
+        let running = launch(spec)?;
+        companion.started(&running)?;
         // The gateway's clock starts when it is ready, which is a moment ago: both count from the same event.
         let started = Instant::now();
         log.write(&own_event(started, EventBody::SandboxStarted { command, policy, guest }));
-        let mut record = Record { log, summary, tell, started, missed: 0 };
+        let mut record = Record { log, summary, tell, started, missed: 0, companion };
         let outcome = running.run_to_end(&mut record);
         let Record { log, summary, mut missed, .. } = record;
         let exit_status = exit_status(&outcome, fail_on_deny && summary.denied_anything());
@@ -290,6 +350,51 @@ struct Record<'a> {
     started: Instant,
     /// Lines that the log has lost.
     missed: u64,
+    companion: &'a mut dyn Companion,
+}
+
+/// Who else has a part in a sandbox while it runs; see [`Observer`] for what is like there.
+pub(crate) trait Companion {
+    /// The program runs, or the sandbox is there.
+    fn started(&mut self, running: &Running) -> Result<(), RunError>;
+    fn sources(&self) -> Vec<BorrowedFd<'_>>;
+    fn deadline(&self) -> Option<Instant>;
+    fn handle(&mut self, ready: &[bool], commands: Option<&mut Commands>) -> Vec<Order>;
+    fn answered(&mut self, answer: CommandAnswer) -> Vec<Order>;
+    /// The gateway has ended.
+    fn gateway_died(&mut self);
+    fn signal(&mut self) -> Vec<Order>;
+}
+
+/// Nobody.
+struct Alone;
+
+impl Companion for Alone {
+    fn started(&mut self, _running: &Running) -> Result<(), RunError> {
+        Ok(())
+    }
+
+    fn sources(&self) -> Vec<BorrowedFd<'_>> {
+        Vec::new()
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        None
+    }
+
+    fn handle(&mut self, _ready: &[bool], _commands: Option<&mut Commands>) -> Vec<Order> {
+        Vec::new()
+    }
+
+    fn answered(&mut self, _answer: CommandAnswer) -> Vec<Order> {
+        Vec::new()
+    }
+
+    fn gateway_died(&mut self) {}
+
+    fn signal(&mut self) -> Vec<Order> {
+        vec![Order::End]
+    }
 }
 
 impl Observer for Record<'_> {
@@ -305,6 +410,7 @@ impl Observer for Record<'_> {
     }
 
     fn gateway_died(&mut self, end: GatewayEnd, why: &str) {
+        self.companion.gateway_died();
         let because = if why.is_empty() { String::new() } else { format!(": {why}") };
         let message = format!(
             "the gateway has ended ({}){because}; the sandbox has no network from here on, and the program goes on without",
@@ -312,6 +418,26 @@ impl Observer for Record<'_> {
         );
         (self.tell)(&message);
         self.log.write(&own_event(self.started, EventBody::GatewayNotice { message }));
+    }
+
+    fn sources(&self) -> Vec<BorrowedFd<'_>> {
+        self.companion.sources()
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.companion.deadline()
+    }
+
+    fn handle(&mut self, ready: &[bool], commands: Option<&mut Commands>) -> Vec<Order> {
+        self.companion.handle(ready, commands)
+    }
+
+    fn answered(&mut self, answer: CommandAnswer) -> Vec<Order> {
+        self.companion.answered(answer)
+    }
+
+    fn signal(&mut self) -> Vec<Order> {
+        self.companion.signal()
     }
 }
 
@@ -366,17 +492,21 @@ fn network_spec(
     resolvers: Vec<DnsUpstream>,
     seed: [u8; 32],
 ) -> Result<NetworkSpec, TooManyLayers> {
-    let mut addresses = gateway_addresses(&link);
-    addresses.extend(&host.addresses);
-    let known = HostNetwork { addresses, on_link: host.on_link.clone(), nat64: Vec::new() };
-    let policy = Arc::new(Policy::of_network(&network, Classifier::new(known))?);
+    let policy = Arc::new(Policy::of_network(&network, classifier(host, &link))?);
     let [guest_mac, gateway_mac] = link_addresses(&seed);
     let netns = NetnsSpec { link: link.clone(), mtu: network.interface.mtu, guest_mac, gateway_mac };
     let anchors = host.anchors.clone();
     // Resolvers that were configured stay who they are.
     let file = network.dns.nameservers.is_empty().then(resolvers::file);
     let gateway = GatewayConfig { network, policy, link, resolvers, anchors, seed };
-    Ok(NetworkSpec { gateway, link: netns, live: false, ports: Vec::new(), resolvers: file })
+    Ok(NetworkSpec { gateway, link: netns, live: false, broker: false, ports: Vec::new(), resolvers: file })
+}
+
+/// What an address is to a sandbox with this link on this machine.
+pub(crate) fn classifier(host: &Host, link: &LinkAddresses) -> Classifier {
+    let mut addresses = gateway_addresses(link);
+    addresses.extend(&host.addresses);
+    Classifier::new(HostNetwork { addresses, on_link: host.on_link.clone(), nat64: Vec::new() })
 }
 
 /// Two unlike unicast MAC addresses from the locally administered range, out of the seed.

@@ -2,7 +2,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
@@ -25,6 +25,18 @@ pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
 /// # Errors
 /// `InvalidInput` for empty data or too many descriptors, otherwise those of sendmsg(2).
 pub fn send_fds(socket: impl AsFd, data: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    send(socket, data, fds, SendFlags::NOSIGNAL)
+}
+
+/// As [`send_fds`], for a socket that may have no room: then nothing is sent.
+///
+/// # Errors
+/// As [`send_fds`], and `WouldBlock`.
+pub fn send_fds_now(socket: impl AsFd, data: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    send(socket, data, fds, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)
+}
+
+fn send(socket: impl AsFd, data: &[u8], fds: &[BorrowedFd<'_>], flags: SendFlags) -> io::Result<()> {
     if data.is_empty() || fds.len() > MAX_FDS {
         return Err(io::ErrorKind::InvalidInput.into());
     }
@@ -33,10 +45,35 @@ pub fn send_fds(socket: impl AsFd, data: &[u8], fds: &[BorrowedFd<'_>]) -> io::R
     if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    rustix::io::retry_on_intr(|| {
-        rustix::net::sendmsg(&socket, &[IoSlice::new(data)], &mut control, SendFlags::NOSIGNAL)
-    })?;
+    rustix::io::retry_on_intr(|| rustix::net::sendmsg(&socket, &[IoSlice::new(data)], &mut control, flags))?;
     Ok(())
+}
+
+/// The process that is, or was when it connected or listened, at the other end of a connected socket.
+///
+/// # Errors
+/// Those of getsockopt(2): `ENOPROTOOPT` before Linux 6.5, `ESRCH` or `EINVAL` for a process that is gone.
+pub fn peer_pidfd(socket: impl AsFd) -> io::Result<OwnedFd> {
+    // SO_PEERPIDFD, asm-generic/socket.h.
+    const PEER_PIDFD: libc::c_int = 77;
+    let mut pidfd: libc::c_int = -1;
+    let mut len = libc::socklen_t::try_from(size_of::<libc::c_int>()).map_err(io::Error::other)?;
+    // SAFETY: the kernel writes at most `len` bytes to `pidfd`, both of which live through the call. The socket is
+    // borrowed, so it stays open.
+    let rc = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            PEER_PIDFD,
+            (&raw mut pidfd).cast(),
+            &raw mut len,
+        )
+    };
+    if rc != 0 || pidfd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has made a new descriptor, which nobody else owns; it is close-on-exec.
+    Ok(unsafe { OwnedFd::from_raw_fd(pidfd) })
 }
 
 /// Receives one message and the descriptors that came with it, close-on-exec. A length of 0 is the end of the stream.

@@ -274,6 +274,17 @@ pub fn die_with_parent() -> io::Result<()> {
     Ok(rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?)
 }
 
+/// The process id, as the caller's `/proc` shows it, of the process that a pidfd refers to.
+///
+/// # Errors
+/// Those of reading `/proc/self/fdinfo`; `NotFound` for a process that has ended or is not in sight.
+pub fn pid_of(pidfd: impl AsFd) -> io::Result<rustix::process::Pid> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_fd().as_raw_fd()))?;
+    // pidfd_open(2), proc_pid_fdinfo(5): -1 for one that was waited for, 0 for one outside of this pid namespace.
+    let pid = info.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse::<i32>().ok());
+    pid.filter(|pid| *pid > 0).and_then(rustix::process::Pid::from_raw).ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
 /// Clears the supplementary groups and becomes the given user and group in every sense (real, effective, saved).
 ///
 /// # Errors

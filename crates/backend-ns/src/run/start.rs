@@ -15,11 +15,13 @@ use rustix::pipe::PipeFlags;
 use rustix::process::Pid;
 
 use super::machine::Machine;
-use super::{Processes, Running, wait, watch};
+use super::{Processes, Running, wait, wait_for, watch};
 use crate::builder::Builder;
+use crate::enter::Enter;
 use crate::gateway::{Gateway, GatewayError};
+use crate::handles::{Attachment, Handles};
 use crate::identity::Identity;
-use crate::init::Init;
+use crate::init::{Init, Inside, OwnProgram, Task};
 use crate::limits::{self, Cgroup};
 use crate::plan::{self, Host, Source, Wanted};
 use crate::wire::{self, Fault, Message, Received, Step as _};
@@ -33,7 +35,55 @@ const START_TIME: Duration = Duration::from_secs(30);
 /// # Errors
 /// What could not be set up; the program has not run then, and nothing is left of the sandbox.
 pub fn launch(spec: SandboxSpec) -> Result<Running, LaunchError> {
-    let spec = check::checked(spec)?;
+    launch_fresh(spec, Task::Program)
+}
+
+/// Makes a sandbox without a program, for runs inside: it has [`Running::handles`], and lasts until it is ended. Its command
+/// is not looked at. Otherwise as [`launch`].
+///
+/// # Errors
+/// As [`launch`].
+pub fn launch_empty(spec: SandboxSpec) -> Result<Running, LaunchError> {
+    launch_fresh(spec, Task::Stay)
+}
+
+/// Runs a program, or a function of ours in its place, in a sandbox that is there: with its files and its user, in a pid
+/// namespace of its own. Of the
+/// specification the place counts for what the program may write to, and has been made already. Otherwise as [`launch`].
+///
+/// # Errors
+/// As [`launch`].
+pub fn launch_inside(
+    spec: SandboxSpec,
+    handles: Handles,
+    attachment: Attachment,
+    own: Option<OwnProgram>,
+) -> Result<Running, LaunchError> {
+    let spec = check::checked(spec, Task::Program)?;
+    let spec = match attachment {
+        Attachment::Session => SandboxSpec { network: None, ..spec },
+        Attachment::Own => spec,
+    };
+    let filters = filter::program_filters(spec.allow_userns)
+        .map_err(|error| failed(Role::Supervisor, crate::builder::fault(&error)))?;
+    let steps = plan::plan_run();
+    let mut start = Start::inside(&spec, &handles)?;
+    start.fork_enter(&handles, attachment, |supervisor, mount| Init {
+        spec: &spec,
+        supervisor,
+        steps: &steps,
+        trees: 0,
+        filters: &filters,
+        task: Task::Program,
+        own,
+        inside: Some(Inside { mount, attachment }),
+    })?;
+    let conducted = start.conduct(&[]);
+    conclude(conducted, start, &spec, || Host::survey(spec.place.rootfs.as_deref()).ok())
+}
+
+fn launch_fresh(spec: SandboxSpec, task: Task) -> Result<Running, LaunchError> {
+    let spec = check::checked(spec, task)?;
     let host = Host::survey(spec.place.rootfs.as_deref()).map_err(|fault| failed(Role::Supervisor, fault))?;
     let filters = filter::program_filters(spec.allow_userns)
         .map_err(|error| failed(Role::Supervisor, crate::builder::fault(&error)))?;
@@ -58,16 +108,38 @@ pub fn launch(spec: SandboxSpec) -> Result<Running, LaunchError> {
             rootfs.display()
         )));
     }
-    let steps = plan::plan(&spec, &host, &wanted);
+    let mut steps = plan::plan(&spec, &host, &wanted);
+    if task == Task::Stay {
+        plan::leave_out_processes(&mut steps);
+    }
     let trees = if takes_trees { wanted.len() } else { 0 };
     let mut start = Start::new(&spec, identity)?;
-    start.fork_builder(|supervisor| Init { spec: &spec, supervisor, steps: &steps, trees, filters: &filters })?;
+    start.fork_builder(|supervisor| Init {
+        spec: &spec,
+        supervisor,
+        steps: &steps,
+        trees,
+        filters: &filters,
+        task,
+        own: None,
+        inside: None,
+    })?;
     let mounts = if takes_trees { wanted.as_slice() } else { &[] };
-    match start.conduct(mounts) {
+    let conducted = start.conduct(mounts);
+    conclude(conducted, start, &spec, || Some(host))
+}
+
+fn conclude(
+    conducted: Result<(Option<OwnedFd>, SignalFd), LaunchError>,
+    start: Start<'_>,
+    spec: &SandboxSpec,
+    host: impl FnOnce() -> Option<Host>,
+) -> Result<Running, LaunchError> {
+    match conducted {
         Ok((controller, signals)) => Ok(start.running(controller, signals)),
         Err(LaunchError::Exec { command, source, .. }) => {
-            let missing = source.kind() == io::ErrorKind::NotFound;
-            let hint = if missing { hint(&spec, &host, &command) } else { String::new() };
+            let host = if source.kind() == io::ErrorKind::NotFound { host() } else { None };
+            let hint = host.map(|host| hint(spec, &host, &command)).unwrap_or_default();
             Err(LaunchError::Exec { command, hint, source })
         }
         Err(error) => Err(error),
@@ -91,21 +163,42 @@ struct Start<'a> {
     handed: Option<(OwnedFd, OwnedFd)>,
     notices: Vec<String>,
     deadline: Instant,
+    /// Whether this is a run in a sandbox that is there, and the cgroup of that.
+    is_inside: bool,
+    joins: Option<&'a Path>,
+    /// The namespaces of a sandbox that stays.
+    doors: Vec<OwnedFd>,
 }
 
 impl<'a> Start<'a> {
     fn new(spec: &'a SandboxSpec, identity: Identity) -> Result<Self, LaunchError> {
-        let own = |fault| failed(Role::Supervisor, fault);
-        process::fill_standard_descriptors().step(|| "open /dev/null".to_owned()).map_err(own)?;
-        if let Identity::Unused(id) = identity {
-            open_standard_pipes(id);
-        }
         let (cgroup, mut notices) = match Cgroup::make(&spec.limits) {
             Ok(cgroup) => (cgroup, Vec::new()),
             Err(reason) => (None, limits::notices(&spec.limits, &reason)),
         };
         if identity == Identity::Root && spec.limits.pids.is_some() && cgroup.is_none() {
             notices.push("the limit of processes is not enforced: the kernel does not count those of root".to_owned());
+        }
+        let start = Self::with(spec, identity, cgroup, None)?;
+        Ok(Self { notices, ..start })
+    }
+
+    /// A run in a sandbox that is there.
+    fn inside(spec: &'a SandboxSpec, handles: &'a Handles) -> Result<Self, LaunchError> {
+        let start = Self::with(spec, handles.identity, None, handles.cgroup())?;
+        Ok(Self { is_inside: true, ..start })
+    }
+
+    fn with(
+        spec: &'a SandboxSpec,
+        identity: Identity,
+        cgroup: Option<Cgroup>,
+        joins: Option<&'a Path>,
+    ) -> Result<Self, LaunchError> {
+        let own = |fault| failed(Role::Supervisor, fault);
+        process::fill_standard_descriptors().step(|| "open /dev/null".to_owned()).map_err(own)?;
+        if let Identity::Unused(id) = identity {
+            open_standard_pipes(id);
         }
         let pipe = rustix::pipe::pipe_with(PipeFlags::CLOEXEC);
         let (lifeline, writer) = pipe.step(|| "make a pipe".to_owned()).map_err(own)?;
@@ -119,9 +212,32 @@ impl<'a> Start<'a> {
             builder,
             init,
             handed: Some((builder_end, init_end)),
-            notices,
+            notices: Vec::new(),
             deadline: Instant::now() + START_TIME,
+            is_inside: false,
+            joins,
+            doors: Vec::new(),
         })
+    }
+
+    fn fork_enter<'b>(
+        &mut self,
+        handles: &Handles,
+        attachment: Attachment,
+        init: impl FnOnce(OwnedFd, OwnedFd) -> Init<'b>,
+    ) -> Result<(), LaunchError> {
+        let own = |fault| failed(Role::Supervisor, fault);
+        let Some((supervisor, init_end)) = self.handed.take() else { return Ok(()) };
+        match ns::fork().step(|| "fork the builder".to_owned()).map_err(own)? {
+            Fork::Parent(child) => self.processes.builder = Some(child),
+            Fork::Child => process::run_and_exit(|| {
+                let (Ok(lifeline), Ok(mount)) = (self.lifeline.try_clone(), handles.mount.try_clone()) else {
+                    return 1;
+                };
+                Enter { supervisor, lifeline, handles, attachment, init: init(init_end, mount) }.run()
+            }),
+        }
+        Ok(())
     }
 
     fn fork_builder<'b>(&mut self, init: impl FnOnce(OwnedFd) -> Init<'b>) -> Result<(), LaunchError> {
@@ -143,7 +259,7 @@ impl<'a> Start<'a> {
         while !(gateway_ready && placed) {
             match self.next()? {
                 (Role::Builder, Message::Unshared, _) => self.map(mounts)?,
-                (Role::Builder, Message::Born { pid }, mut fds) => self.adopt(pid, fds.pop())?,
+                (Role::Builder, Message::Born { pid }, fds) => self.adopt(pid, fds)?,
                 (Role::Builder, Message::Built, fds) => {
                     self.start_gateway(fds)?;
                     gateway_ready = true;
@@ -223,6 +339,17 @@ impl<'a> Start<'a> {
         let own = |fault| failed(Role::Supervisor, fault);
         let Some(builder) = self.processes.builder.as_ref() else { return Ok(()) };
         let pid = builder.pid;
+        if self.is_inside {
+            if let Some(cgroup) = self.joins {
+                // A limit of the sandbox's that a run could get around would be none.
+                limits::join(cgroup, pid.as_raw_nonzero().get())
+                    .step(|| format!("put the run under the sandbox's limits in {}", cgroup.display()))
+                    .map_err(own)?;
+            }
+            return wire::send(&self.builder, &Message::Mapped, &[])
+                .step(|| "reach the builder".to_owned())
+                .map_err(own);
+        }
         let (uid, gid) = self.identity.maps();
         ns::write_id_maps(Some(pid), &[uid], &[gid], Setgroups::Deny).map_err(|error| {
             let fault = Fault::new(format!("write {}", error.path.display()), &error.source);
@@ -243,11 +370,24 @@ impl<'a> Start<'a> {
         Ok(())
     }
 
-    fn adopt(&mut self, pid: i32, pidfd: Option<OwnedFd>) -> Result<(), LaunchError> {
-        let (Some(pid), Some(pidfd)) = (Pid::from_raw(pid), pidfd) else {
+    fn adopt(&mut self, pid: i32, mut fds: Vec<OwnedFd>) -> Result<(), LaunchError> {
+        if fds.is_empty() {
             return Err(unexpected(Role::Builder, &Message::Born { pid }));
+        }
+        let pidfd = fds.remove(0);
+        let pid = match Pid::from_raw(pid) {
+            Some(pid) => pid,
+            None => process::pid_of(&pidfd)
+                .step(|| "find the run's pid 1".to_owned())
+                .map_err(|fault| failed(Role::Supervisor, fault))?,
         };
         self.processes.init = Some(Child { pid, pidfd });
+        if !self.is_inside {
+            self.doors = fds;
+        } else if let Some(stepper) = fds.pop() {
+            // It has nothing left to do.
+            wait_for(stepper.as_fd());
+        }
         Ok(())
     }
 
@@ -281,8 +421,15 @@ impl<'a> Start<'a> {
         Ok(())
     }
 
-    fn running(self, controller: Option<OwnedFd>, signals: SignalFd) -> Running {
+    fn handles(&mut self) -> Option<Handles> {
+        let doors = std::mem::take(&mut self.doors);
+        let cgroup = self.processes.cgroup.as_ref().map(|cgroup| cgroup.path().to_owned());
+        Handles::new(doors, self.identity, cgroup).ok()
+    }
+
+    fn running(mut self, controller: Option<OwnedFd>, signals: SignalFd) -> Running {
         Running {
+            handles: self.handles(),
             processes: self.processes,
             init: self.init,
             controller,

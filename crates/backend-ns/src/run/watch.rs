@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use cofferdam_gateway::{CommandAnswer, Commands};
 use cofferdam_sys::ns::Child;
 use cofferdam_sys::process::{self, SignalFd};
 use cofferdam_sys::tty::{self, RawMode};
@@ -56,6 +57,41 @@ pub trait Observer {
     /// The gateway has ended and the program has not: it has no network from here on. `why` is what is known about it
     /// besides how it ended, or empty.
     fn gateway_died(&mut self, end: GatewayEnd, why: &str);
+
+    /// More that is waited for: until these can be read from.
+    fn sources(&self) -> Vec<BorrowedFd<'_>> {
+        Vec::new()
+    }
+
+    /// When to call [`Observer::handle`] at the latest.
+    fn deadline(&self) -> Option<Instant> {
+        None
+    }
+
+    /// Some of [`Observer::sources`] are ready, or its deadline has passed: what is to be done with the sandbox. `commands` is
+    /// where its gateway takes them, if it does.
+    fn handle(&mut self, _ready: &[bool], _commands: Option<&mut Commands>) -> Vec<Order> {
+        Vec::new()
+    }
+
+    /// The gateway has answered a command.
+    fn answered(&mut self, _answer: CommandAnswer) -> Vec<Order> {
+        Vec::new()
+    }
+
+    /// A signal came for a sandbox without a program of its own.
+    fn signal(&mut self) -> Vec<Order> {
+        vec![Order::End]
+    }
+}
+
+/// What an observer wants to be done.
+#[derive(Debug)]
+pub enum Order {
+    /// Send the program a signal.
+    Signal(Signal),
+    /// End the sandbox at once, and everything in it.
+    End,
 }
 
 impl Running {
@@ -94,12 +130,14 @@ enum Source {
     Signals,
     Events,
     GatewayEnd,
+    Answers,
     Machine,
     MachineRoom,
     Resolvers,
     Output,
     Input,
     InputRoom,
+    Observer(usize),
 }
 
 struct Watch<'a> {
@@ -113,6 +151,7 @@ struct Watch<'a> {
     interrupted: Option<Instant>,
     deadline: Option<Instant>,
     ending: Ending,
+    is_ordered_to_end: bool,
 }
 
 /// Whether the supervisor is ending the program, and why.
@@ -141,35 +180,75 @@ impl<'a> Watch<'a> {
             interrupted: None,
             deadline,
             ending: Ending::No,
+            is_ordered_to_end: false,
         }
     }
 
     /// Waits for something to happen and deals with it. `Some` when the program has ended.
     fn turn(&mut self, observer: &mut dyn Observer) -> io::Result<Option<Status>> {
-        for source in self.wait()? {
+        let ready = self.wait(observer)?;
+        let mut others = vec![false; observer.sources().len()];
+        for source in ready {
             match source {
                 Source::Init => {
                     if let Some(end) = self.init()? {
                         return Ok(Some(end));
                     }
                 }
-                Source::Signals => self.signal()?,
+                Source::Signals => self.signal(observer)?,
                 Source::Events => self.read_events(observer),
                 Source::GatewayEnd => self.gateway_ended(observer),
+                Source::Answers => self.answers(observer),
                 Source::Machine => self.tell_gateway(Machine::handle_news),
                 Source::MachineRoom => self.tell_gateway(Machine::handle_room),
                 Source::Resolvers => self.tell_gateway(Machine::handle_resolver_news),
                 Source::Output => self.terminal.iter_mut().for_each(Terminal::output),
                 Source::Input => self.terminal.iter_mut().for_each(Terminal::input),
                 Source::InputRoom => self.terminal.iter_mut().for_each(Terminal::pass_input),
+                Source::Observer(index) => others.iter_mut().skip(index).take(1).for_each(|ready| *ready = true),
             }
+        }
+        let is_due = observer.deadline().is_some_and(|deadline| deadline <= Instant::now());
+        if is_due || others.contains(&true) {
+            let gateway = self.running.processes.gateway.as_mut();
+            for order in observer.handle(&others, gateway.and_then(|gateway| gateway.commands.as_mut())) {
+                self.obey(order);
+            }
+        }
+        if self.is_ordered_to_end {
+            return Ok(Some(Status::Lost));
         }
         self.check_time();
         self.tell_gateway(Machine::handle_time);
         Ok(None)
     }
 
-    fn wait(&self) -> io::Result<Vec<Source>> {
+    fn answers(&mut self, observer: &mut dyn Observer) {
+        let Some(gateway) = &mut self.running.processes.gateway else { return };
+        let Some(commands) = &gateway.commands else { return };
+        let orders = match commands.answer() {
+            Ok(Some(answer)) => observer.answered(answer),
+            Ok(None) => Vec::new(),
+            // Its end is noticed as such.
+            Err(_) => {
+                gateway.commands = None;
+                Vec::new()
+            }
+        };
+        orders.into_iter().for_each(|order| self.obey(order));
+    }
+
+    fn obey(&mut self, order: Order) {
+        match order {
+            Order::Signal(signal) => {
+                let target = PASSED_ON.iter().find(|(known, _)| *known == signal).map(|(_, target)| *target);
+                self.send(signal, target.unwrap_or(Target::Program));
+            }
+            Order::End => self.is_ordered_to_end = true,
+        }
+    }
+
+    fn wait(&self, observer: &dyn Observer) -> io::Result<Vec<Source>> {
         let mut sources: Vec<(Source, BorrowedFd<'_>, PollFlags)> = Vec::new();
         // What the program wrote is shown before its end is dealt with, and events before the end of their maker.
         if let Some(terminal) = &self.terminal {
@@ -180,6 +259,7 @@ impl<'a> Watch<'a> {
             if self.events_open {
                 sources.push((Source::Events, gateway.events.as_fd(), PollFlags::IN));
             }
+            sources.extend(gateway.commands.iter().map(|commands| (Source::Answers, commands.as_fd(), PollFlags::IN)));
             sources.push((Source::GatewayEnd, gateway.child.pidfd.as_fd(), PollFlags::IN));
         }
         let machine = self.running.processes.machine.as_ref();
@@ -188,11 +268,14 @@ impl<'a> Watch<'a> {
             sources.extend(machine.resolver_news().map(|news| (Source::Resolvers, news, PollFlags::IN)));
             sources.extend(machine.room().map(|room| (Source::MachineRoom, room, PollFlags::OUT)));
         }
+        let others = observer.sources();
+        sources.extend((0..).zip(&others).map(|(index, fd)| (Source::Observer(index), *fd, PollFlags::IN)));
         sources.push((Source::Signals, self.running.signals.as_fd(), PollFlags::IN));
         sources.push((Source::Init, self.running.init.as_fd(), PollFlags::IN));
         let mut fds: Vec<PollFd<'_>> =
             sources.iter().map(|(_, fd, flags)| PollFd::from_borrowed_fd(*fd, *flags)).collect();
-        let deadline = self.deadline.into_iter().chain(machine.and_then(Machine::deadline)).min();
+        let deadlines = self.deadline.into_iter().chain(machine.and_then(Machine::deadline)).chain(observer.deadline());
+        let deadline = deadlines.min();
         let timeout = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         wire::poll(&mut fds, timeout)?;
         let ready = sources.iter().zip(&fds).filter(|(_, fd)| !fd.revents().is_empty());
@@ -223,8 +306,15 @@ impl<'a> Watch<'a> {
         }
     }
 
-    fn signal(&mut self) -> io::Result<()> {
+    fn signal(&mut self, observer: &mut dyn Observer) -> io::Result<()> {
         while let Some(signal) = self.running.signals.next()? {
+            if self.running.handles.is_some() {
+                // Without a program there is nobody to pass it on to, and nothing but its end that it could mean.
+                if matches!(signal, Signal::INT | Signal::TERM | Signal::QUIT) {
+                    observer.signal().into_iter().for_each(|order| self.obey(order));
+                }
+                continue;
+            }
             if signal == Signal::WINCH
                 && let Some(terminal) = &self.terminal
             {

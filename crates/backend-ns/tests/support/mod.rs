@@ -5,6 +5,7 @@
 
 use std::ffi::OsString;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,19 +13,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cofferdam_backend_ns::{
-    GatewayEnd, Mount, NetworkSpec, Observer, Outcome, Place, ResourceLimits, SandboxSpec, Status, Terminal, launch,
+    Attachment, GatewayEnd, Handles, LaunchError, Mount, NetworkSpec, Observer, Order, Outcome, Place, ResourceLimits,
+    Running, SandboxSpec, Status, Terminal, launch, launch_empty, launch_inside,
 };
-use cofferdam_gateway::{GatewayConfig, LinkAddresses, NetnsSpec};
+use cofferdam_gateway::{Commands, GatewayConfig, LinkAddresses, NetnsSpec};
 use cofferdam_model::{
     Classifier, DenyWith, DnsConfig, HostNetwork, InterfaceConfig, LimitsConfig, NetworkConfig, PolicyConfig,
 };
 use cofferdam_policy::Policy;
+use cofferdam_sys::ns::{self, Fork};
+use cofferdam_sys::{fdpass, process};
+use rustix::process::{WaitId, WaitIdOptions};
 
 /// The user the tests run sandboxes as besides root.
 pub(crate) const PLAIN_USER: u32 = 1500;
 
 /// The first argument of a test program that is to be a supervisor.
 pub(crate) const SUPERVISE: &str = "--supervise";
+
+/// The first argument of a supervisor that is to run its program in a sandbox that stays.
+pub(crate) const INSIDE: &str = "--inside";
 
 /// What precedes a notice of the outcome.
 const NOTICE: &str = "notice: ";
@@ -105,17 +113,84 @@ pub(crate) fn supervise_if_asked() {
 
 fn supervise(arguments: Vec<OsString>) -> i32 {
     let mut events = false;
-    let spec = parse(arguments, &mut events);
-    match launch(spec) {
-        Ok(running) => {
-            let outcome = running.run_to_end(&mut Printer { events });
-            report(&outcome)
-        }
+    let inside = arguments.first().is_some_and(|first| first == INSIDE);
+    let spec = parse(arguments.into_iter().skip(usize::from(inside)).collect(), &mut events);
+    if inside { run_inside(spec, events) } else { conclude(launch(spec), events) }
+}
+
+fn conclude(launched: Result<Running, LaunchError>, events: bool) -> i32 {
+    match launched {
+        Ok(running) => report(&running.run_to_end(&mut Printer { events })),
         Err(error) => {
             let source = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
             eprintln!("error: {error}: {source}");
             error.exit_status()
         }
+    }
+}
+
+/// Has a child of this process keep a sandbox, and runs the program inside that. A network is the run's own, and the sandbox
+/// has one too.
+fn run_inside(spec: SandboxSpec, events: bool) -> i32 {
+    let (own, other) = fdpass::pair().unwrap();
+    let keeper = match ns::fork().unwrap() {
+        Fork::Child => process::run_and_exit(|| {
+            process::die_with_parent().unwrap();
+            drop(own);
+            u8::try_from(keep(spec, other)).unwrap()
+        }),
+        Fork::Parent(keeper) => keeper,
+    };
+    drop(other);
+    let mut identity = [0; 4];
+    let (len, fds) = fdpass::recv_fds(&own, &mut identity).unwrap();
+    let status = if len == 0 {
+        let wait = || rustix::process::waitid(WaitId::PidFd(keeper.pidfd.as_fd()), WaitIdOptions::EXITED);
+        return rustix::io::retry_on_intr(wait).unwrap().unwrap().exit_status().unwrap();
+    } else {
+        let identity = Some(u32::from_ne_bytes(identity)).filter(|id| *id != 0);
+        let handles = Handles::from_parts(fds, identity, None).unwrap();
+        let attachment = if spec.network.is_some() { Attachment::Own } else { Attachment::Session };
+        conclude(launch_inside(spec, handles, attachment, None), events)
+    };
+    drop(own);
+    let wait = || rustix::process::waitid(WaitId::PidFd(keeper.pidfd.as_fd()), WaitIdOptions::EXITED);
+    rustix::io::retry_on_intr(wait).unwrap();
+    status
+}
+
+/// The keeper: makes the sandbox, hands it over, and holds it until the other end is closed.
+fn keep(spec: SandboxSpec, other: OwnedFd) -> i32 {
+    let kept = match launch_empty(spec) {
+        Ok(kept) => kept,
+        Err(error) => return conclude(Err(error), false),
+    };
+    for notice in kept.notices() {
+        eprintln!("{NOTICE}{notice}");
+    }
+    let handles = kept.handles().unwrap();
+    let identity = handles.identity().unwrap_or(0).to_ne_bytes();
+    fdpass::send_fds(&other, &identity, &handles.fds()).unwrap();
+    kept.run_to_end(&mut Until { end: other });
+    0
+}
+
+/// Keeps a sandbox until a socket is closed.
+struct Until {
+    end: OwnedFd,
+}
+
+impl Observer for Until {
+    fn event(&mut self, _line: &[u8]) {}
+
+    fn gateway_died(&mut self, _end: GatewayEnd, _why: &str) {}
+
+    fn sources(&self) -> Vec<BorrowedFd<'_>> {
+        vec![self.end.as_fd()]
+    }
+
+    fn handle(&mut self, _ready: &[bool], _commands: Option<&mut Commands>) -> Vec<Order> {
+        vec![Order::End]
     }
 }
 
@@ -201,7 +276,7 @@ fn parse(arguments: Vec<OsString>, events: &mut bool) -> SandboxSpec {
             }
             "--network" => spec.network = Some(network()),
             // A broker stays where something may be published while it runs.
-            "--ports" => spec.network = Some(NetworkSpec { live: true, ..network() }),
+            "--ports" => spec.network = Some(NetworkSpec { broker: true, ..network() }),
             other => panic!("unknown option {other}"),
         }
     }
@@ -249,12 +324,24 @@ fn network() -> NetworkSpec {
     let spec =
         NetnsSpec { link: link.clone(), mtu: 1500, guest_mac: [2, 0, 0, 0, 0, 2], gateway_mac: [2, 0, 0, 0, 0, 1] };
     let gateway = GatewayConfig { network, policy, link, resolvers: Vec::new(), anchors: Vec::new(), seed: [7; 32] };
-    NetworkSpec { gateway, link: spec, live: false, ports: Vec::new(), resolvers: None }
+    NetworkSpec { gateway, link: spec, live: true, broker: false, ports: Vec::new(), resolvers: None }
 }
 
 /// The processes whose parent is `parent`, as this process's `/proc` shows them.
 pub(crate) fn children(parent: u32) -> Vec<u32> {
     processes().into_iter().filter(|pid| status_field(*pid, "PPid:") == Some(parent)).collect()
+}
+
+/// The processes below `parent`, those that its descendants started included.
+#[allow(dead_code, reason = "each test binary uses its part of this module")]
+pub(crate) fn descendants(parent: u32) -> Vec<u32> {
+    let mut all = children(parent);
+    let mut next = 0;
+    while let Some(pid) = all.get(next).copied() {
+        all.extend(children(pid));
+        next += 1;
+    }
+    all
 }
 
 /// All processes in sight.

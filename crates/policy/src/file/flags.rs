@@ -7,7 +7,8 @@ use crate::grammar::{self, RuleErrors};
 use crate::preset::Preset;
 
 /// One flag of the command line that shapes the network. The order of the items is that of the command line.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum FlagItem {
     /// `--net PROFILE,…`
     Net(String),

@@ -1,0 +1,211 @@
+//! The verbs of sandboxes that stay.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+
+use super::{EvidenceArgs, LimitArgs, NetworkArgs, PlaceArgs};
+use crate::units;
+
+pub(crate) const CREATE_EXAMPLES: &str = "\
+Examples:
+  # A sandbox for a session: its files stay, and exec runs commands in it.
+  cofferdam create work --allow @pypi
+  cofferdam exec work -- pip install requests
+  # With a main command, whose output is in `cofferdam logs`.
+  cofferdam create web --net public,host -- ./server
+  # From a program: the specification as JSON.
+  echo '{\"network\": {\"preset\": \"none\"}}' | cofferdam create --json --spec - job
+
+Exit status: 0 when it runs; 125 when it could not be set up; 126 and 127 as in
+a shell when its main command could not be executed.";
+
+pub(crate) const EXEC_EXAMPLES: &str = "\
+Examples:
+  cofferdam exec work -- make test
+  cofferdam exec -t work bash
+  # With less network than the session: nothing, or these alone.
+  cofferdam exec --no-net work -- ./untrusted
+  cofferdam exec --allow pypi.org --mode check work -- pip download requests
+
+Without options of the network a run has the session's. With them it has what
+both allow, and a loopback of its own.
+
+Exit status: as of `cofferdam run`.";
+
+#[derive(Debug, Args)]
+pub(crate) struct CreateArgs {
+    /// Its name: lower-case letters, digits, dots, dashes, underscores.
+    #[arg(value_name = "NAME", hide_short_help = true)]
+    pub name: String,
+    /// The main command; the sandbox ends with it.
+    #[arg(last = true, value_name = "CMD", hide_short_help = true)]
+    pub command: Vec<OsString>,
+    /// Read the whole specification from a JSON file; - is stdin.
+    #[arg(long, value_name = "FILE", hide_short_help = true)]
+    pub spec: Option<PathBuf>,
+    /// Do not start it.
+    #[arg(long, hide_short_help = true)]
+    pub no_start: bool,
+    /// Print what was made, or why nothing was, as JSON.
+    #[arg(long, hide_short_help = true)]
+    pub json: bool,
+    #[command(flatten)]
+    pub network: NetworkArgs,
+    #[command(flatten)]
+    pub limits: LimitArgs,
+    #[command(flatten)]
+    pub place: PlaceArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StartArgs {
+    /// The sandbox.
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// Print what was started, or why nothing was, as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExecArgs {
+    /// The sandbox.
+    #[arg(value_name = "NAME", hide_short_help = true)]
+    pub name: String,
+    /// The program and its arguments.
+    #[arg(required = true, trailing_var_arg = true, value_name = "CMD", hide_short_help = true)]
+    pub command: Vec<OsString>,
+    /// What happens when the run asks for more network than the session has.
+    #[arg(long, value_name = "MODE", default_value = "clip", hide_short_help = true)]
+    pub mode: ModeWord,
+    /// End the program after this time (30s, 5m, 1h30m).
+    #[arg(long, value_name = "TIME", value_parser = units::duration, hide_short_help = true)]
+    pub timeout: Option<Duration>,
+    /// Where the program starts. Default: where those of the sandbox do.
+    #[arg(short = 'w', long, value_name = "DIR", hide_short_help = true)]
+    pub workdir: Option<PathBuf>,
+    /// Set a variable, over those of the sandbox.
+    #[arg(short = 'e', long = "env", value_name = "K=V")]
+    pub env: Vec<OsString>,
+    /// Hand over a variable of the caller.
+    #[arg(long, value_name = "K", hide_short_help = true)]
+    pub env_pass: Vec<OsString>,
+    /// Give the program a terminal. Automatic when stdin and stdout are one.
+    #[arg(short = 't', long)]
+    pub tty: bool,
+    /// Print an error of the setup as JSON.
+    #[arg(long, hide_short_help = true)]
+    pub json: bool,
+    #[command(flatten)]
+    pub network: NetworkArgs,
+    #[command(flatten)]
+    pub evidence: EvidenceArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StopArgs {
+    /// The sandboxes.
+    #[arg(value_name = "NAME", required = true)]
+    pub names: Vec<String>,
+    /// What its runs have between TERM and their end.
+    #[arg(long, value_name = "TIME", value_parser = units::duration_or_none, default_value = "10s")]
+    pub time: Duration,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RmArgs {
+    /// The sandboxes.
+    #[arg(value_name = "NAME", required = true)]
+    pub names: Vec<String>,
+    /// Also one that runs, which is ended at once.
+    #[arg(short, long)]
+    pub force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LsArgs {
+    /// Print them as JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// Names alone, one a line.
+    #[arg(short, long, conflicts_with = "json")]
+    pub quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// The sandbox.
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// Print it as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+pub(crate) const CP_EXAMPLES: &str = "\
+Examples:
+  cofferdam cp data.csv work:/tmp
+  cofferdam cp work:/home/user/result .
+  cofferdam cp work:/home/user/result - | tar t
+  tar c src | cofferdam cp - work:/home/user
+
+A directory is copied with everything in it. Where a directory is at the
+destination, the copy comes into it; where nothing is, it gets that name. Links
+are copied as links; out of a sandbox only those that stay within the copy.
+Devices, FIFOs and sockets are left out.";
+
+pub(crate) const POLICY_SET_EXAMPLES: &str = "\
+Examples:
+  cofferdam policy set work --allow @pypi --allow 10.0.0.5:5432
+  cofferdam policy set work cofferdam.toml
+  cofferdam policy set work --no-net
+
+The rules that were there are replaced. Connections that the new ones do not
+allow are ended, the others do not notice; so it is for runs with rules of their
+own, which stay within. It holds over stop and start. Resolvers and addresses of
+the link change with the next start.
+
+Exit status: 0 when it is in force everywhere, 1 when nothing was changed.";
+
+#[derive(Debug, Args)]
+pub(crate) struct PolicySetArgs {
+    /// The sandbox.
+    #[arg(value_name = "NAME", hide_short_help = true)]
+    pub name: String,
+    /// A TOML, JSON or YAML file, as of --net-conf.
+    #[arg(value_name = "FILE", conflicts_with = "net_conf", hide_short_help = true)]
+    pub file: Option<PathBuf>,
+    #[command(flatten)]
+    pub network: NetworkArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CpArgs {
+    /// A path, NAME:PATH in a running sandbox, or - for a tar archive on stdin.
+    #[arg(value_name = "SRC")]
+    pub from: OsString,
+    /// The same; - for a tar archive on stdout. One of both is in a sandbox.
+    #[arg(value_name = "DST")]
+    pub to: OsString,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LogsArgs {
+    /// The sandbox.
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// Go on until the sandbox ends.
+    #[arg(short, long)]
+    pub follow: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ModeWord {
+    /// Refuse, and name a flow.
+    Check,
+    /// Give what both allow, and say what was asked for besides.
+    Clip,
+}

@@ -1,0 +1,372 @@
+//! `cofferdam create`, `start`, `exec`, `stop`, `rm`, `ls`, `inspect` and `logs`: sandboxes that stay.
+
+mod archive;
+mod cp;
+mod logs;
+mod show;
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::{self, IsTerminal, Read};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::ArgMatches;
+use cofferdam_control::named::{
+    self, Entry, ExecOptions, LimitsEntry, Locked, Mode, MountEntry, NamedError, NamedSpec, Registry, SandboxName,
+};
+use cofferdam_control::{EXIT_SETUP, RunOptions, Terminal, check_project, environment};
+
+use crate::args::{
+    CreateArgs, ExecArgs, LimitArgs, ModeWord, NetworkArgs, PlaceArgs, PolicySetArgs, RmArgs, RunArgs, StartArgs,
+    StopArgs,
+};
+use crate::output::{self, Screen};
+use crate::run::{self, Refusal};
+
+pub(crate) use cp::cp;
+pub(crate) use logs::logs;
+pub(crate) use show::{inspect, ls};
+
+/// Exit status of a verb that could not do what it is for.
+const EXIT_FAILED: u8 = 1;
+
+/// Where sandboxes of root are kept when nothing says where root keeps things.
+const ROOTS_STATE: &str = "/var/lib";
+
+/// The sandboxes of this user.
+pub(crate) fn registry() -> Result<Registry, Refusal> {
+    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    // The XDG base directory specification has relative paths ignored.
+    let state = absolute("XDG_STATE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".local/state")));
+    let state = state.or_else(|| rustix::process::geteuid().is_root().then(|| ROOTS_STATE.into()));
+    let refusal = || Refusal::setup("there is no place for sandboxes: set HOME or XDG_STATE_HOME".to_owned());
+    Ok(Registry::at(&state.ok_or_else(refusal)?.join("cofferdam")))
+}
+
+fn refused(error: &NamedError) -> Refusal {
+    Refusal { text: output::chain(error), status: EXIT_SETUP }
+}
+
+pub(super) fn open(name: &str) -> Result<Entry, Refusal> {
+    let name: SandboxName = name.parse().map_err(|error| refused(&error))?;
+    registry()?.open(&name).map_err(|error| refused(&error))
+}
+
+/// Says what went wrong: one paragraph, or an object with the same.
+fn fail(refusal: &Refusal, json: bool) -> u8 {
+    if json {
+        let error = serde_json::json!({ "error": refusal.text, "exit_status": refusal.status });
+        let _printed = output::print_json(&error);
+        return refusal.status;
+    }
+    output::fail(&refusal.text, refusal.status)
+}
+
+pub(crate) fn create(args: CreateArgs, matches: &ArgMatches) -> u8 {
+    let json = args.json;
+    let name = args.name.clone();
+    match create_one(args, matches) {
+        Ok(state) if json => output::print_json(&serde_json::json!({ "name": name, "state": state })),
+        Ok(_) => 0,
+        Err(refusal) => fail(&refusal, json),
+    }
+}
+
+fn create_one(args: CreateArgs, matches: &ArgMatches) -> Result<&'static str, Refusal> {
+    let name: SandboxName = args.name.parse().map_err(|error| refused(&error))?;
+    let registry = registry()?;
+    let no_start = args.no_start;
+    let spec = match &args.spec {
+        Some(path) => read_spec(path)?,
+        None => spec_of(args.command, args.network, args.limits, args.place, matches)?,
+    };
+    make(&registry, &name, &spec, no_start)
+}
+
+/// `cofferdam run --detach`: makes a sandbox with a main command, and prints its name.
+pub(crate) fn detach(args: RunArgs, matches: &ArgMatches) -> u8 {
+    let RunArgs { network, limits, place, command, name, .. } = args;
+    let made = || -> Result<String, Refusal> {
+        let name = name.unwrap_or_else(|| format!("run-{}", std::process::id()));
+        let parsed: SandboxName = name.parse().map_err(|error| refused(&error))?;
+        let spec = spec_of(command, network, limits, place, matches)?;
+        make(&registry()?, &parsed, &spec, false).map(|_| name)
+    };
+    match made() {
+        Ok(name) => output::print(&format!("{name}\n")),
+        Err(refusal) => output::fail(&refusal.text, refusal.status),
+    }
+}
+
+fn make(registry: &Registry, name: &SandboxName, spec: &NamedSpec, no_start: bool) -> Result<&'static str, Refusal> {
+    let options = spec.run_options(Vec::new(), Vec::new()).map_err(|error| Refusal::setup(output::chain(&error)))?;
+    if let Some(project) = &options.project {
+        let home = std::env::var_os("HOME").map(PathBuf::from);
+        check_project(project, home.as_deref()).map_err(|error| Refusal::setup(output::chain(&error)))?;
+    }
+    run::refuse_state(registry, &options)?;
+    let locked = registry.create(name, spec).map_err(|error| refused(&error))?;
+    if no_start {
+        return Ok("stopped");
+    }
+    match start_kept(locked, spec) {
+        Ok(()) => Ok("running"),
+        Err(refusal) => {
+            // What never was there leaves nothing.
+            if let Ok(locked) = registry.open(name).and_then(Entry::lock) {
+                let _swept_later = locked.remove();
+            }
+            Err(refusal)
+        }
+    }
+}
+
+fn read_spec(path: &Path) -> Result<NamedSpec, Refusal> {
+    let unreadable = |error| Refusal::setup(format!("cannot read the specification {}: {error}", path.display()));
+    let json = match path == Path::new("-") {
+        true => {
+            let mut json = Vec::new();
+            io::stdin().lock().read_to_end(&mut json).map_err(unreadable)?;
+            json
+        }
+        false => fs::read(path).map_err(unreadable)?,
+    };
+    NamedSpec::parse(&json)
+        .map_err(|error| Refusal::setup(format!("the specification cannot be used: {}", output::chain(&error))))
+}
+
+/// What the flags ask for.
+fn spec_of(
+    command: Vec<OsString>,
+    network: NetworkArgs,
+    limits: LimitArgs,
+    place: PlaceArgs,
+    matches: &ArgMatches,
+) -> Result<NamedSpec, Refusal> {
+    if limits.timeout.is_some() {
+        return Err(Refusal::setup("a sandbox that stays has no --timeout; exec has one for a run".to_owned()));
+    }
+    // Both say at once what is wrong with them.
+    let config = run::network_config(&network, &limits, matches)?;
+    let network_flags = run::flag_items(&network, &limits, matches)?;
+    let env = named_variables(&place)?;
+    let capabilities = place.cap_add.clone();
+    let mut options = RunOptions::new(Vec::new(), config);
+    run::fill_place(&mut options, place)?;
+    let command = command.into_iter().map(|word| text("the main command", word)).collect::<Result<_, _>>()?;
+    for path in options.project.iter().chain(options.mounts.iter().flat_map(|mount| [&mount.source, &mount.target])) {
+        text("a path", path.clone().into_os_string())?;
+    }
+    Ok(NamedSpec {
+        v: 1,
+        command,
+        env,
+        project: options.project,
+        workdir: options.workdir,
+        mounts: options
+            .mounts
+            .into_iter()
+            .map(|mount| MountEntry { source: mount.source, target: mount.target, read_only: mount.read_only })
+            .collect(),
+        rootfs: options.rootfs,
+        user: options.uid,
+        capabilities,
+        allow_userns: options.allow_userns,
+        limits: LimitsEntry { memory: limits.memory, cpus: limits.cpus, pids: limits.pids },
+        network: None,
+        network_flags,
+        ipv6: if network.ipv6 { Some(true) } else { None },
+    })
+}
+
+fn text(what: &str, word: OsString) -> Result<String, Refusal> {
+    word.into_string().map_err(|word| {
+        Refusal::setup(format!("{what} of a sandbox that stays has to be UTF-8 text, which {word:?} is not"))
+    })
+}
+
+/// The variables that were named, which every run gets.
+fn named_variables(place: &PlaceArgs) -> Result<std::collections::BTreeMap<String, String>, Refusal> {
+    let mut variables = std::collections::BTreeMap::new();
+    for name in &place.env_pass {
+        if let Some(value) = std::env::var_os(name) {
+            variables.insert(text("a variable", name.clone())?, text("a variable", value)?);
+        }
+    }
+    for given in &place.env {
+        let (name, value) = environment::parse_assignment(given)
+            .map_err(|error| Refusal::setup(format!("the environment cannot be made: {error}")))?;
+        variables.insert(text("a variable", name)?, text("a variable", value)?);
+    }
+    Ok(variables)
+}
+
+/// The environment of a run: the usual, the sandbox's, and what this one names.
+fn environment_of(
+    spec: &NamedSpec,
+    passed: &[OsString],
+    set: &[OsString],
+) -> Result<Vec<(OsString, OsString)>, Refusal> {
+    let refuse =
+        |error: environment::EnvironmentError| Refusal::setup(format!("the environment cannot be made: {error}"));
+    let own = set.iter().map(|given| environment::parse_assignment(given)).collect::<Result<Vec<_>, _>>();
+    // A variable of the caller's that was named for this run comes before the sandbox's.
+    let passed = passed.iter().filter_map(|name| Some((name.clone(), std::env::var_os(name)?)));
+    let mut all: Vec<(OsString, OsString)> =
+        spec.env.iter().map(|(name, value)| (name.into(), value.into())).chain(passed).collect();
+    all.extend(own.map_err(refuse)?);
+    environment::build(|name| std::env::var_os(name), &[], &all).map_err(refuse)
+}
+
+fn start_kept(locked: Locked, spec: &NamedSpec) -> Result<(), Refusal> {
+    let env = environment_of(spec, &[], &[])?;
+    match named::start(locked, spec, env) {
+        Ok(kept) => {
+            kept.notices.iter().for_each(|notice| output::say(notice));
+            Ok(())
+        }
+        Err((text, status)) => Err(Refusal { text, status }),
+    }
+}
+
+pub(crate) fn start(args: &StartArgs) -> u8 {
+    let started = open(&args.name).and_then(|entry| {
+        let spec = entry.spec().map_err(|error| refused(&error))?;
+        let options =
+            spec.run_options(Vec::new(), Vec::new()).map_err(|error| Refusal::setup(output::chain(&error)))?;
+        run::refuse_state(&registry()?, &options)?;
+        match entry.lock() {
+            Ok(locked) => start_kept(locked, &spec),
+            Err(NamedError::Running(name)) => {
+                output::say(&format!("the sandbox {name} is running already"));
+                Ok(())
+            }
+            Err(error) => Err(refused(&error)),
+        }
+    });
+    match started {
+        Ok(()) if args.json => output::print_json(&serde_json::json!({ "name": args.name, "state": "running" })),
+        Ok(()) => 0,
+        Err(refusal) => fail(&refusal, args.json),
+    }
+}
+
+pub(crate) fn exec(args: ExecArgs, matches: &ArgMatches) -> u8 {
+    let json = args.json;
+    match exec_one(args, matches) {
+        Ok(status) => status,
+        Err(refusal) => fail(&refusal, json),
+    }
+}
+
+fn exec_one(args: ExecArgs, matches: &ArgMatches) -> Result<u8, Refusal> {
+    let ExecArgs { name, command, mode, timeout, workdir, env, env_pass, tty, network, evidence, .. } = args;
+    let own = run::flag_items(&network, &run::no_limits(), matches)?;
+    let has_own = !own.is_empty() || network.ipv6;
+    let config = if has_own { Some(run::network_config(&network, &run::no_limits(), matches)?) } else { None };
+    let entry = open(&name)?;
+    let session = named::enter(&entry).map_err(|error| refused(&error))?;
+    let spec = session.spec();
+    let options = spec.run_options(Vec::new(), Vec::new()).map_err(|error| Refusal::setup(output::chain(&error)))?;
+    let roots = run::suspect_roots(&options);
+    let mut log = run::open_log(evidence.events.as_deref(), &roots)?;
+    let report = evidence.json_summary.as_deref().map(|path| run::open_report(path, &roots)).transpose()?;
+    let is_terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
+    let terminal = if tty || is_terminal { Terminal::Pty } else { Terminal::Inherit };
+    let start = options.workdir.or(options.project).unwrap_or_else(|| environment::HOME.into());
+    let options = ExecOptions {
+        command,
+        own: None,
+        env: environment_of(spec, &env_pass, &env)?,
+        // A path inside: relative to where the program would start otherwise.
+        workdir: workdir.map(|dir| start.join(dir)),
+        terminal,
+        timeout,
+        network: config,
+        mode: match mode {
+            ModeWord::Check => Mode::Check,
+            ModeWord::Clip => Mode::Clip,
+        },
+        allow_changes_default: network.leaves_default(),
+        fail_on_deny: evidence.fail_on_deny,
+    };
+    let screen = match terminal {
+        Terminal::Inherit => Screen::Ours,
+        Terminal::Pty => Screen::Programs,
+    };
+    let mut tell = |text: &str| {
+        if !evidence.quiet {
+            output::say_now(text, screen);
+        }
+    };
+    let finished = session
+        .exec(options, &mut log, &mut tell)
+        .map_err(|error| Refusal { text: output::chain(&error), status: error.exit_status() })?;
+    Ok(run::conclude(&finished, report, &evidence))
+}
+
+pub(crate) fn stop(args: &StopArgs) -> u8 {
+    each(&args.names, |name| match named::stop(open(name)?, args.time) {
+        Err(NamedError::Stopped(_)) | Ok(()) => Ok(()),
+        Err(error) => Err(refused(&error)),
+    })
+}
+
+pub(crate) fn rm(args: &RmArgs) -> u8 {
+    each(&args.names, |name| {
+        if args.force {
+            match named::stop(open(name)?, Duration::ZERO) {
+                Err(NamedError::Stopped(_)) | Ok(()) => {}
+                Err(error) => return Err(refused(&error)),
+            }
+        }
+        let locked = open(name)?.lock().map_err(|error| refused(&error))?;
+        locked.remove().map_err(|error| refused(&error))
+    })
+}
+
+pub(crate) fn set_policy(mut args: PolicySetArgs, matches: &ArgMatches) -> u8 {
+    args.network.net_conf = args.network.net_conf.or(args.file.take());
+    let set = || -> Result<(), Refusal> {
+        // Says what is wrong with it.
+        run::network_config(&args.network, &run::no_limits(), matches)?;
+        let entry = open(&args.name)?;
+        let spec = NamedSpec {
+            network: None,
+            network_flags: run::flag_items(&args.network, &run::no_limits(), matches)?,
+            ipv6: if args.network.ipv6 { Some(true) } else { None },
+            ..entry.spec().map_err(|error| refused(&error))?
+        };
+        match named::set_policy(&entry, &spec) {
+            Err(NamedError::Stopped(_)) => {
+                let locked = entry.lock().map_err(|error| refused(&error))?;
+                locked.replace_spec(&spec).map_err(|error| refused(&error))
+            }
+            other => other.map_err(|error| refused(&error)),
+        }
+    };
+    match set() {
+        Ok(()) => 0,
+        Err(refusal) => output::fail(&refusal.text, EXIT_FAILED),
+    }
+}
+
+/// Does something with each, and says what did not work.
+fn each(names: &[String], mut act: impl FnMut(&str) -> Result<(), Refusal>) -> u8 {
+    let mut status = 0;
+    for name in names {
+        if let Err(refusal) = act(name) {
+            status = output::fail(&refusal.text, EXIT_FAILED);
+        }
+    }
+    status
+}
+
+impl NetworkArgs {
+    /// Whether nothing has moved the default away from the public internet, as one `--allow` would.
+    pub(crate) fn leaves_default(&self) -> bool {
+        let egress = self.net_default.or(self.net_default_egress);
+        self.net.is_empty() && self.allow.is_empty() && self.net_conf.is_none() && egress.is_none()
+    }
+}

@@ -1,0 +1,299 @@
+//! `cofferdam cp`: files into a sandbox and out of it, as a stream.
+//!
+//! What is in the sandbox is read and written by a run in it, which sees what programs there see: links lead where they lead
+//! inside. A process of ours outside makes the archive or takes it apart, confined to the place where that happens.
+
+use std::ffi::{OsStr, OsString};
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use cofferdam_control::named::{self, ExecOptions, Mode};
+use cofferdam_control::{EventLog, OwnProgram, RunOptions, Terminal, open_directory, resolve};
+use cofferdam_sys::confine::{self, PathAccess};
+use cofferdam_sys::ns::{self, Fork};
+use cofferdam_sys::process;
+use rustix::fs::{Mode as FileMode, OFlags};
+use rustix::pipe::PipeFlags;
+use rustix::process::{WaitId, WaitIdOptions};
+
+use super::archive::{self, Left, Links};
+use super::{EXIT_FAILED, environment_of, open, refused};
+use crate::args::CpArgs;
+use crate::output;
+use crate::run::{self, Refusal};
+
+/// One end of a copy.
+#[derive(Debug, PartialEq, Eq)]
+enum End {
+    Stream,
+    Here(PathBuf),
+    Inside(String, PathBuf),
+}
+
+impl End {
+    fn parse(word: &OsStr) -> End {
+        if word == "-" {
+            return End::Stream;
+        }
+        let is_name = |name: &str| name.parse::<named::SandboxName>().is_ok();
+        let bytes = word.as_bytes();
+        let colon = bytes.iter().position(|byte| *byte == b':').and_then(|at| bytes.split_at_checked(at));
+        match colon.map(|(name, path)| (std::str::from_utf8(name), path.get(1..).unwrap_or_default())) {
+            Some((Ok(name), path)) if is_name(name) => {
+                End::Inside(name.to_owned(), Path::new("/home/user").join(OsStr::from_bytes(path)))
+            }
+            _ => End::Here(PathBuf::from(word)),
+        }
+    }
+}
+
+pub(crate) fn cp(args: &CpArgs) -> u8 {
+    let copied = match (End::parse(&args.from), End::parse(&args.to)) {
+        (End::Inside(name, path), End::Stream) => copy_out(&name, &path, None),
+        (End::Inside(name, path), End::Here(to)) => copy_out(&name, &path, Some(&to)),
+        (End::Stream, End::Inside(name, path)) => copy_in(None, &name, &path),
+        (End::Here(from), End::Inside(name, path)) => copy_in(Some(&from), &name, &path),
+        (End::Stream | End::Here(_), End::Stream | End::Here(_)) | (End::Inside(..), End::Inside(..)) => {
+            Err("one of the two has to be in a sandbox, as NAME:PATH, and the other not".to_owned())
+        }
+    };
+    match copied {
+        Ok(status) => status,
+        Err(text) => output::fail(&text, EXIT_FAILED),
+    }
+}
+
+fn copy_out(name: &str, path: &Path, to: Option<&Path>) -> Result<u8, String> {
+    let run = |name: &str| run_inside(name, vec![path.as_os_str().to_owned()], pack_inside);
+    let Some(to) = to else { return run(name) };
+    let place = destination(to)?;
+    let (input, output) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|error| format!("no pipe: {error}"))?;
+    let unpacker = beside(&[input.as_fd(), place.directory.as_fd()], || {
+        // Whatever the archive makes this process do, it does it there.
+        let _absent = confine::landlock_paths(&[(&place.path, PathAccess::Write)]);
+        let input = std::fs::File::from(input.try_clone()?);
+        archive::unpack(io::BufReader::new(input), &place.directory, place.called.as_deref(), Links::Contained)
+    })?;
+    drop(input);
+    let status = with_stream(output, rustix::stdio::dup2_stdout, || run(name))?;
+    Ok(status.max(unpacker.wait()))
+}
+
+fn copy_in(from: Option<&Path>, name: &str, path: &Path) -> Result<u8, String> {
+    let run = |name: &str| run_inside(name, vec![path.as_os_str().to_owned()], unpack_inside);
+    let Some(from) = from else { return run_inside(name, vec![path.as_os_str().to_owned()], unpack_stream_inside) };
+    let source = source(from)?;
+    let (input, output) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|error| format!("no pipe: {error}"))?;
+    let packer = beside(&[output.as_fd(), source.directory.as_fd()], || {
+        let out = std::fs::File::from(output.try_clone()?);
+        let called = source.called.as_deref().unwrap_or(OsStr::new("."));
+        archive::pack(source.directory.as_fd(), called, Path::new(called), io::BufWriter::new(out))
+    })?;
+    drop(output);
+    let status = with_stream(input, rustix::stdio::dup2_stdin, || run(name))?;
+    Ok(status.max(packer.wait()))
+}
+
+/// A directory of the host, and a name in it.
+struct Place {
+    directory: OwnedFd,
+    path: PathBuf,
+    called: Option<OsString>,
+}
+
+/// No link that a sandbox may have left is followed on the way to a place of the host.
+fn real(path: &Path) -> Result<PathBuf, String> {
+    let network = cofferdam_policy::file::default_network();
+    let roots = run::suspect_roots(&RunOptions::new(Vec::new(), network));
+    let absolute = std::path::absolute(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    resolve(&absolute, &roots).map_err(|error| error.to_string())
+}
+
+fn place(directory: &Path, called: Option<&OsStr>) -> Result<Place, String> {
+    let readable = |fd: OwnedFd| {
+        rustix::fs::openat(&fd, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, FileMode::empty())
+    };
+    let opened = open_directory(directory).and_then(|fd| Ok(readable(fd)?));
+    let opened = opened.map_err(|error| format!("cannot open {}: {error}", directory.display()))?;
+    Ok(Place { directory: opened, path: directory.to_owned(), called: called.map(OsStr::to_owned) })
+}
+
+fn destination(to: &Path) -> Result<Place, String> {
+    if let Ok(real) = real(to)
+        && real.is_dir()
+    {
+        return place(&real, None);
+    }
+    let absolute = std::path::absolute(to).map_err(|error| format!("{}: {error}", to.display()))?;
+    match (absolute.parent(), absolute.file_name()) {
+        (Some(parent), Some(name)) => place(&real(parent)?, Some(name)),
+        (None, _) | (_, None) => Err(format!("{} is no place for a copy", to.display())),
+    }
+}
+
+fn source(from: &Path) -> Result<Place, String> {
+    let real = real(from)?;
+    match (real.parent(), real.file_name()) {
+        (Some(parent), Some(name)) => place(parent, Some(name)),
+        (None, _) | (_, None) => Err("the root directory cannot be copied".to_owned()),
+    }
+}
+
+/// A process of ours beside the run, which has one end of its stream.
+struct Beside(ns::Child);
+
+fn beside(kept: &[std::os::fd::BorrowedFd<'_>], act: impl FnOnce() -> io::Result<Left>) -> Result<Beside, String> {
+    match ns::fork().map_err(|error| format!("cannot start a process: {error}"))? {
+        Fork::Parent(child) => Ok(Beside(child)),
+        Fork::Child => process::run_and_exit(|| {
+            let act = || {
+                process::die_with_parent()?;
+                process::close_all_except(kept)?;
+                act()
+            };
+            report(act(), Broken::IsTold)
+        }),
+    }
+}
+
+impl Beside {
+    fn wait(self) -> u8 {
+        let wait = || rustix::process::waitid(WaitId::PidFd(self.0.pidfd.as_fd()), WaitIdOptions::EXITED);
+        let status = rustix::io::retry_on_intr(wait).ok().flatten().and_then(|status| status.exit_status());
+        status.and_then(|status| u8::try_from(status).ok()).unwrap_or(EXIT_FAILED)
+    }
+}
+
+/// What a stream means that the other end has closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Broken {
+    /// The other end has said why.
+    IsTold,
+    IsAnError,
+}
+
+/// Says what was left out or went wrong, on standard error.
+fn report(done: io::Result<Left>, broken: Broken) -> u8 {
+    match done {
+        Ok(left) => {
+            left.iter().for_each(|left| output::say(&format!("left out: {left}")));
+            if left.is_empty() { 0 } else { EXIT_FAILED }
+        }
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe && broken == Broken::IsTold => EXIT_FAILED,
+        Err(error) => output::fail(&format!("cannot copy: {error}"), EXIT_FAILED),
+    }
+}
+
+/// Has one of this process's standard streams be `stream` while something is done, and nothing from then on.
+fn with_stream(
+    stream: OwnedFd,
+    put: fn(OwnedFd) -> rustix::io::Result<()>,
+    act: impl FnOnce() -> Result<u8, String>,
+) -> Result<u8, String> {
+    let failed = |errno: rustix::io::Errno| format!("cannot redirect a stream: {errno}");
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, FileMode::empty()).map_err(failed)?;
+    put(stream).map_err(failed)?;
+    let done = act();
+    put(null).map_err(failed)?;
+    done
+}
+
+/// Runs a function of ours in a sandbox, without a network.
+fn run_inside(name: &str, arguments: Vec<OsString>, own: OwnProgram) -> Result<u8, String> {
+    let entry = open(name).map_err(|refusal: Refusal| refusal.text)?;
+    let session = named::enter(&entry).map_err(|error| refused(&error).text)?;
+    let env = environment_of(session.spec(), &[], &[]).map_err(|refusal| refusal.text)?;
+    let mut network = cofferdam_policy::file::default_network();
+    network.enabled = false;
+    let options = ExecOptions {
+        command: arguments,
+        own: Some(own),
+        env,
+        workdir: Some("/".into()),
+        terminal: Terminal::Inherit,
+        timeout: None,
+        network: Some(network),
+        mode: Mode::Clip,
+        allow_changes_default: false,
+        fail_on_deny: false,
+    };
+    let finished = session.exec(options, &mut EventLog::none(), &mut |text| output::say(text));
+    let finished = finished.map_err(|error| output::chain(&error))?;
+    Ok(finished.exit_status)
+}
+
+/// In the sandbox: writes the archive of a path to standard output.
+fn pack_inside(arguments: &[OsString]) -> u8 {
+    let act = || -> io::Result<Left> {
+        let path = Path::new(arguments.first().ok_or(io::ErrorKind::InvalidInput)?);
+        // What was named may be a link; where it leads, it leads inside.
+        let real = path
+            .canonicalize()
+            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
+        let (Some(parent), Some(name)) = (real.parent(), real.file_name()) else {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the root directory cannot be copied"));
+        };
+        let called = path.file_name().unwrap_or(name);
+        archive::pack(open_inside(parent)?.as_fd(), name, Path::new(called), io::stdout().lock())
+    };
+    report(act(), Broken::IsAnError)
+}
+
+/// In the sandbox: takes an archive from standard input apart at a path, or in the directory that is there.
+fn unpack_inside(arguments: &[OsString]) -> u8 {
+    let act = || -> io::Result<Left> {
+        let path = Path::new(arguments.first().ok_or(io::ErrorKind::InvalidInput)?);
+        let (directory, called) = match path.is_dir() {
+            true => (path, None),
+            false => (path.parent().unwrap_or(path), path.file_name()),
+        };
+        archive::unpack(io::stdin().lock(), &open_inside(directory)?, called, Links::All)
+    };
+    drain(report(act(), Broken::IsAnError))
+}
+
+/// In the sandbox: takes an archive of the user's apart in a directory.
+fn unpack_stream_inside(arguments: &[OsString]) -> u8 {
+    let act = || -> io::Result<Left> {
+        let path = Path::new(arguments.first().ok_or(io::ErrorKind::InvalidInput)?);
+        archive::unpack(io::stdin().lock(), &open_inside(path)?, None, Links::All)
+    };
+    drain(report(act(), Broken::IsAnError))
+}
+
+/// Reads what follows the end of an archive, which whoever writes it fills blocks with.
+fn drain(status: u8) -> u8 {
+    let _whatever = io::copy(&mut io::stdin().lock(), &mut io::sink());
+    let _flushed = io::stdout().flush();
+    status
+}
+
+fn open_inside(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, FileMode::empty())
+        .map_err(|errno| io::Error::new(io::Error::from(errno).kind(), format!("{}: {errno}", path.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tells_what_is_in_a_sandbox() {
+        let inside = |name: &str, path: &str| End::Inside(name.to_owned(), path.into());
+        for (word, end) in [
+            ("-", End::Stream),
+            ("box:/a", inside("box", "/a")),
+            ("box:a", inside("box", "/home/user/a")),
+            ("box:", inside("box", "/home/user/")),
+            ("./box:a", End::Here("./box:a".into())),
+            ("/a:b", End::Here("/a:b".into())),
+            ("Box:a", End::Here("Box:a".into())),
+            ("a", End::Here("a".into())),
+        ] {
+            assert_eq!(End::parse(OsStr::new(word)), end, "{word}");
+        }
+    }
+}

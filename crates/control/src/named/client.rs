@@ -1,0 +1,168 @@
+//! What is asked of a keeper.
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use cofferdam_backend_ns::{HANDLE_COUNT, Handles};
+use rustix::event::{PollFd, PollFlags, Timespec};
+
+use super::exec::Session;
+use super::protocol::{self, Link, Reply, Request};
+use super::registry::{Entry, NamedError};
+use super::spec::NamedSpec;
+
+/// How long a keeper may take to answer. It does nothing that takes long.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a change of policy may take: it is compiled, and every run has to be within it.
+const FOR_A_POLICY: Duration = Duration::from_secs(60);
+
+/// How long a sandbox may take to be gone once all that ran in it was killed.
+const AFTER_KILL: Duration = Duration::from_secs(10);
+
+/// A running sandbox.
+#[derive(Debug)]
+pub struct Inspected {
+    /// The process ids of its keeper and its pid 1.
+    pub keeper: u32,
+    pub init: u32,
+    /// Seconds since 1970.
+    pub started: u64,
+    /// Its addresses.
+    pub guest: Vec<IpAddr>,
+    pub runs: Vec<RunInfo>,
+    /// Runs beyond those.
+    pub more_runs: usize,
+}
+
+/// One run.
+#[derive(Debug)]
+pub struct RunInfo {
+    /// The process that supervises it.
+    pub supervisor: u32,
+    pub command: String,
+    pub is_main: bool,
+}
+
+/// Enters a running sandbox, for one run.
+///
+/// # Errors
+/// When it does not run or its keeper refuses.
+pub fn enter(entry: &Entry) -> Result<Session, NamedError> {
+    let (keeper, reply, mut fds) = ask(entry, &Request::Enter, None)?;
+    let Reply::Entered(entered) = reply else { return Err(unexpected(entry, &reply)) };
+    let broken = |what: String| NamedError::Keeper { name: entry.name().clone(), what };
+    if fds.len() != HANDLE_COUNT + 1 {
+        return Err(broken("has handed over something else than its sandbox".to_owned()));
+    }
+    let json = fds.pop().map(protocol::read_memory_file).transpose();
+    let json = json.map_err(|error| broken(format!("has handed over nothing that can be read: {error}")))?;
+    let spec = NamedSpec::parse(&json.unwrap_or_default())
+        .map_err(|source| NamedError::Spec { name: entry.name().clone(), source })?;
+    let handles = Handles::from_parts(fds, entered.identity, entered.cgroup)
+        .map_err(|error| broken(format!("has handed over something else than its sandbox: {error}")))?;
+    let link = entered.link.as_ref().map(Link::addresses);
+    Ok(Session { spec, directory: entry.path().to_owned(), handles, link, keeper })
+}
+
+/// Looks at a running sandbox.
+///
+/// # Errors
+/// When it does not run or its keeper refuses.
+pub fn inspect(entry: &Entry) -> Result<Inspected, NamedError> {
+    let (_, reply, _) = ask(entry, &Request::Inspect, None)?;
+    let Reply::Inspected(status) = reply else { return Err(unexpected(entry, &reply)) };
+    let guest = status.link.as_ref().map(Link::guest).unwrap_or_default();
+    let runs = status.runs.into_iter();
+    let runs = runs.map(|run| RunInfo { supervisor: run.supervisor, command: run.command, is_main: run.is_main });
+    let (keeper, init, started) = (status.keeper, status.init, status.started);
+    Ok(Inspected { keeper, init, started, guest, runs: runs.collect(), more_runs: status.more_runs })
+}
+
+/// Gives a running sandbox another network configuration; flows that it does not allow are ended.
+///
+/// # Errors
+/// When it does not run or its keeper or gateway refuses.
+pub fn set_policy(entry: &Entry, spec: &NamedSpec) -> Result<(), NamedError> {
+    let (_, reply, _) = ask(entry, &Request::Policy, Some(spec))?;
+    if reply == Reply::Done { Ok(()) } else { Err(unexpected(entry, &reply)) }
+}
+
+/// Stops a running sandbox: TERM to what runs in it, after `grace` the end of everything. Comes back when it is gone.
+///
+/// # Errors
+/// When it does not run, or does not end.
+pub fn stop(entry: Entry, grace: Duration) -> Result<(), NamedError> {
+    let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+    match ask(&entry, &Request::Stop { grace_ms }, None) {
+        Ok((keeper, Reply::Done, _)) => {
+            // Its end closes the connection.
+            let _late = wait_for(&keeper, grace.saturating_add(AFTER_KILL));
+        }
+        Ok((_, reply, _)) => return Err(unexpected(&entry, &reply)),
+        // A keeper that does not answer is killed, and everything with it.
+        Err(NamedError::Keeper { .. }) => kill(&entry)?,
+        Err(error) => return Err(error),
+    }
+    match entry.lock_within(AFTER_KILL) {
+        Ok(_) | Err(NamedError::Absent(_)) => Ok(()),
+        Err(NamedError::Running(name) | NamedError::Busy(name)) => {
+            let what = "does not end; kill it by hand".to_owned();
+            Err(NamedError::Keeper { name, what })
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Kills the keeper: whoever listens on the control socket, which nobody else can do without the lock.
+fn kill(entry: &Entry) -> Result<(), NamedError> {
+    let broken = |error: io::Error| NamedError::Keeper {
+        name: entry.name().clone(),
+        what: format!("does not answer, and cannot be killed: {error}"),
+    };
+    let socket = entry.connect().map_err(broken)?;
+    let keeper = cofferdam_sys::fdpass::peer_pidfd(&socket).map_err(broken)?;
+    rustix::process::pidfd_send_signal(&keeper, rustix::process::Signal::KILL).map_err(|errno| broken(errno.into()))
+}
+
+/// Asks something. The connection stays open.
+fn ask(
+    entry: &Entry,
+    request: &Request,
+    spec: Option<&NamedSpec>,
+) -> Result<(OwnedFd, Reply, Vec<OwnedFd>), NamedError> {
+    let name = entry.name();
+    let socket = entry.connect().map_err(|_| NamedError::Stopped(name.clone()))?;
+    let broken =
+        |error: io::Error| NamedError::Keeper { name: name.clone(), what: format!("does not answer: {error}") };
+    let file = spec.map(|spec| protocol::memory_file(spec.to_json().as_bytes())).transpose().map_err(broken)?;
+    let fds: Vec<_> = file.iter().map(AsFd::as_fd).collect();
+    protocol::send(&socket, request, &fds).map_err(broken)?;
+    let patience = if *request == Request::Policy { FOR_A_POLICY } else { PATIENCE };
+    if !wait_for(&socket, patience).map_err(broken)? {
+        return Err(broken(io::ErrorKind::TimedOut.into()));
+    }
+    match protocol::receive::<Reply>(&socket).map_err(broken)? {
+        Some((Reply::Refused { why }, _)) => {
+            Err(NamedError::Keeper { name: name.clone(), what: format!("refuses: {why}") })
+        }
+        Some((reply, fds)) => Ok((socket, reply, fds)),
+        None => Err(broken(io::ErrorKind::ConnectionReset.into())),
+    }
+}
+
+fn unexpected(entry: &Entry, reply: &Reply) -> NamedError {
+    NamedError::Keeper { name: entry.name().clone(), what: format!("has answered something else: {reply:?}") }
+}
+
+/// Waits until there is something to read, or the other end is gone. `false` when the time is up.
+fn wait_for(socket: &OwnedFd, patience: Duration) -> io::Result<bool> {
+    let timeout = Timespec {
+        tv_sec: i64::try_from(patience.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(patience.subsec_nanos()),
+    };
+    let mut fds = [PollFd::new(socket, PollFlags::IN)];
+    Ok(rustix::io::retry_on_intr(|| rustix::event::poll(&mut fds, Some(&timeout)))? > 0)
+}

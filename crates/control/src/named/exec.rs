@@ -1,0 +1,255 @@
+//! One run in a sandbox that is there, supervised by the process that asked for it.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use cofferdam_backend_ns::{Attachment, Handles, Order, OwnProgram, Running, launch_inside};
+use cofferdam_gateway::{CommandAnswer, Commands, LinkAddresses};
+use cofferdam_model::NetworkConfig;
+use cofferdam_sys::process;
+use rustix::process::Signal;
+
+use super::keeper::chain;
+use super::narrow::{self, Mode, enforced, narrowed};
+use super::protocol::{self, FromRun, ToRun};
+use super::spec::NamedSpec;
+use crate::sandbox::{Companion, EXIT_SETUP, classifier};
+use crate::{EventLog, Finished, RunError, Sandbox, Terminal};
+
+/// The most of a command line that `inspect` shows.
+const SHOWN: usize = 200;
+
+/// A running sandbox that was entered: what it takes to run one thing in it.
+#[derive(Debug)]
+pub struct Session {
+    pub(super) spec: NamedSpec,
+    pub(super) directory: PathBuf,
+    pub(super) handles: Handles,
+    pub(super) link: Option<LinkAddresses>,
+    /// Open for as long as the run lasts.
+    pub(super) keeper: OwnedFd,
+}
+
+/// Everything a caller decides about one run.
+#[derive(Debug)]
+pub struct ExecOptions {
+    pub command: Vec<OsString>,
+    /// What runs in place of a program, with the command as its arguments.
+    pub own: Option<OwnProgram>,
+    /// The program's whole environment.
+    pub env: Vec<(OsString, OsString)>,
+    /// Where the program starts; `None` is where the session's do.
+    pub workdir: Option<PathBuf>,
+    pub terminal: Terminal,
+    pub timeout: Option<Duration>,
+    /// A network of its own, within the session's; `None` joins the session's.
+    pub network: Option<NetworkConfig>,
+    pub mode: Mode,
+    /// See [`RunOptions`](crate::RunOptions).
+    pub allow_changes_default: bool,
+    pub fail_on_deny: bool,
+}
+
+impl Session {
+    /// What the sandbox was made from.
+    #[must_use]
+    pub fn spec(&self) -> &NamedSpec {
+        &self.spec
+    }
+
+    /// Runs a program to its end. Call it while the process has one thread: it forks.
+    ///
+    /// # Errors
+    /// As [`Sandbox::run`], and when the run asks for more than the session has.
+    pub fn exec(
+        self,
+        options: ExecOptions,
+        log: &mut EventLog,
+        tell: &mut dyn FnMut(&str),
+    ) -> Result<Finished, RunError> {
+        let Session { spec, directory, handles, link, keeper } = self;
+        let own = options.own;
+        let unusable = |error: super::SpecError| RunError::Spec(chain(&error));
+        let shown: Vec<_> = options.command.iter().map(|word| word.to_string_lossy()).collect();
+        let shown: String = shown.join(" ").chars().take(SHOWN).collect();
+        let mut run = spec.run_options(options.command, options.env).map_err(unusable)?;
+        let mut mounts = spec.kept_in(&directory);
+        mounts.append(&mut run.mounts);
+        run.mounts = mounts;
+        run.workdir = options.workdir.or(run.workdir);
+        run.terminal = options.terminal;
+        run.limits.timeout = options.timeout;
+        run.allow_changes_default = options.allow_changes_default;
+        run.fail_on_deny = options.fail_on_deny;
+        let asked = options.network.clone();
+        let (sandbox, attachment) = match options.network {
+            None => (Sandbox::plan_at(run, &crate::Host::default(), [0; 32], None)?, Attachment::Session),
+            Some(network) => {
+                let narrowed = narrowed(&run.network, network, options.mode)?;
+                for clipped in &narrowed.clipped {
+                    tell(&format!("the run gets less than it asked for: {clipped}"));
+                }
+                run.network = narrowed.network;
+                let link = link.filter(|_| run.network.enabled);
+                let (run, host, seed) = Sandbox::look_around(run)?;
+                if let Some(link) = &link {
+                    for wider in narrow::wider(&run.network, options.mode, &classifier(&host, link))? {
+                        tell(&format!("the run gets less than it asked for: {wider}"));
+                    }
+                }
+                (Sandbox::plan_at(run, &host, seed, link)?.live(), Attachment::Own)
+            }
+        };
+        let mut run = Run { keeper: Some(keeper), command: shown, asked, waiting: None };
+        sandbox.run_by(|spec| launch_inside(spec, handles, attachment, own), log, tell, &mut run)
+    }
+}
+
+/// The keeper's end of a run.
+struct Run {
+    /// `None` when it is gone.
+    keeper: Option<OwnedFd>,
+    command: String,
+    /// The network of its own that was asked for.
+    asked: Option<NetworkConfig>,
+    /// The command to its gateway that carries the session's newest policy.
+    waiting: Option<u32>,
+}
+
+impl Run {
+    /// The session has another policy: the run's has to be within it, or the run ends.
+    fn narrow(&mut self, spec: Option<OwnedFd>, commands: Option<&mut Commands>) -> Vec<Order> {
+        let (Some(asked), Some(commands)) = (&self.asked, commands) else {
+            // It has the session's own network, or none.
+            return self.say(&FromRun::Narrowed);
+        };
+        let told = || -> Option<u32> {
+            let json = protocol::read_memory_file(spec?).ok()?;
+            let session = NamedSpec::parse(&json).ok()?.network().ok()?;
+            let narrowed = narrowed(&session, asked.clone(), Mode::Clip).ok()?;
+            commands.replace(&enforced(narrowed.network)).ok()
+        };
+        match told() {
+            Some(number) => {
+                self.waiting = Some(number);
+                Vec::new()
+            }
+            None => vec![Order::End],
+        }
+    }
+
+    /// Tells the keeper something. A run that its keeper cannot hear must not outlive what it has to say.
+    fn say(&self, what: &FromRun) -> Vec<Order> {
+        let said = self.keeper.as_ref().is_none_or(|keeper| protocol::send(keeper, what, &[]).is_ok());
+        if said { Vec::new() } else { vec![Order::End] }
+    }
+}
+
+impl Companion for Run {
+    fn started(&mut self, _running: &Running) -> Result<(), RunError> {
+        if let Some(keeper) = &self.keeper {
+            // One that is gone takes the sandbox along, which is noticed as such.
+            let _gone = protocol::send(keeper, &FromRun::Started { command: self.command.clone() }, &[]);
+        }
+        Ok(())
+    }
+
+    fn sources(&self) -> Vec<BorrowedFd<'_>> {
+        self.keeper.iter().map(AsFd::as_fd).collect()
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        None
+    }
+
+    fn handle(&mut self, _ready: &[bool], commands: Option<&mut Commands>) -> Vec<Order> {
+        let Some(keeper) = &self.keeper else { return Vec::new() };
+        match protocol::receive::<ToRun>(keeper) {
+            // A stopped program would not see it.
+            Ok(Some((ToRun::Terminate, _))) => vec![Order::Signal(Signal::TERM), Order::Signal(Signal::CONT)],
+            Ok(Some((ToRun::Policy, mut fds))) => self.narrow(fds.pop(), commands),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Vec::new(),
+            Ok(None) | Err(_) => {
+                self.keeper = None;
+                Vec::new()
+            }
+        }
+    }
+
+    fn answered(&mut self, answer: CommandAnswer) -> Vec<Order> {
+        if self.waiting != Some(answer.number) {
+            return Vec::new();
+        }
+        self.waiting = None;
+        match answer.result {
+            Ok(()) => self.say(&FromRun::Narrowed),
+            // What its gateway does not take, it does not hold.
+            Err(_) => vec![Order::End],
+        }
+    }
+
+    fn gateway_died(&mut self) {
+        // Nothing is reached any more, which is within every policy.
+        if self.waiting.take().is_some() {
+            let _told = self.say(&FromRun::Narrowed);
+        }
+    }
+
+    fn signal(&mut self) -> Vec<Order> {
+        Vec::new()
+    }
+}
+
+/// What the process that supervises a main command is given.
+pub(super) struct Main<'a> {
+    pub(super) handles: Handles,
+    pub(super) link: Option<LinkAddresses>,
+    pub(super) spec: &'a NamedSpec,
+    pub(super) directory: PathBuf,
+    pub(super) env: Vec<(OsString, OsString)>,
+    pub(super) keeper: OwnedFd,
+    /// Where the command's output goes.
+    pub(super) output: OwnedFd,
+}
+
+/// That process, from its fork to its end, with the command's exit status.
+pub(super) fn main_command(main: Main<'_>) -> u8 {
+    let Main { handles, link, spec, directory, env, keeper, output } = main;
+    let prepare = |output: OwnedFd| -> io::Result<OwnedFd> {
+        process::die_with_parent()?;
+        rustix::stdio::dup2_stdout(&output)?;
+        rustix::stdio::dup2_stderr(&output)?;
+        drop(output);
+        let told = keeper.try_clone()?;
+        let mut kept: Vec<BorrowedFd<'_>> = handles.fds().into();
+        kept.extend([keeper.as_fd(), told.as_fd()]);
+        process::close_all_except(&kept)?;
+        Ok(told)
+    };
+    let Ok(told) = prepare(output) else { return EXIT_SETUP };
+    let options = ExecOptions {
+        command: spec.command.iter().map(OsString::from).collect(),
+        own: None,
+        env,
+        workdir: None,
+        terminal: Terminal::Inherit,
+        timeout: None,
+        network: None,
+        mode: Mode::default(),
+        allow_changes_default: false,
+        fail_on_deny: false,
+    };
+    let session = Session { spec: spec.clone(), directory, handles, link, keeper };
+    let mut say = |text: &str| eprintln!("cofferdam: {text}");
+    match session.exec(options, &mut EventLog::none(), &mut say) {
+        Ok(finished) => finished.exit_status,
+        Err(error) => {
+            let failed = FromRun::Failed { why: chain(&error), status: error.exit_status() };
+            let _gone = protocol::send(&told, &failed, &[]);
+            error.exit_status()
+        }
+    }
+}

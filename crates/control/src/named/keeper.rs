@@ -1,0 +1,759 @@
+//! The keeper: the supervisor of a sandbox without an end.
+//!
+//! | State | Event | Then |
+//! |---|---|---|
+//! | forked twice | – | a session of its own, no terminal, standard output in the log, no working directory |
+//! | starting | the sandbox is there | the main command's run is forked, if there is one; whoever starts us is told |
+//! | running | connection | its peer is looked at, its first message answered |
+//! | running | `Enter` | handles and specification are handed over; the connection is the run |
+//! | running | `Stop`, TERM | stopping: every run is asked to end |
+//! | running | end of the main command | its status is written down; stopping |
+//! | running | `Policy` | the gateway is told; once it has answered, it is written down and every run is told |
+//! | running | a run has not narrowed in time | it is killed |
+//! | stopping | no run is left, or the time is up | the sandbox is ended, and with it whatever runs in it |
+//!
+//! The main command is a run like others, in a process of its own that is forked before this one has a thread; so every
+//! program is in a pid namespace of its own, and the sandbox's pid 1 is nobody's but ours.
+//!
+//! Limits: [`MAX_CONNECTIONS`] at once, more are closed; a peer that does not read is dropped.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use cofferdam_backend_ns::{Handles, Order, Running};
+use cofferdam_gateway::{CommandAnswer, Commands};
+use cofferdam_sys::ns::{self, Child, Fork};
+use cofferdam_sys::{fdpass, process};
+use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::pipe::PipeFlags;
+use rustix::process::{WaitId, WaitIdOptions};
+use serde::{Deserialize, Serialize};
+
+use super::exec::{self, Main};
+use super::narrow::enforced;
+use super::protocol::{self, Entered, FromRun, Link, MAX_RUNS, Reply, Request, RunStatus, Status, ToRun};
+use super::registry::{CONTROL, Entry, Locked, NamedError, SPEC, replace_file, write_new};
+use super::spec::NamedSpec;
+use crate::sandbox::{Companion, EXIT_SETUP};
+use crate::{EventLog, RunError, Sandbox};
+
+/// Connections at once: runs, and who asks something.
+const MAX_CONNECTIONS: usize = 1024;
+
+/// How many connections wait to be accepted.
+const BACKLOG: i32 = 128;
+
+/// The size at which a log is put aside; there is one older part.
+const LOG_SIZE: u64 = 8 << 20;
+
+/// How long a keeper that gets TERM gives its runs.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// How long a run may take to be within the session's changed policy. It takes milliseconds, seconds with very many rules.
+const NARROWING: Duration = Duration::from_secs(5);
+
+/// How the start of a sandbox went.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Kept {
+    /// What a person should be told.
+    pub notices: Vec<String>,
+    /// Why it did not start, and as an exit status.
+    failed: Option<(String, u8)>,
+}
+
+/// Starts the keeper of a sandbox and waits until it runs. Call it while the process has one thread: it forks.
+///
+/// `env` is the environment of the main command; it starts as `cofferdam exec` would start it.
+///
+/// # Errors
+/// Why it does not run, in words, with an exit status.
+pub fn start(locked: Locked, spec: &NamedSpec, env: Vec<(OsString, OsString)>) -> Result<Kept, (String, u8)> {
+    let setup = |what: String| (what, EXIT_SETUP);
+    let name = locked.entry().name().clone();
+    let keeper = |what: &str| setup(NamedError::Keeper { name: name.clone(), what: what.to_owned() }.to_string());
+    let (ready, ready_in) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)
+        .map_err(|error| keeper(&format!("could not be started: {error}")))?;
+    process::fill_standard_descriptors().map_err(|error| keeper(&format!("could not be started: {error}")))?;
+    let child = match ns::fork().map_err(|error| keeper(&format!("could not be started: {error}")))? {
+        Fork::Child => process::run_and_exit(|| detach(&locked, &ready_in, spec, env)),
+        Fork::Parent(child) => child,
+    };
+    drop((ready_in, locked));
+    let _it_has_forked = wait(&child);
+    let mut answer = Vec::new();
+    let read = File::from(ready).take(1 << 20).read_to_end(&mut answer);
+    match serde_json::from_slice::<Kept>(&answer) {
+        Ok(Kept { failed: Some((why, status)), .. }) => Err((why, status)),
+        Ok(kept) => Ok(kept),
+        Err(_) => {
+            let why = read.err().map(|error| format!(" ({error})")).unwrap_or_default();
+            Err(keeper(&format!("has ended before the sandbox was there{why}; its log may say why")))
+        }
+    }
+}
+
+/// In the first child: the keeper is the second, and no child of whoever called.
+fn detach(locked: &Locked, ready: &OwnedFd, spec: &NamedSpec, env: Vec<(OsString, OsString)>) -> u8 {
+    if rustix::process::setsid().is_err() {
+        return 1;
+    }
+    match ns::fork() {
+        Ok(Fork::Child) => process::run_and_exit(|| keep(locked, ready, spec, env)),
+        Ok(Fork::Parent(_)) => 0,
+        Err(_) => 1,
+    }
+}
+
+/// The keeper from its fork to its end.
+fn keep(locked: &Locked, ready: &OwnedFd, spec: &NamedSpec, env: Vec<(OsString, OsString)>) -> u8 {
+    let entry = locked.entry();
+    // Another number, so that the original is closed with everything else of the caller's.
+    let Ok(ready) = ready.try_clone() else { return 1 };
+    let mut ready = Some(ready);
+    let failed = match settle(locked, &ready) {
+        Ok(log) => serve(entry, &mut ready, spec, env, log),
+        Err(error) => Err((format!("the keeper could not settle in {}: {error}", entry.path().display()), EXIT_SETUP)),
+    };
+    // Nobody is to find a socket that nobody listens on.
+    let _gone = rustix::fs::unlinkat(entry.directory(), CONTROL, AtFlags::empty());
+    match failed {
+        Ok(()) => 0,
+        Err(failed) => {
+            if let Some(ready) = ready {
+                tell(&ready, &Kept { notices: Vec::new(), failed: Some(failed) });
+            } else {
+                eprintln!("cofferdam: {}", failed.0);
+            }
+            1
+        }
+    }
+}
+
+/// Leaves everything of the caller's behind, and opens the log.
+fn settle(locked: &Locked, ready: &Option<OwnedFd>) -> io::Result<Log> {
+    let entry = locked.entry();
+    let mut kept = vec![locked.lock.as_fd(), entry.directory().as_fd()];
+    kept.extend(ready.iter().map(AsFd::as_fd));
+    process::close_all_except(&kept)?;
+    rustix::process::chdir("/")?;
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::stdio::dup2_stdin(&null)?;
+    let log = Log::open(entry)?;
+    rustix::stdio::dup2_stdout(&log.0.file)?;
+    rustix::stdio::dup2_stderr(&log.0.file)?;
+    process::rename(&format!("cofferdam keeps {}", entry.name()))?;
+    Ok(log)
+}
+
+fn serve(
+    entry: &Entry,
+    ready: &mut Option<OwnedFd>,
+    spec: &NamedSpec,
+    env: Vec<(OsString, OsString)>,
+    log: Log,
+) -> Result<(), (String, u8)> {
+    let refused = |error: &dyn std::error::Error| (chain(error), EXIT_SETUP);
+    let listener = listen(entry)
+        .map_err(|error| (format!("cannot listen on the control socket of {}: {error}", entry.name()), EXIT_SETUP))?;
+    let mut options = spec.run_options(Vec::new(), Vec::new()).map_err(|error| refused(&error))?;
+    let mut mounts = spec.kept_in(entry.path());
+    mounts.append(&mut options.mounts);
+    options.mounts = mounts;
+    let with_status = |error: RunError| (chain(&error), error.exit_status());
+    let sandbox = Sandbox::prepare(options).map_err(with_status)?.live().open_to_ports();
+    let link = sandbox.link().map(Link::from);
+    let has_gateway = link.is_some();
+    let mut keeper = Keeper {
+        entry,
+        ready,
+        spec: spec.clone(),
+        env,
+        link,
+        listener,
+        log,
+        handles: None,
+        init: 0,
+        started: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+        connections: BTreeMap::new(),
+        next: 0,
+        main: None,
+        stopping: None,
+        change: None,
+        has_gateway,
+        notices: Vec::new(),
+        failed: None,
+    };
+    let mut say = |text: &str| eprintln!("cofferdam: {text}");
+    let events = Rotating::open(entry, "events", "events.1");
+    let mut events = match events {
+        Ok(events) => EventLog::to(Box::new(events)),
+        Err(error) => return Err((format!("cannot write the events of {}: {error}", entry.name()), EXIT_SETUP)),
+    };
+    let finished = sandbox.run_by(cofferdam_backend_ns::launch_empty, &mut events, &mut say, &mut keeper);
+    match (finished, keeper.failed) {
+        (Err(error), _) => Err(with_status(error)),
+        (Ok(_), Some(failed)) => Err(failed),
+        (Ok(finished), None) => {
+            for notice in finished.notices.iter().filter(|notice| !notice.contains("killed from outside")) {
+                eprintln!("cofferdam: {notice}");
+            }
+            Ok(())
+        }
+    }
+}
+
+fn listen(entry: &Entry) -> io::Result<OwnedFd> {
+    match rustix::fs::unlinkat(entry.directory(), CONTROL, AtFlags::empty()) {
+        Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let listener = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+    rustix::net::bind(&listener, &SocketAddrUnix::new(entry.control())?)?;
+    rustix::fs::chmodat(entry.directory(), CONTROL, Mode::RUSR | Mode::WUSR, AtFlags::empty())?;
+    rustix::net::listen(&listener, BACKLOG)?;
+    Ok(listener)
+}
+
+/// An error with everything behind it, in one line.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+fn tell(ready: &OwnedFd, kept: &Kept) {
+    // Somebody who does not wait for the answer any more needs none.
+    let _gone = rustix::io::write(ready, &serde_json::to_vec(kept).unwrap_or_default());
+}
+
+fn wait(child: &Child) -> Option<u8> {
+    let wait = || rustix::process::waitid(WaitId::PidFd(child.pidfd.as_fd()), WaitIdOptions::EXITED);
+    let status = rustix::io::retry_on_intr(wait).ok()??;
+    let signaled = status.terminating_signal().map(|signal| 128 + signal);
+    u8::try_from(status.exit_status().or(signaled)?).ok()
+}
+
+struct Keeper<'a> {
+    entry: &'a Entry,
+    /// To whoever starts us, until they have been told.
+    ready: &'a mut Option<OwnedFd>,
+    spec: NamedSpec,
+    env: Vec<(OsString, OsString)>,
+    link: Option<Link>,
+    listener: OwnedFd,
+    log: Log,
+    handles: Option<Handles>,
+    init: u32,
+    started: u64,
+    connections: BTreeMap<u64, Connection>,
+    next: u64,
+    main: Option<MainRun>,
+    /// When what still runs is killed.
+    stopping: Option<Instant>,
+    change: Option<Change>,
+    has_gateway: bool,
+    notices: Vec<String>,
+    failed: Option<(String, u8)>,
+}
+
+/// A change of the session's network that is under way; there is one at a time.
+struct Change {
+    /// Who asked for it, if they still wait.
+    asked_by: u64,
+    spec: NamedSpec,
+    step: ChangeStep,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum ChangeStep {
+    /// The gateway has the command of this number.
+    Gateway(u32),
+    /// Runs have to be within it by then.
+    Runs(Instant),
+}
+
+struct Connection {
+    socket: OwnedFd,
+    peer: u32,
+    kind: Kind,
+    /// Whether it has not said yet that it is within the session's newest policy.
+    owes: bool,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Kind {
+    /// It has said nothing yet.
+    New,
+    /// A run, with what it runs once it does.
+    Run { command: Option<String>, is_main: bool },
+    /// It waits for our end, or for that of a change.
+    Waits,
+}
+
+/// The process that supervises the main command.
+struct MainRun {
+    child: Child,
+    /// What the command writes; `None` at its end.
+    output: Option<OwnedFd>,
+}
+
+/// One thing that a keeper waits for.
+enum Source {
+    Listener,
+    Output,
+    MainEnd,
+    Connection(u64),
+}
+
+impl Keeper<'_> {
+    fn watched(&self) -> Vec<(Source, BorrowedFd<'_>)> {
+        let mut watched = Vec::new();
+        if self.connections.len() < MAX_CONNECTIONS {
+            watched.push((Source::Listener, self.listener.as_fd()));
+        }
+        if let Some(main) = &self.main {
+            // The rest of what it wrote comes before its end.
+            match &main.output {
+                Some(output) => watched.push((Source::Output, output.as_fd())),
+                None => watched.push((Source::MainEnd, main.child.pidfd.as_fd())),
+            }
+        }
+        watched.extend(self.connections.iter().map(|(id, one)| (Source::Connection(*id), one.socket.as_fd())));
+        watched
+    }
+
+    fn accept(&mut self) {
+        let Ok(socket) = rustix::net::accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) else {
+            return;
+        };
+        // Whoever may not ask gets no word.
+        let Some(peer) = protocol::trusted_peer(&socket) else { return };
+        self.add(Connection { socket, peer, kind: Kind::New, owes: false });
+    }
+
+    fn add(&mut self, connection: Connection) {
+        self.connections.insert(self.next, connection);
+        self.next += 1;
+    }
+
+    fn hear(&mut self, id: u64, commands: Option<&mut Commands>) {
+        let Some(connection) = self.connections.get(&id) else { return };
+        let keeps = match &connection.kind {
+            Kind::New => self.answer(id, commands).unwrap_or(false),
+            Kind::Run { .. } => self.hear_run(id).unwrap_or(false),
+            Kind::Waits => false,
+        };
+        if !keeps {
+            self.connections.remove(&id);
+        }
+    }
+
+    /// Answers a first message. Whether the connection goes on.
+    fn answer(&mut self, id: u64, commands: Option<&mut Commands>) -> io::Result<bool> {
+        let Some(connection) = self.connections.get_mut(&id) else { return Ok(false) };
+        let (request, mut fds) = match protocol::receive::<Request>(&connection.socket) {
+            Ok(Some(received)) => received,
+            Ok(None) => return Ok(false),
+            Err(error) => {
+                protocol::send(&connection.socket, &Reply::Refused { why: error.to_string() }, &[])?;
+                return Ok(false);
+            }
+        };
+        match request {
+            Request::Enter if self.stopping.is_some() => {
+                let why = "it is being stopped".to_owned();
+                protocol::send(&connection.socket, &Reply::Refused { why }, &[])?;
+                Ok(false)
+            }
+            Request::Enter => {
+                let Some(handles) = &self.handles else { return Ok(false) };
+                let entered = Reply::Entered(Entered {
+                    identity: handles.identity(),
+                    cgroup: handles.cgroup().map(PathBuf::from),
+                    link: self.link.clone(),
+                });
+                let spec = protocol::memory_file(self.spec.to_json().as_bytes())?;
+                let mut fds: Vec<BorrowedFd<'_>> = handles.fds().into();
+                fds.push(spec.as_fd());
+                protocol::send(&connection.socket, &entered, &fds)?;
+                connection.kind = Kind::Run { command: None, is_main: false };
+                Ok(true)
+            }
+            Request::Inspect => {
+                let status = self.status();
+                if let Some(connection) = self.connections.get(&id) {
+                    protocol::send(&connection.socket, &Reply::Inspected(status), &[])?;
+                }
+                Ok(false)
+            }
+            Request::Stop { grace_ms } => {
+                protocol::send(&connection.socket, &Reply::Done, &[])?;
+                connection.kind = Kind::Waits;
+                self.stop(Duration::from_millis(grace_ms));
+                Ok(true)
+            }
+            Request::Policy => {
+                let json = fds.pop().ok_or(io::ErrorKind::InvalidData.into()).and_then(protocol::read_memory_file);
+                match json.map_err(|error| error.to_string()).and_then(|json| self.begin_change(id, &json, commands)) {
+                    Ok(()) => Ok(true),
+                    Err(why) => {
+                        if let Some(connection) = self.connections.get(&id) {
+                            protocol::send(&connection.socket, &Reply::Refused { why }, &[])?;
+                        }
+                        Ok(false)
+                    }
+                }
+            }
+        }
+    }
+
+    /// Gives the gateway another network. Whoever asked is answered when everybody holds it.
+    fn begin_change(&mut self, id: u64, json: &[u8], commands: Option<&mut Commands>) -> Result<(), String> {
+        if self.change.is_some() {
+            return Err("another change is under way; try again".to_owned());
+        }
+        let asked = NamedSpec::parse(json).map_err(|error| chain(&error))?;
+        let NamedSpec { network, network_flags, ipv6, .. } = asked;
+        let spec = NamedSpec { network, network_flags, ipv6, ..self.spec.clone() };
+        let network = spec.network().map_err(|error| chain(&error))?;
+        let commands = commands.filter(|_| self.has_gateway);
+        let commands = commands.ok_or("it has no network while it runs; stop it, and start it anew")?;
+        let told = commands.replace(&enforced(network));
+        let number = told.map_err(|error| format!("its gateway does not listen: {error}"))?;
+        if let Some(connection) = self.connections.get_mut(&id) {
+            connection.kind = Kind::Waits;
+        }
+        self.change = Some(Change { asked_by: id, spec, step: ChangeStep::Gateway(number) });
+        Ok(())
+    }
+
+    /// The gateway holds the change: it is written down, and runs hear of it.
+    fn change_runs(&mut self) {
+        let Some(change) = &mut self.change else { return };
+        self.spec = change.spec.clone();
+        change.step = ChangeStep::Runs(Instant::now() + NARROWING);
+        let json = self.spec.to_json();
+        if let Err(error) = replace_file(self.entry.directory(), SPEC, json.as_bytes()) {
+            eprintln!(
+                "cofferdam: the changed network is in force, but not after a stop, since it cannot be written down: {error}"
+            );
+        }
+        for connection in self.connections.values_mut().filter(|one| matches!(one.kind, Kind::Run { .. })) {
+            connection.owes = true;
+            // One that cannot be told is killed in time.
+            let _deaf = protocol::memory_file(json.as_bytes())
+                .and_then(|file| protocol::send(&connection.socket, &ToRun::Policy, &[file.as_fd()]));
+        }
+        self.pursue_change();
+    }
+
+    /// Ends a change when every run is within it; a run that is not in time is killed.
+    fn pursue_change(&mut self) {
+        let Some(Change { step: ChangeStep::Runs(deadline), .. }) = &self.change else { return };
+        if *deadline <= Instant::now() {
+            for connection in self.connections.values_mut().filter(|one| one.owes) {
+                let killed = fdpass::peer_pidfd(&connection.socket)
+                    .and_then(|peer| Ok(rustix::process::pidfd_send_signal(&peer, rustix::process::Signal::KILL)?));
+                connection.owes = killed.is_err();
+            }
+            // Whoever cannot be killed goes with the sandbox.
+            if self.connections.values().any(|one| one.owes) {
+                self.stop(Duration::ZERO);
+            }
+        } else if self.connections.values().any(|one| one.owes) {
+            return;
+        }
+        self.end_change(&Reply::Done);
+    }
+
+    fn end_change(&mut self, reply: &Reply) {
+        let Some(change) = self.change.take() else { return };
+        if let Some(connection) = self.connections.remove(&change.asked_by) {
+            let _gone = protocol::send(&connection.socket, reply, &[]);
+        }
+    }
+
+    fn hear_run(&mut self, id: u64) -> io::Result<bool> {
+        let Some(connection) = self.connections.get_mut(&id) else { return Ok(false) };
+        let Some((said, _)) = protocol::receive::<FromRun>(&connection.socket)? else { return Ok(false) };
+        let Kind::Run { command, is_main } = &mut connection.kind else { return Ok(false) };
+        match said {
+            FromRun::Started { command: started } => {
+                *command = Some(started);
+                if *is_main {
+                    self.report();
+                }
+                Ok(true)
+            }
+            FromRun::Narrowed => {
+                connection.owes = false;
+                Ok(true)
+            }
+            FromRun::Failed { why, status } => {
+                if *is_main && self.ready.is_some() {
+                    self.failed = Some((why, status));
+                } else if *is_main {
+                    eprintln!("cofferdam: {why}");
+                }
+                Ok(false)
+            }
+        }
+    }
+
+    /// Tells whoever starts us that we have.
+    fn report(&mut self) {
+        if let Some(ready) = self.ready.take() {
+            // It reads until nobody holds this end any more.
+            tell(&ready, &Kept { notices: std::mem::take(&mut self.notices), failed: None });
+        }
+    }
+
+    fn status(&self) -> Status {
+        let runs = self.connections.values().filter_map(|connection| match &connection.kind {
+            Kind::Run { command: Some(command), is_main } => {
+                Some(RunStatus { supervisor: connection.peer, command: command.clone(), is_main: *is_main })
+            }
+            Kind::Run { command: None, .. } | Kind::New | Kind::Waits => None,
+        });
+        let mut runs: Vec<RunStatus> = runs.collect();
+        let more_runs = runs.len().saturating_sub(MAX_RUNS);
+        runs.truncate(MAX_RUNS);
+        let (link, keeper) = (self.link.clone(), std::process::id());
+        Status { keeper, init: self.init, started: self.started, link, runs, more_runs }
+    }
+
+    fn stop(&mut self, grace: Duration) {
+        let deadline = Instant::now().checked_add(grace);
+        if self.stopping.is_none() {
+            for connection in self.connections.values().filter(|one| matches!(one.kind, Kind::Run { .. })) {
+                // One that does not read is killed in time.
+                let _deaf = protocol::send(&connection.socket, &ToRun::Terminate, &[]);
+            }
+        }
+        self.stopping = [self.stopping, deadline].into_iter().flatten().min();
+    }
+
+    fn is_over(&self) -> bool {
+        let is_run = |connection: &Connection| matches!(connection.kind, Kind::Run { .. });
+        let is_idle = self.main.is_none() && !self.connections.values().any(is_run);
+        self.stopping.is_some_and(|deadline| is_idle || deadline <= Instant::now())
+    }
+
+    fn main_ended(&mut self) {
+        let Some(main) = self.main.take() else { return };
+        let status = wait(&main.child);
+        if let Some(status) = status {
+            let ended = serde_json::json!({ "exit_status": status }).to_string();
+            if let Err(error) = write_new(self.entry.directory(), "ended.json", ended.as_bytes()) {
+                eprintln!("cofferdam: cannot write down how the main command ended: {error}");
+            }
+        }
+        self.stop(GRACE);
+    }
+}
+
+impl Companion for Keeper<'_> {
+    fn started(&mut self, running: &Running) -> Result<(), RunError> {
+        let refused = |error: io::Error| RunError::Keeper(error);
+        let Some(handles) = running.handles() else { return Err(refused(io::ErrorKind::NotFound.into())) };
+        let handles = handles.try_clone().map_err(refused)?;
+        self.init = running.init_pid();
+        self.notices = running.notices().to_vec();
+        if self.spec.command.is_empty() {
+            self.handles = Some(handles);
+            self.report();
+            return Ok(());
+        }
+        let (socket, other) = fdpass::pair().map_err(refused)?;
+        let (output, output_in) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|errno| refused(errno.into()))?;
+        let main = Main {
+            handles: handles.try_clone().map_err(refused)?,
+            link: self.link.as_ref().map(Link::addresses),
+            spec: &self.spec,
+            directory: self.entry.path().to_owned(),
+            env: std::mem::take(&mut self.env),
+            keeper: other,
+            output: output_in,
+        };
+        let child = match ns::fork().map_err(refused)? {
+            Fork::Child => process::run_and_exit(|| exec::main_command(main)),
+            Fork::Parent(child) => child,
+        };
+        drop(main);
+        for fd in [&socket, &output] {
+            rustix::fs::fcntl_setfl(fd, OFlags::NONBLOCK).map_err(|errno| refused(errno.into()))?;
+        }
+        let peer = child.pid.as_raw_nonzero().get().unsigned_abs();
+        self.add(Connection { socket, peer, kind: Kind::Run { command: None, is_main: true }, owes: false });
+        self.main = Some(MainRun { child, output: Some(output) });
+        self.handles = Some(handles);
+        Ok(())
+    }
+
+    fn sources(&self) -> Vec<BorrowedFd<'_>> {
+        self.watched().into_iter().map(|(_, fd)| fd).collect()
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let change = self.change.as_ref().and_then(|change| match change.step {
+            ChangeStep::Runs(deadline) => Some(deadline),
+            ChangeStep::Gateway(_) => None,
+        });
+        self.stopping.into_iter().chain(change).min()
+    }
+
+    fn handle(&mut self, ready: &[bool], mut commands: Option<&mut Commands>) -> Vec<Order> {
+        let sources: Vec<Source> =
+            self.watched().into_iter().zip(ready).filter_map(|((source, _), ready)| ready.then_some(source)).collect();
+        for source in sources {
+            match source {
+                Source::Listener => self.accept(),
+                Source::Connection(id) => self.hear(id, commands.as_deref_mut()),
+                Source::MainEnd => self.main_ended(),
+                Source::Output => {
+                    if let Some(main) = &mut self.main
+                        && main.output.as_ref().is_some_and(|output| !self.log.take(output))
+                    {
+                        main.output = None;
+                    }
+                }
+            }
+        }
+        self.pursue_change();
+        if self.is_over() { vec![Order::End] } else { Vec::new() }
+    }
+
+    fn answered(&mut self, answer: CommandAnswer) -> Vec<Order> {
+        let is_ours = self.change.as_ref().is_some_and(|change| change.step == ChangeStep::Gateway(answer.number));
+        match answer.result {
+            Ok(()) if is_ours => self.change_runs(),
+            Err(why) if is_ours => self.end_change(&Reply::Refused { why }),
+            Ok(()) | Err(_) => {}
+        }
+        Vec::new()
+    }
+
+    fn gateway_died(&mut self) {
+        self.has_gateway = false;
+        if self.change.as_ref().is_some_and(|change| matches!(change.step, ChangeStep::Gateway(_))) {
+            self.end_change(&Reply::Refused { why: "its gateway has ended".to_owned() });
+        }
+    }
+
+    fn signal(&mut self) -> Vec<Order> {
+        self.stop(GRACE);
+        if self.is_over() { vec![Order::End] } else { Vec::new() }
+    }
+}
+
+/// What the main command and the keeper write, in bounds. It is this process's standard output and error as well.
+struct Log(Rotating);
+
+impl Log {
+    fn open(entry: &Entry) -> io::Result<Log> {
+        Ok(Log(Rotating::open(entry, "log", "log.1")?))
+    }
+
+    /// Takes what is there of an output; `false` at its end. What finds no room on the disk is lost.
+    fn take(&mut self, output: &OwnedFd) -> bool {
+        let mut buffer = vec![0; 64 * 1024];
+        match rustix::io::read(output, &mut buffer) {
+            Ok(0) => false,
+            Ok(len) => {
+                let _no_room = self.0.write_all(buffer.get(..len).unwrap_or_default());
+                if self.0.is_fresh() {
+                    let file = &self.0.file;
+                    let _as_before = rustix::stdio::dup2_stdout(file).and_then(|()| rustix::stdio::dup2_stderr(file));
+                }
+                true
+            }
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => true,
+            Err(_) => false,
+        }
+    }
+}
+
+/// A file that is put aside when it is large, in place of the one that was put aside before.
+struct Rotating {
+    directory: OwnedFd,
+    name: &'static str,
+    older: &'static str,
+    file: OwnedFd,
+    size: u64,
+    is_fresh: bool,
+}
+
+impl Rotating {
+    fn open(entry: &Entry, name: &'static str, older: &'static str) -> io::Result<Rotating> {
+        let directory = entry.directory().try_clone()?;
+        let file = Rotating::file(&directory, name)?;
+        let size = u64::try_from(rustix::fs::fstat(&file)?.st_size).unwrap_or(0);
+        Ok(Rotating { directory, name, older, file, size, is_fresh: false })
+    }
+
+    fn file(directory: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(rustix::fs::openat(directory, name, flags, Mode::RUSR | Mode::WUSR)?)
+    }
+
+    /// Whether the file is another one since this was asked.
+    fn is_fresh(&mut self) -> bool {
+        std::mem::take(&mut self.is_fresh)
+    }
+}
+
+impl Write for Rotating {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        // Without another file this one goes on growing; there is no better place to say so.
+        if self.size >= LOG_SIZE
+            && rustix::fs::renameat(&self.directory, self.name, &self.directory, self.older).is_ok()
+            && let Ok(file) = Rotating::file(&self.directory, self.name)
+        {
+            self.file = file;
+            self.size = 0;
+            self.is_fresh = true;
+        }
+        let written = rustix::io::write(&self.file, bytes)?;
+        self.size += u64::try_from(written).unwrap_or(0);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::named::Registry;
+
+    #[test]
+    fn a_log_stays_within_two_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let name: super::super::SandboxName = "s".parse().unwrap();
+        let locked = Registry::at(dir.path()).create(&name, &NamedSpec::default()).unwrap();
+        let mut log = Rotating::open(locked.entry(), "log", "log.1").unwrap();
+        let piece = vec![b'x'; 1 << 20];
+        for _ in 0..20 {
+            log.write_all(&piece).unwrap();
+        }
+        assert!(log.is_fresh() && !log.is_fresh());
+        let size = |name: &str| std::fs::metadata(locked.entry().path().join(name)).unwrap().len();
+        assert_eq!((size("log"), size("log.1")), (4 << 20, 8 << 20));
+    }
+}

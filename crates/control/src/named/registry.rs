@@ -1,0 +1,589 @@
+//! The state directory: which sandboxes there are, and which of them are alive.
+//!
+//! | Entry | Lock | Is |
+//! |---|---|---|
+//! | `NAME` | held by its keeper | starting, or running when its control socket answers |
+//! | `NAME` | free | stopped: never started, ended, or left by a crash or reboot; `start` makes it anew |
+//! | `.new-…`, `.gone-…` | held | being made, being removed |
+//! | `.new-…`, `.gone-…` | free | left by a crash; removed by the next who makes or removes one |
+//!
+//! An entry appears and disappears by one rename. Whoever changes one holds its lock, and has looked after taking it whether
+//! the entry is still the one by that name. The kernel lets go of a lock when the last process that has it ends, so nothing
+//! that is written in a file, no process id above all, has to be believed.
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, RenameFlags};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+use super::remove::remove_tree;
+use super::spec::{KEPT, NamedSpec, SpecError};
+use crate::RunOptions;
+
+/// Longest name. What is inside of a sandbox never sees it, so this is for people and file systems.
+const LONGEST_NAME: usize = 63;
+
+/// What of the host every sandbox sees, besides single links into it.
+const SHOWN: [&str; 6] = ["/usr", "/opt", "/etc", "/bin", "/sbin", "/lib"];
+
+/// The longest specification that is read.
+const LONGEST_SPEC: u64 = 16 << 20;
+
+/// How long a lock that somebody holds for a moment only (`ls` looks that way) is waited for.
+const MOMENT: Duration = Duration::from_millis(500);
+
+const LOCK: &str = "lock";
+pub(super) const SPEC: &str = "sandbox.json";
+pub(super) const CONTROL: &str = "control";
+
+/// The name of a sandbox: `[a-z0-9][a-z0-9._-]{0,62}`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SandboxName(String);
+
+impl SandboxName {
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Display for SandboxName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for SandboxName {
+    type Err = NamedError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+        let inner = |byte: u8| plain(byte) || b"._-".contains(&byte);
+        let is_name = text.bytes().next().is_some_and(plain) && text.bytes().all(inner) && text.len() <= LONGEST_NAME;
+        if is_name { Ok(SandboxName(text.to_owned())) } else { Err(NamedError::Name(text.to_owned())) }
+    }
+}
+
+/// Why something could not be done with a sandbox that stays.
+#[derive(Debug, thiserror::Error)]
+pub enum NamedError {
+    #[error(
+        "{0:?} cannot be the name of a sandbox: lower-case letters, digits, dots, dashes and underscores, up to {LONGEST_NAME}, \
+         the first a letter or digit"
+    )]
+    Name(String),
+    #[error("there is no sandbox named {0}; `cofferdam ls` shows those there are")]
+    Absent(SandboxName),
+    #[error("there is a sandbox named {0} already; choose another name, or remove it with `cofferdam rm {0}`")]
+    Exists(SandboxName),
+    #[error("the sandbox {0} is not running; `cofferdam start {0}` starts it")]
+    Stopped(SandboxName),
+    #[error("the sandbox {0} is running; stop it first, or use --force")]
+    Running(SandboxName),
+    #[error("somebody else is starting, stopping or removing the sandbox {0}; try again")]
+    Busy(SandboxName),
+    #[error("the specification of the sandbox {name} cannot be used, so it was not started")]
+    Spec { name: SandboxName, source: SpecError },
+    #[error(
+        "{path} belongs to somebody else or can be written to by others, so it cannot hold sandboxes; \
+         choose another state directory with XDG_STATE_HOME"
+    )]
+    StateDirectory { path: PathBuf },
+    #[error(
+        "{path} cannot be shown in a sandbox, since the sandboxes that stay are kept in {root}; \
+         show a directory below it or beside it",
+        path = path.display(), root = root.display()
+    )]
+    Shown { path: PathBuf, root: PathBuf },
+    #[error("cannot {step} {path}", path = path.display())]
+    Io { step: &'static str, path: PathBuf, source: io::Error },
+    #[error("the keeper of {name} {what}")]
+    Keeper { name: SandboxName, what: String },
+}
+
+/// Whether a sandbox is alive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// Its keeper answers.
+    Running,
+    /// Somebody starts, ends or removes it.
+    Changing,
+    Stopped,
+}
+
+impl State {
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            State::Running => "running",
+            State::Changing => "changing",
+            State::Stopped => "stopped",
+        }
+    }
+}
+
+/// The sandboxes of one user.
+#[derive(Debug, Clone)]
+pub struct Registry {
+    root: PathBuf,
+}
+
+impl Registry {
+    /// The sandboxes in a state directory, which does not have to be there.
+    #[must_use]
+    pub fn at(state: &Path) -> Registry {
+        Registry { root: state.join("sandboxes") }
+    }
+
+    /// Where they are.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Checks that no sandbox made from these options would see this directory: neither as what is shown, nor beneath it, nor
+    /// above it.
+    ///
+    /// # Errors
+    /// What would show it.
+    pub fn check_hidden(&self, options: &RunOptions) -> Result<(), NamedError> {
+        let Some(root) = existing(&self.root) else { return Ok(()) };
+        let shown =
+            options.project.iter().chain(options.mounts.iter().map(|mount| &mount.source)).chain(&options.rootfs);
+        let system = SHOWN.iter().map(Path::new).filter(|_| options.rootfs.is_none());
+        for path in shown.map(PathBuf::as_path).chain(system) {
+            // One that does not exist shows nothing, and is somebody else's error.
+            let Ok(real) = path.canonicalize() else { continue };
+            if root.starts_with(&real) || (real.starts_with(&root) && self.root.exists()) {
+                return Err(NamedError::Shown { path: path.to_owned(), root: self.root.clone() });
+            }
+        }
+        Ok(())
+    }
+
+    /// The names there are, in order.
+    ///
+    /// # Errors
+    /// A directory that cannot be read or trusted.
+    pub fn names(&self) -> Result<Vec<SandboxName>, NamedError> {
+        let entries = match fs::read_dir(&self.root) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(source) => return Err(io_error("read", &self.root)(source)),
+        };
+        let name = |entry: io::Result<fs::DirEntry>| entry.ok()?.file_name().to_str()?.parse().ok();
+        let mut names: Vec<SandboxName> = entries.filter_map(name).collect();
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// Opens one.
+    ///
+    /// # Errors
+    /// When it is not there, or is not to be trusted.
+    pub fn open(&self, name: &SandboxName) -> Result<Entry, NamedError> {
+        let path = self.root.join(name.as_str());
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match rustix::fs::open(&path, flags, Mode::empty()) {
+            Ok(directory) => {
+                check_owner(&directory, &path)?;
+                Ok(Entry { name: name.clone(), path, directory })
+            }
+            Err(Errno::NOENT) => Err(NamedError::Absent(name.clone())),
+            Err(errno) => Err(io_error("open", &path)(errno.into())),
+        }
+    }
+
+    /// Makes an entry, and holds its lock.
+    ///
+    /// # Errors
+    /// When there is one by that name, or it cannot be made.
+    pub fn create(&self, name: &SandboxName, spec: &NamedSpec) -> Result<Locked, NamedError> {
+        self.make_root()?;
+        self.sweep();
+        if self.root.join(name.as_str()).symlink_metadata().is_ok() {
+            return Err(NamedError::Exists(name.clone()));
+        }
+        let path = self.root.join(format!(".new-{}-{name}", std::process::id()));
+        // A leftover of a process that had our number, which the sweep did not get: it is in use after all.
+        DirBuilder::new().mode(0o700).create(&path).map_err(io_error("make", &path))?;
+        let made = self.fill(&path, name, spec);
+        if made.is_err() {
+            let _left_for_the_sweep = remove_tree(&path);
+        }
+        made
+    }
+
+    fn fill(&self, path: &Path, name: &SandboxName, spec: &NamedSpec) -> Result<Locked, NamedError> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let directory =
+            rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| io_error("open", path)(errno.into()))?;
+        let lock = make_lock(&directory).map_err(io_error("lock", path))?;
+        for (target, kept) in KEPT {
+            let kept = path.join(kept);
+            fs::create_dir(&kept).map_err(io_error("make", &kept))?;
+            let mode = if target == "/home/user" { 0o755 } else { 0o1777 };
+            fs::set_permissions(&kept, fs::Permissions::from_mode(mode)).map_err(io_error("open up", &kept))?;
+        }
+        write_new(&directory, SPEC, spec.to_json().as_bytes()).map_err(io_error("write", &path.join(SPEC)))?;
+        let goal = self.root.join(name.as_str());
+        match rustix::fs::renameat_with(rustix::fs::CWD, path, rustix::fs::CWD, &goal, RenameFlags::NOREPLACE) {
+            Ok(()) => Ok(Locked { entry: Entry { name: name.clone(), path: goal, directory }, lock }),
+            Err(Errno::EXIST) => Err(NamedError::Exists(name.clone())),
+            Err(errno) => Err(io_error("make", &goal)(errno.into())),
+        }
+    }
+
+    fn make_root(&self) -> Result<(), NamedError> {
+        let make = DirBuilder::new().recursive(true).mode(0o700).create(&self.root);
+        make.map_err(io_error("make", &self.root))?;
+        for path in [Some(self.root.as_path()), self.root.parent()].into_iter().flatten() {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let directory =
+                rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| io_error("open", path)(errno.into()))?;
+            check_owner(&directory, path)?;
+        }
+        let private = fs::Permissions::from_mode(0o700);
+        fs::set_permissions(&self.root, private).map_err(io_error("close to others", &self.root))
+    }
+
+    /// Removes what a crash left half made or half removed.
+    fn sweep(&self) {
+        for entry in fs::read_dir(&self.root).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let is_leftover = name.to_str().is_some_and(|name| name.starts_with(".new-") || name.starts_with(".gone-"));
+            let lock = File::open(entry.path().join(LOCK));
+            // One without a lock is a moment old, or was left in that very moment: its maker may still be at it.
+            let is_old = || {
+                let age = entry.metadata().ok().and_then(|metadata| metadata.modified().ok()?.elapsed().ok());
+                age.is_some_and(|age| age > Duration::from_secs(60))
+            };
+            let is_free = match lock {
+                Ok(lock) => rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok(),
+                Err(_) => is_old(),
+            };
+            if is_leftover && is_free {
+                let _again_next_time = remove_tree(&entry.path());
+            }
+        }
+    }
+}
+
+/// A sandbox that stays, running or not.
+#[derive(Debug)]
+pub struct Entry {
+    name: SandboxName,
+    path: PathBuf,
+    directory: OwnedFd,
+}
+
+/// An entry whose lock is held: nobody else changes it, and it does not run.
+#[derive(Debug)]
+pub struct Locked {
+    entry: Entry,
+    pub(super) lock: OwnedFd,
+}
+
+impl Entry {
+    #[must_use]
+    pub fn name(&self) -> &SandboxName {
+        &self.name
+    }
+
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn directory(&self) -> &OwnedFd {
+        &self.directory
+    }
+
+    /// What was asked for.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is of a version that this program does not know.
+    pub fn spec(&self) -> Result<NamedSpec, NamedError> {
+        let file = read_file(&self.directory, SPEC).map_err(io_error("read", &self.path.join(SPEC)))?;
+        NamedSpec::parse(&file).map_err(|source| NamedError::Spec { name: self.name.clone(), source })
+    }
+
+    /// How the last main command ended, if one did.
+    #[must_use]
+    pub fn last_exit(&self) -> Option<u8> {
+        let ended: serde_json::Value = serde_json::from_slice(&read_file(&self.directory, "ended.json").ok()?).ok()?;
+        ended.get("exit_status")?.as_u64().and_then(|status| u8::try_from(status).ok())
+    }
+
+    /// Whether it is alive.
+    #[must_use]
+    pub fn state(&self) -> State {
+        if self.connect().is_ok() {
+            return State::Running;
+        }
+        match open_lock(&self.directory)
+            .map(|lock| rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared).is_err())
+        {
+            Ok(true) => State::Changing,
+            Ok(false) | Err(_) => State::Stopped,
+        }
+    }
+
+    /// A connection to its keeper.
+    pub(super) fn connect(&self) -> io::Result<OwnedFd> {
+        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        let address = SocketAddrUnix::new(self.control())?;
+        rustix::net::connect(&socket, &address)?;
+        Ok(socket)
+    }
+
+    /// The control socket by a path that fits into an address, however long the real one is.
+    pub(super) fn control(&self) -> PathBuf {
+        format!("/proc/self/fd/{}/{CONTROL}", self.directory.as_raw_fd()).into()
+    }
+
+    /// Takes the lock of one that does not run.
+    ///
+    /// # Errors
+    /// When it runs or somebody else has the lock, or it was removed or replaced meanwhile.
+    pub fn lock(self) -> Result<Locked, NamedError> {
+        self.lock_within(MOMENT)
+    }
+
+    /// As [`Entry::lock`], waiting for the end of its keeper.
+    ///
+    /// # Errors
+    /// As [`Entry::lock`].
+    pub fn lock_within(self, patience: Duration) -> Result<Locked, NamedError> {
+        let deadline = Instant::now() + patience;
+        loop {
+            match take_lock(&self.directory) {
+                Ok(lock) => return self.confirmed(lock),
+                // The directory has no name any more.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(NamedError::Absent(self.name)),
+                Err(error) if error.raw_os_error() != Some(Errno::WOULDBLOCK.raw_os_error()) => {
+                    return Err(io_error("lock", &self.path)(error));
+                }
+                Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
+                Err(_) if self.connect().is_ok() => return Err(NamedError::Running(self.name)),
+                Err(_) => return Err(NamedError::Busy(self.name)),
+            }
+        }
+    }
+
+    /// The entry may have been removed, or removed and made again, before the lock was had.
+    fn confirmed(self, lock: OwnedFd) -> Result<Locked, NamedError> {
+        let ours = rustix::fs::fstat(&self.directory).map_err(|errno| io_error("read", &self.path)(errno.into()))?;
+        match rustix::fs::statat(rustix::fs::CWD, &self.path, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(named) if (named.st_dev, named.st_ino) == (ours.st_dev, ours.st_ino) => Ok(Locked { entry: self, lock }),
+            Ok(_) | Err(_) => Err(NamedError::Absent(self.name)),
+        }
+    }
+}
+
+impl Locked {
+    #[must_use]
+    pub fn entry(&self) -> &Entry {
+        &self.entry
+    }
+
+    /// Writes down what it is to be made from.
+    ///
+    /// # Errors
+    /// When it cannot be written; it is what it was then.
+    pub fn replace_spec(&self, spec: &NamedSpec) -> Result<(), NamedError> {
+        let Entry { path, directory, .. } = &self.entry;
+        replace_file(directory, SPEC, spec.to_json().as_bytes()).map_err(io_error("write", &path.join(SPEC)))
+    }
+
+    /// Removes the sandbox with everything that it kept.
+    ///
+    /// # Errors
+    /// When something of it cannot be removed; it has no name any more then, and the next removal tries again.
+    pub fn remove(self) -> Result<(), NamedError> {
+        let Entry { name, path, .. } = &self.entry;
+        let gone = path.with_file_name(format!(".gone-{}-{name}", std::process::id()));
+        rustix::fs::renameat_with(rustix::fs::CWD, path, rustix::fs::CWD, &gone, RenameFlags::NOREPLACE)
+            .map_err(|errno| io_error("remove", path)(errno.into()))?;
+        remove_tree(&gone).map_err(io_error("remove", &gone))
+    }
+}
+
+/// A path without symbolic links, the part of it that exists already; what is to be made there has none.
+fn existing(path: &Path) -> Option<PathBuf> {
+    path.ancestors().find_map(|ancestor| {
+        let real = ancestor.canonicalize().ok()?;
+        Some(real.join(path.strip_prefix(ancestor).ok()?))
+    })
+}
+
+fn io_error(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> NamedError {
+    let path = path.to_owned();
+    move |source| NamedError::Io { step, path, source }
+}
+
+/// A directory that somebody else can write to would let them choose what is mounted into sandboxes of ours.
+fn check_owner(directory: &OwnedFd, path: &Path) -> Result<(), NamedError> {
+    let file = File::from(directory.try_clone().map_err(io_error("read", path))?);
+    let metadata = file.metadata().map_err(io_error("read", path))?;
+    let is_ours = metadata.uid() == rustix::process::geteuid().as_raw() && metadata.mode() & 0o022 == 0;
+    if is_ours { Ok(()) } else { Err(NamedError::StateDirectory { path: path.to_owned() }) }
+}
+
+/// A lock that is held from when it has its name on: whoever sweeps never finds it free.
+fn make_lock(directory: &OwnedFd) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let lock = rustix::fs::openat(directory, "lock.new", flags, Mode::RUSR | Mode::WUSR)?;
+    rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
+    rustix::fs::renameat(directory, "lock.new", directory, LOCK)?;
+    Ok(lock)
+}
+
+fn open_lock(directory: &OwnedFd) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(directory, LOCK, flags, Mode::RUSR | Mode::WUSR)?)
+}
+
+fn take_lock(directory: &OwnedFd) -> io::Result<OwnedFd> {
+    let lock = open_lock(directory)?;
+    rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
+    Ok(lock)
+}
+
+pub(super) fn write_new(directory: &OwnedFd, name: &str, content: &[u8]) -> io::Result<()> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(directory.as_fd(), name, flags, Mode::RUSR | Mode::WUSR)?;
+    File::from(file).write_all(content)
+}
+
+/// Puts a file in the place of another, whole or not at all.
+pub(super) fn replace_file(directory: &OwnedFd, name: &str, content: &[u8]) -> io::Result<()> {
+    let fresh = format!("{name}.new");
+    write_new(directory, &fresh, content)?;
+    Ok(rustix::fs::renameat(directory, &fresh, directory, name)?)
+}
+
+fn read_file(directory: &OwnedFd, name: &str) -> io::Result<Vec<u8>> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(directory, name, flags, Mode::empty())?;
+    let mut content = Vec::new();
+    File::from(file).take(LONGEST_SPEC).read_to_end(&mut content)?;
+    Ok(content)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> SandboxName {
+        text.parse().unwrap()
+    }
+
+    fn registry() -> (tempfile::TempDir, Registry) {
+        let dir = tempfile::tempdir().unwrap();
+        let registry = Registry::at(dir.path());
+        (dir, registry)
+    }
+
+    #[test]
+    fn names_follow_one_grammar() {
+        for good in ["a", "0", "a.b-c_d", &"a".repeat(63)] {
+            assert_eq!(name(good).as_str(), good);
+        }
+        for bad in ["", ".", "..", ".a", "-a", "_a", "A", "a/b", "a b", "a\n", "a\0", "ä", &"a".repeat(64)] {
+            assert!(bad.parse::<SandboxName>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn an_entry_is_made_once_found_again_and_removed() {
+        let (_dir, registry) = registry();
+        assert_eq!(registry.names().unwrap(), []);
+        let spec = NamedSpec { v: 1, command: vec!["true".to_owned()], ..NamedSpec::default() };
+        let locked = registry.create(&name("a"), &spec).unwrap();
+        assert!(matches!(registry.create(&name("a"), &spec), Err(NamedError::Exists(_))));
+        assert_eq!(registry.open(&name("a")).unwrap().state(), State::Changing);
+        assert!(matches!(registry.open(&name("a")).unwrap().lock(), Err(NamedError::Busy(_))));
+        drop(locked);
+        let entry = registry.open(&name("a")).unwrap();
+        assert_eq!((entry.state(), entry.spec().unwrap()), (State::Stopped, spec));
+        assert_eq!(registry.names().unwrap(), [name("a")]);
+        // Somebody who opened it before it was removed and made again does not get the new one.
+        let stale = registry.open(&name("a")).unwrap();
+        entry.lock().unwrap().remove().unwrap();
+        assert!(matches!(registry.open(&name("a")), Err(NamedError::Absent(_))));
+        assert_eq!(fs::read_dir(registry.root()).unwrap().count(), 0);
+        registry.create(&name("a"), &NamedSpec::default()).unwrap();
+        assert!(matches!(stale.lock(), Err(NamedError::Absent(_))));
+    }
+
+    #[test]
+    fn what_a_crash_left_half_made_is_swept_and_what_is_being_made_is_not() {
+        let (_dir, registry) = registry();
+        let held = registry.create(&name("held"), &NamedSpec::default()).unwrap();
+        let left = registry.create(&name("left"), &NamedSpec::default()).unwrap();
+        let hidden = |locked: &Locked, as_name: &str| {
+            fs::rename(locked.entry().path(), registry.root().join(as_name)).unwrap();
+        };
+        hidden(&held, ".new-1-held");
+        hidden(&left, ".gone-1-left");
+        drop(left);
+        // So young that its maker may be about to lock it.
+        fs::create_dir(registry.root().join(".new-2-young")).unwrap();
+        registry.create(&name("other"), &NamedSpec::default()).unwrap();
+        let mut there: Vec<_> = fs::read_dir(registry.root())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        there.sort_unstable();
+        assert_eq!(there, [".new-1-held", ".new-2-young", "other"]);
+    }
+
+    #[test]
+    fn a_directory_that_others_can_write_to_is_not_trusted() {
+        let (_dir, registry) = registry();
+        drop(registry.create(&name("a"), &NamedSpec::default()).unwrap());
+        let open_up = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        let entry = registry.root().join("a");
+        open_up(&entry, 0o777);
+        assert!(matches!(registry.open(&name("a")), Err(NamedError::StateDirectory { .. })));
+        open_up(&entry, 0o700);
+        open_up(registry.root(), 0o770);
+        assert!(matches!(registry.create(&name("b"), &NamedSpec::default()), Err(NamedError::StateDirectory { .. })));
+        // And a link is no entry.
+        std::os::unix::fs::symlink(&entry, registry.root().join("link")).unwrap();
+        assert!(registry.open(&name("link")).is_err());
+    }
+
+    #[test]
+    fn nothing_that_holds_the_directory_is_shown() {
+        let (dir, registry) = registry();
+        let network = cofferdam_policy::file::default_network;
+        let showing = |path: &Path| {
+            let mut options = RunOptions::new(Vec::new(), network());
+            options.mounts.push(cofferdam_backend_ns::Mount {
+                source: path.to_owned(),
+                target: "/x".into(),
+                read_only: true,
+            });
+            options
+        };
+        // Also before it is there.
+        assert!(registry.check_hidden(&showing(dir.path())).is_err());
+        drop(registry.create(&name("a"), &NamedSpec::default()).unwrap());
+        std::os::unix::fs::symlink(dir.path(), dir.path().join("round")).unwrap();
+        for shown in ["", "sandboxes", "sandboxes/a", "sandboxes/a/home", "round"] {
+            assert!(registry.check_hidden(&showing(&dir.path().join(shown))).is_err(), "{shown}");
+        }
+        fs::create_dir(dir.path().join("beside")).unwrap();
+        registry.check_hidden(&showing(&dir.path().join("beside"))).unwrap();
+        assert!(Registry::at(Path::new("/opt/state")).check_hidden(&RunOptions::new(Vec::new(), network())).is_err());
+    }
+}

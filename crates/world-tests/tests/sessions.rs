@@ -1,0 +1,498 @@
+//! Sandboxes that stay: what runs in them, who sees whom, what outlives what, and what does not.
+//!
+//! Each test is one script on the world's host, with a state directory of its own: as a plain user without root every
+//! command that the world is entered with is in another user namespace, and sandboxes are for one user in one.
+
+use std::time::Duration;
+
+use cofferdam_world_tests::{Family, Ran, World};
+
+/// `$C` is the program, `$XDG_STATE_HOME` a fresh directory; what is made is removed at the end.
+const PRELUDE: &str = r#"
+set -eu
+export XDG_STATE_HOME=$(mktemp -d)
+trap '$C ls --quiet | xargs -r $C rm --force >/dev/null 2>&1 || true; rm -rf "$XDG_STATE_HOME"' EXIT
+# Waits until a condition holds; there is no event to wait for where another process has to end.
+until_() { n=0; until "$@"; do n=$((n + 1)); [ $n -lt 500 ] || { echo "never: $*" >&2; exit 97; }; sleep 0.02; done; }
+state() { $C inspect --json "$1" | sed -n 's/^  "state": "\(.*\)".*/\1/p'; }
+number() { $C inspect --json "$1" | sed -n 's/^  "'"$2"'": \([0-9]*\).*/\1/p'; }
+is() { [ "$(state "$1")" = "$2" ]; }
+"#;
+
+#[track_caller]
+fn script(script: &str) -> Ran {
+    let world = World::shared();
+    let sandbox = world.sandbox().patience(Duration::from_secs(120));
+    let text = format!("C='{}'\n{PRELUDE}\n{script}", world.cofferdam().display());
+    sandbox.without_a_sandbox(&["bash", "-c", &text])
+}
+
+#[test]
+fn two_runs_at_once_have_two_verdicts() {
+    for family in Family::BOTH {
+        let (web, other) = (family.web(), family.other());
+        let (web_url, other_url) = (family.in_url(web), family.in_url(other));
+        let ran = script(&format!(
+            r#"
+            $C create s --no-cwd --net-rule 'allow@{web_url},allow@{other_url}' --net-default-egress deny
+            for target in '{web_url}' '{other_url}'; do
+                $C exec --quiet --net-default-egress deny --net-rule "allow@$target" s -- sh -c '
+                    touch "$1"; while [ "$(ls /tmp/up-* | wc -l)" -lt 2 ]; do sleep 0.01; done
+                    for url in "{web_url}" "{other_url}"; do curl -s -o /dev/null "http://$url/" && echo "$2 may $url" || echo "$2 may not $url"; done
+                ' sh "/tmp/up-$RANDOM" "$target" &
+            done
+            wait
+            $C exec s -- sh -c 'for url in "{web_url}" "{other_url}"; do curl -s -o /dev/null "http://$url/" && echo "session may $url"; done'
+            "#
+        ));
+        ran.exits(0);
+        for (own, may, may_not) in [(&web_url, &web_url, &other_url), (&other_url, &other_url, &web_url)] {
+            ran.says(&format!("{own} may {may}\n")).says(&format!("{own} may not {may_not}\n"));
+        }
+        ran.says(&format!("session may {web_url}\n")).says(&format!("session may {other_url}\n"));
+    }
+}
+
+#[test]
+fn no_run_gets_more_than_its_session() {
+    for family in Family::BOTH {
+        let (web, other) = (family.in_url(family.web()), family.in_url(family.other()));
+        let ran = script(&format!(
+            r#"
+            $C create narrow --no-cwd --net-default-egress deny --net-rule 'allow@{web}'
+            $C exec --quiet --net all narrow -- sh -c 'curl -s -o /dev/null http://{web}/ && echo web; curl -s -o /dev/null http://{other}/ || echo no other'
+            $C exec --quiet --mode check --net-default-egress deny --net-rule 'allow@{other}:tcp:443' narrow -- echo ran || echo "wider $?"
+            $C exec --mode check --net-default-egress deny --net-rule 'allow@{web}:tcp:80' narrow -- echo within
+            $C exec --quiet narrow -- sh -c 'curl -s -o /dev/null http://{other}/ || true'
+            $C stop narrow
+            grep -o '"type":"flow.denied"' "$XDG_STATE_HOME/cofferdam/sandboxes/narrow/events"
+            $C create blocked --no-cwd --no-net
+            $C exec --net all blocked -- sh -c 'curl -s -o /dev/null http://{web}/ || echo still blocked; tail -n +3 /proc/net/dev | cut -d: -f1'
+            $C exec --net all --mode check blocked -- echo ran || echo "refused $?"
+            $C exec blocked -- sh -c 'curl -s -o /dev/null http://{web}/ || echo blocked'
+            "#
+        ));
+        ran.exits(0)
+            .says("web\nno other\nwider 125\nwithin\n\"type\":\"flow.denied\"\nstill blocked\n")
+            .says("lo\nrefused 125\nblocked\n")
+            .never_says("ran\n");
+        ran.complains("the session has no network").complains("--mode clip");
+        let flow = std::net::SocketAddr::new(family.other().parse().expect("an address"), 443);
+        ran.complains(&format!("tcp {flow} is allowed by the run but not by the session"));
+    }
+}
+
+#[test]
+fn loopback_is_up_whatever_the_network() {
+    let ran = script(
+        r#"
+        $C create open --no-cwd
+        $C create blocked --no-cwd --no-net
+        for run in 'open' '--no-net open' '--allow a.example open' 'blocked' '--net all blocked'; do
+            $C exec --quiet $run -- python3 -c '
+import socket
+for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+    listener = socket.create_server((address, 0), family=family)
+    socket.create_connection(listener.getsockname()[:2]).close()
+print("up")'
+        done
+        "#,
+    );
+    ran.exits(0);
+    assert_eq!(ran.stdout(), "up\n".repeat(5), "{ran}");
+}
+
+#[test]
+fn a_run_without_a_policy_of_its_own_reaches_servers_of_the_session() {
+    let ran = script(
+        r#"
+        $C create s --no-cwd
+        $C exec s -- python3 -c '
+import socket, pathlib
+listener = socket.create_server(("127.0.0.1", 8000))
+pathlib.Path("/tmp/ready").touch()
+listener.accept()[0].sendall(b"hello\n")' &
+        until_ $C exec s -- test -e /tmp/ready
+        $C exec s -- bash -c 'cat < /dev/tcp/127.0.0.1/8000'
+        $C exec --quiet --no-net s -- bash -c 'cat < /dev/tcp/127.0.0.1/8000' 2>/dev/null || echo "not from its own network"
+        wait
+        "#,
+    );
+    ran.exits(0);
+    assert_eq!(ran.stdout(), "hello\nnot from its own network\n", "{ran}");
+}
+
+#[test]
+fn files_stay_over_runs_and_over_stop_and_start() {
+    let ran = script(
+        r#"
+        $C create s --no-cwd
+        $C exec s -- sh -c 'for d in ~ /tmp /var/tmp; do echo "kept in $d" > $d/file; done; echo gone > /run/file; umask 077; mkdir ~/private; echo x > ~/private/x'
+        $C exec s -- cat /home/user/file /tmp/file /var/tmp/file
+        $C stop s; $C stop s
+        is s stopped
+        $C exec s -- true || echo "not running $?"
+        $C start s
+        $C start s
+        $C exec s -- sh -c 'cat ~/file /tmp/file /var/tmp/file ~/private/x; cat /run/file || echo nothing; stat -c %u ~/file ~ /tmp'
+        $C rm s || echo "still running"
+        $C rm --force s
+        ls -A "$XDG_STATE_HOME/cofferdam/sandboxes"
+        "#,
+    );
+    ran.exits(0).complains("is running already").complains("`cofferdam start s`");
+    let kept = "kept in /home/user\nkept in /tmp\nkept in /var/tmp\n";
+    let uids = "1000\n".repeat(3);
+    assert_eq!(ran.stdout(), format!("{kept}not running 125\n{kept}x\nnothing\n{uids}still running\n"), "{ran}");
+}
+
+#[test]
+fn a_sandbox_survives_the_shell_that_made_it() {
+    let ran = script(
+        r#"
+        setsid -w bash -c "$C create s --no-cwd -- sh -c 'echo up; exec sleep 1000'; kill -KILL 0" || true
+        is s running
+        $C exec s -- echo alive
+        $C stop --time 0s s
+        "#,
+    );
+    ran.exits(0).says("alive\n");
+}
+
+#[test]
+fn runs_see_neither_each_other_nor_the_main_command() {
+    let ran = script(
+        r#"
+        $C create s --no-cwd -- sh -c 'echo main; exec sleep 1000'
+        $C exec s -- sh -c 'touch /tmp/ready; exec sleep 1000' & run=$!
+        until_ $C exec s -- test -e /tmp/ready
+        $C exec s -- sh -c 'echo /proc/[0-9]*; kill -KILL -1 2>/dev/null' || true
+        $C exec -t s -- sh -c 'ls -1 /dev/pts; tty' < /dev/null | tr -d '\r'
+        kill -0 $run && is s running && $C ls
+        kill $run
+        wait $run || echo "ended with $?"
+        $C stop s
+        "#,
+    );
+    ran.exits(0).says("/proc/1 /proc/2\n").says("0\nptmx\n/dev/pts/0\n").says("ended with 143\n");
+    ran.says("running      2  sh -c echo main");
+}
+
+#[test]
+fn what_a_run_has_started_ends_with_its_time() {
+    let world = World::shared();
+    let marked = world.marked();
+    let ran = script(&format!(
+        r#"
+        $C create s --no-cwd
+        $C exec --timeout 500ms s -- bash -c '(setsid sh -c "(trap \"\" TERM; exec sleep {0}) &" &); sleep 0.1; exec sleep {0}' || echo "ended $?"
+        "#,
+        marked.word()
+    ));
+    ran.exits(0).says("ended 124\n").within(Duration::from_secs(30));
+    assert!(marked.processes().is_empty(), "{:?}", marked.processes());
+}
+
+#[test]
+fn the_end_of_a_keeper_is_the_end_of_everything_and_what_it_leaves_is_stopped() {
+    let world = World::shared();
+    let marked = world.marked();
+    let ran = script(&format!(
+        r#"
+        $C create s --no-cwd -- sleep {0}
+        $C exec s -- sh -c 'echo kept > ~/file; touch /tmp/ready; setsid sleep {0} & exec sleep {0}' & run=$!
+        until_ $C exec s -- test -e /tmp/ready
+        kill -KILL $(number s keeper)
+        wait $run && echo "went on" || echo "ended with $?"
+        until_ is s stopped
+        test -S "$XDG_STATE_HOME/cofferdam/sandboxes/s/control" && echo "a socket is left"
+        $C exec s -- true 2>/dev/null || echo "not running"
+        $C start s
+        $C exec s -- cat /home/user/file
+        $C stop --time 0s s
+        "#,
+        marked.word()
+    ));
+    ran.exits(0);
+    assert_eq!(ran.stdout(), "ended with 125\na socket is left\nnot running\nkept\n", "{ran}");
+    assert!(marked.processes().is_empty(), "{:?}", marked.processes());
+}
+
+#[test]
+fn twenty_runs_at_once_each_have_their_own_exit_status() {
+    let ran = script(
+        r#"
+        $C create s --no-cwd
+        runs=
+        for n in $(seq 20); do $C exec s -- sh -c "echo $n > /tmp/n$n; exit $n" & runs="$runs $!"; done
+        n=0
+        for run in $runs; do n=$((n + 1)); wait $run && got=0 || got=$?; [ $got = $n ] || echo "$n ended with $got"; done
+        $C exec s -- sh -c 'cat /tmp/n* | sort -n | tail -1; ls /tmp/n* | wc -l'
+        $C exec s -- no-such-program || echo $?
+        $C exec s -- /etc/passwd || echo $?
+        "#,
+    );
+    ran.exits(0);
+    assert_eq!(ran.stdout(), "20\n20\n127\n126\n", "{ran}");
+}
+
+#[test]
+fn a_run_has_a_terminal_of_its_own() {
+    let ran = script(
+        r#"
+        $C create s --no-cwd
+        script -qefc "$C exec s -- sh -c 'test -t 0 && tty; stty size'" /dev/null < /dev/null | tr -d '\r'
+        "#,
+    );
+    ran.exits(0).says("/dev/pts/0\n");
+}
+
+#[test]
+fn a_main_command_is_logged_asked_to_end_and_its_status_kept() {
+    let ran = script(
+        r#"
+        $C create s --no-cwd -e WORD=word -- sh -c 'echo "out $WORD"; echo err >&2; trap "echo asked; exit 7" TERM; while :; do sleep 0.05; done'
+        until_ sh -c "$C logs s | grep -q err"
+        $C logs --follow s > "$XDG_STATE_HOME/followed" & follow=$!
+        $C stop s
+        wait $follow
+        cat "$XDG_STATE_HOME/followed"
+        $C inspect --json s | grep last_exit_status
+        $C create --json once --no-cwd -- sh -c 'exit 3'
+        until_ is once stopped
+        $C inspect once | grep exit
+        $C run -d --name detached --no-cwd -- sh -c 'echo from afar; exit 4'
+        until_ is detached stopped
+        $C logs detached; $C inspect detached | grep exit; $C rm detached
+        $C create missing --no-cwd -- no-such-program || echo "missing $?"
+        $C create --json bad --no-cwd --mount /no/such:/x || echo "bad $?"
+        $C ls --quiet
+        "#,
+    );
+    ran.exits(0)
+        .says("out word\nerr\nasked\n")
+        .says("\"last_exit_status\": 7")
+        .says("exit      3\ndetached\nfrom afar\nexit      4\n")
+        .says("missing 127\n");
+    ran.says("\"error\": \"").says("bad 125\nonce\ns\n").complains("no-such-program");
+}
+
+#[test]
+fn the_control_socket_is_out_of_reach() {
+    let ran = script(
+        r#"
+        $C create s --no-cwd
+        state=$XDG_STATE_HOME/cofferdam/sandboxes
+        for shown in "$state/s" "$state" "$XDG_STATE_HOME/cofferdam" "$XDG_STATE_HOME" "$(dirname "$XDG_STATE_HOME")"; do
+            $C run --quiet --no-cwd --no-net --mount "$shown:/x:ro" -- echo shown 2>/dev/null || echo "run refused $?"
+            $C create t --no-cwd --mount "$shown:/x" 2>/dev/null || echo "create refused $?"
+            (cd "$shown" && $C run --quiet --no-net -- echo shown) 2>/dev/null || echo "project refused $?"
+        done
+        $C exec s -- sh -c 'find / -xdev -name control -not -path "/proc/*" 2>/dev/null; find / -name "sandbox.json" 2>/dev/null; grep -c @ /proc/net/unix; ls /proc/self/fd'
+        # The second wall: somebody who finds the socket all the same, in another user namespace.
+        ask="import socket, os
+s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+os.chdir('$state/s')
+s.connect('control')
+try:
+    s.send(b'{\"v\":1,\"say\":\"enter\"}')
+    print('answered', len(s.recv(65536)) > 0)
+except OSError:
+    print('answered False')"
+        python3 -c "$ask"
+        unshare --user --map-root-user python3 -c "$ask"
+        stat -c '%a %n' "$state" "$state/s" "$state/s/control" | sed "s|$state|.|"
+        "#,
+    );
+    ran.exits(0).never_says("shown\n").says("0\n0\n1\n2\n3\nanswered True\nanswered False\n");
+    assert_eq!(ran.stdout().matches(" refused 125\n").count(), 15, "{ran}");
+    ran.says("700 .\n700 ./s\n600 ./s/control\n");
+}
+
+#[test]
+fn names_are_plain_and_an_entry_is_made_once() {
+    let ran = script(
+        r#"
+        for name in ../x a/b .x A '' "$(printf 'a%.0s' $(seq 64))" "$(printf 'a\nb')" -rf; do
+            $C create --no-cwd -- "$name" 2>/dev/null && echo "made $name" || true
+            $C rm --force -- "$name" 2>/dev/null && echo "removed $name" || true
+        done
+        for n in $(seq 8); do $C create same --no-cwd --no-net 2>/dev/null && echo made & done
+        wait
+        $C ls --quiet
+        for n in $(seq 8); do $C rm --force same 2>/dev/null && echo removed & done
+        wait
+        ls -A "$XDG_STATE_HOME/cofferdam/sandboxes"
+        "#,
+    );
+    ran.exits(0).never_says("made ").never_says("removed ");
+    assert_eq!(ran.stdout().matches("made\n").count(), 1, "{ran}");
+    assert_eq!(ran.stdout().matches("removed\n").count(), 1, "{ran}");
+    ran.says("same\n");
+}
+
+#[test]
+fn a_specification_comes_as_json_and_is_strict() {
+    let ran = script(
+        r#"
+        echo '{"env": {"A": "b"}, "network": {"preset": "none"}}' | $C create --spec - s
+        $C exec s -- sh -c 'echo "$A"; tail -n +3 /proc/net/dev | cut -d: -f1'
+        echo '{"netwrok": {}}' | $C create --json --spec - t || echo "refused $?"
+        echo '{"v": 2}' | $C create --spec - t 2>/dev/null || echo "newer $?"
+        sed -i 's/"v": 1/"v": 2/' "$XDG_STATE_HOME/cofferdam/sandboxes/s/sandbox.json"
+        $C stop --time 0s s
+        $C start s || echo "newer on disk $?"
+        "#,
+    );
+    ran.exits(0).says("b\n").says("lo\n").says("refused 125\n").says("newer 125\n").says("newer on disk 125\n");
+    ran.says("netwrok").complains("version 2");
+}
+
+#[test]
+fn files_are_copied_both_ways_as_they_are() {
+    let ran = script(
+        r#"
+        $C create s --no-cwd
+        work=$(mktemp -d); cd $work
+        mkdir -p src/deep/er; head -c 3000000 /dev/urandom > src/deep/er/data; echo '#!/bin/sh' > src/run; chmod 755 src/run; ln -s run src/link
+        sum() { (cd "$1" && find . -type f | sort | xargs sha256sum; readlink link; stat -c %a run) | sha256sum; }
+        $C cp src s:/tmp
+        $C cp src s:renamed
+        $C cp s:/tmp/src back
+        $C cp s:renamed .
+        tar c src | $C cp - s:/var/tmp
+        $C cp s:/var/tmp/src - | tar x --one-top-level=streamed
+        for copy in back renamed streamed/src; do test "$(sum src)" = "$(sum $copy)" && echo same; done
+        $C exec s -- sh -c 'stat -c %U /tmp/src/run; sha256sum < ~/renamed/deep/er/data' | cut -c1-64
+        sha256sum < src/deep/er/data | cut -c1-64
+        echo one > file; $C cp file s:/tmp/file; echo two > file; $C cp file s:/tmp/file; $C cp s:/tmp/file -  | tar xO
+        $C cp no-such s:/tmp || echo "absent here $?"
+        $C cp s:/no/such . || echo "absent inside $?"
+        $C cp file s:/usr/x || echo "read-only $?"
+        $C cp s:a s:b || echo "both $?"
+        rm -rf $work
+        "#,
+    );
+    ran.exits(0).says("same\nsame\nsame\nuser\n").says("two\nabsent here 1\nabsent inside 1\nread-only 1\nboth 1\n");
+    let stdout = ran.stdout();
+    let sums: Vec<&str> = stdout.lines().filter(|line| line.len() == 64).collect();
+    assert!(sums.len() == 2 && sums[0] == sums[1], "{ran}");
+}
+
+#[test]
+fn a_copy_out_of_a_sandbox_stays_in_its_place() {
+    let ran = script(
+        r#"
+        $C create s --no-cwd
+        work=$(mktemp -d); cd $work; echo secret > secret; mkdir place
+        $C exec s -- sh -c '
+            mkdir -p ~/x/deep ~/x/real && cd ~/x && echo evil > real/file
+            ln -s /etc/passwd absolute; ln -s ../../../../etc/passwd up; ln -s .. parent; ln -s real good; ln -s ../real deep/good
+            mkfifo fifo; touch "$(printf "new\nline")"; echo ok > -rf; mkdir -p .git/hooks; echo x > .git/hooks/post-checkout'
+        ln -s "$work/secret" place/file
+        $C cp s:x place || echo "some left out $?"
+        find place -type l | sort | xargs ls -l | sed 's/.* \(place.*\)/\1/'
+        cat place/x/good/file secret
+        # What lies in the way at the destination is replaced, and never written through.
+        $C exec s -- sh -c 'echo evil > ~/file'
+        $C cp s:file place; cat secret place/file; test -L place/file || echo "a file"
+        # A link inside leads inside.
+        $C exec s -- ln -s /etc/hostname /tmp/name
+        $C cp s:/tmp/name name; cat name
+        # A copy in goes where links lead inside.
+        $C exec s -- ln -sfn /home/user/x/real /tmp/through
+        $C cp secret s:/tmp/through; $C exec s -- cat /home/user/x/real/secret
+        rm -rf $work
+        "#,
+    );
+    ran.exits(0).says("some left out 1\n").says("place/x/deep/good -> ../real\n").says("place/x/good -> real\n");
+    ran.never_says("absolute ->").never_says("up ->").never_says("parent ->");
+    ran.says("evil\nsecret\nsecret\nevil\na file\nsandbox\nsecret\n");
+    for left in ["x/absolute", "x/up", "x/parent", "x/fifo"] {
+        ran.complains(left);
+    }
+}
+
+#[test]
+fn a_changed_policy_holds_for_everything_once_it_is_set() {
+    for family in Family::BOTH {
+        let (web, other) = (family.in_url(family.web()), family.in_url(family.other()));
+        let ran = script(&format!(
+            r#"
+            $C create s --no-cwd --net-default-egress deny --net-rule 'allow@{web}'
+            try='for url in "{web}" "{other}"; do curl -s -o /dev/null "http://$url/" && echo "$0 may $url" || echo "$0 may not $url"; done'
+            $C exec --quiet s -- sh -c "$try" before
+            go='touch /tmp/up-$0; until test -e /tmp/go; do sleep 0.02; done; '
+            $C exec --quiet --net all s -- sh -c "$go$try" own & own=$!
+            $C exec --quiet s -- sh -c "$go$try" joined & joined=$!
+            $C exec --quiet --no-net s -- sh -c "$go echo none went on" none & none=$!
+            $C exec --quiet --net all s -- sh -c "touch /tmp/up-stuck; sleep 1000" & stuck=$!
+            until_ $C exec s -- test -e /tmp/up-own -a -e /tmp/up-joined -a -e /tmp/up-none -a -e /tmp/up-stuck
+            kill -STOP $stuck
+            $C policy set s --net-default-egress deny --net-rule 'allow@{other}'
+            wait $stuck || echo "stuck ended with $?"
+            $C exec s -- touch /tmp/go
+            wait $own $joined $none
+            $C exec --quiet s -- sh -c "$try" after
+            $C stop s; $C start s
+            $C exec --quiet s -- sh -c "$try" restarted
+            $C policy set s --no-net
+            $C exec --quiet s -- sh -c "$try" blocked
+            $C exec --quiet --net all s -- sh -c "$try" own-blocked
+            $C stop s
+            $C policy set s --net-default-egress deny --net-rule 'allow@{web}'
+            $C start s
+            $C exec --quiet s -- sh -c "$try" reopened
+            $C policy set s --net-rule 'alow@any' 2>/dev/null || echo "bad rule $?"
+            $C policy set no-such --no-net 2>/dev/null || echo "no sandbox $?"
+            "#
+        ));
+        ran.exits(0);
+        for (who, may_web, may_other) in [
+            ("before", true, false),
+            ("own", false, true),
+            ("joined", false, true),
+            ("after", false, true),
+            ("restarted", false, true),
+            ("blocked", false, false),
+            ("own-blocked", false, false),
+            ("reopened", true, false),
+        ] {
+            for (url, may) in [(&web, may_web), (&other, may_other)] {
+                ran.says(&format!("{who} {} {url}\n", if may { "may" } else { "may not" }));
+            }
+        }
+        ran.says("none went on\n").says("stuck ended with 137\n").says("bad rule 1\nno sandbox 1\n");
+    }
+}
+
+#[test]
+fn a_connection_that_a_changed_policy_does_not_allow_is_ended() {
+    for family in Family::BOTH {
+        let (web, other) = (family.web(), family.other());
+        let (web_url, other_url) = (family.in_url(web), family.in_url(other));
+        let ran = script(&format!(
+            r#"
+            $C create s --no-cwd --net-default-egress deny --net-rule 'allow@{web_url},allow@{other_url}'
+            for flags in "" "--net all"; do
+                $C exec s -- rm -f /tmp/up
+                $C exec --quiet $flags s -- python3 -c '
+import pathlib, select, socket
+web, other = socket.create_connection(("{web}", 80)), socket.create_connection(("{other}", 80))
+pathlib.Path("/tmp/up").touch()
+try:
+    print("closed", web.recv(1))
+except ConnectionResetError:
+    print("reset")
+print("the other lives", select.select([other], [], [], 0.2)[0] == [])' & run=$!
+                until_ $C exec s -- test -e /tmp/up
+                $C policy set s --net-default-egress deny --net-rule 'allow@{other_url}'
+                wait $run
+                $C policy set s --net-default-egress deny --net-rule 'allow@{web_url},allow@{other_url}'
+            done
+            "#
+        ));
+        ran.exits(0);
+        assert_eq!(ran.stdout(), "reset\nthe other lives True\n".repeat(2), "{ran}");
+    }
+}
