@@ -19,7 +19,7 @@ program_inside() {
 
 peer_up() {
 	local pid port publish=
-	for port in ${PUBLISH:-}; do publish="$publish -p $port"; done
+	for port in ${PUBLISH:-}; do publish="$publish -p 0.0.0.0:$port"; done
 	mark_start
 	# The bench's server has a documentation address, which no profile calls public.
 	spawn "$COFFERDAM" run --quiet --no-cwd --no-ipv6 --net all ${PEER_MTU:+--mtu $PEER_MTU} $publish ${COFFERDAM_FLAGS:-} -- sleep 100000

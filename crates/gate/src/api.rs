@@ -73,9 +73,9 @@ pub enum Output {
     Dns { query: DnsClient, message: Vec<u8> },
     /// Reset a relayed TCP connection, both sides; answer with `handle_closed`.
     CloseFlow { flow: FlowId },
-    /// Connect to `guest` in the gateway's namespace, from `source` or else from the gateway's own address; answer with
-    /// `handle_guest_dialed`. [`Output::AbandonDial`] ends it too; the peer's connection is to be reset then.
-    DialGuest { flow: FlowId, source: Option<SocketAddr>, guest: SocketAddr, permit: Permit },
+    /// Connect to `guest` in the gateway's namespace, from `source` if that can be had, and from the gateway's address and any
+    /// port if not; answer with `handle_guest_dialed`. [`Output::AbandonDial`] ends it too; the peer's connection is to be reset then.
+    DialGuest { flow: FlowId, source: SocketAddr, guest: SocketAddr, permit: Permit },
     /// Send `payload` to `peer` out of the socket of a published UDP port; `segment` as in [`Output::SendUdp`].
     SendPeer { port: PortId, peer: SocketAddr, payload: Vec<u8>, segment: Option<u16>, fragmentation: Fragmentation },
     /// Something to report.

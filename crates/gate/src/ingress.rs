@@ -126,7 +126,9 @@ impl Peers {
             return None;
         }
         let flow = cx.new_flow();
-        let source = stands_for_itself(cx, guest, peer).then_some(peer);
+        // A port that the kernel need not search for, also where the gateway stands for the peer.
+        let gateway = cx.gateway(guest.ip()).filter(|_| !stands_for_itself(cx, guest, peer));
+        let source = SocketAddr::new(gateway.unwrap_or(peer.ip()), peer.port());
         cx.output(Output::DialGuest { flow, source, guest, permit });
         let connection = Connection { ends, state: State::Dialing(about) };
         self.connections.insert(now, DIALING, flow.0, flow, connection);

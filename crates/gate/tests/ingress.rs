@@ -43,7 +43,7 @@ fn datagram(world: &mut World, peer: SocketAddr, payload: &[u8]) -> Vec<Output> 
 }
 
 /// The dial that a connection of `peer` leads to: the flow and from which address.
-fn connect(world: &mut World, peer: SocketAddr) -> (FlowId, Option<SocketAddr>) {
+fn connect(world: &mut World, peer: SocketAddr) -> (FlowId, SocketAddr) {
     let flow = world.gate.handle_peer(world.now, WEB, peer).unwrap();
     match &world.drain()[..] {
         [Output::DialGuest { flow: dialed, source, guest, permit }] => {
@@ -61,7 +61,7 @@ fn a_connection_is_dialed_relayed_and_counted() {
         let mut world = World::with(with(""), |_| {});
         let peer = at(family.public(), 4000);
         let (flow, source) = connect(&mut world, peer);
-        assert_eq!(source, Some(peer), "the guest sees the peer");
+        assert_eq!(source, peer, "the guest sees the peer");
         assert!(world.gate.handle_guest_dialed(world.now, flow, Ok(())));
         let outputs = world.drain();
         let [EventBody::FlowOpened { direction, guest, remote, .. }] = events(&outputs)[..] else { panic!() };
@@ -113,17 +113,17 @@ fn the_gateway_stands_for_peers_that_a_service_might_trust() {
         let other = if family == Family::V4 { Family::V6 } else { Family::V4 };
         let link_local = if family == Family::V4 { "169.254.1.1" } else { "fe80::1" }.parse().unwrap();
         for peer in [loopback(family), at(family.gateway(), 9), at(family.guest(), 9), at(link_local, 9)] {
-            assert_eq!(connect(&mut world, peer).1, None, "{peer}");
+            assert_eq!(connect(&mut world, peer).1, at(family.gateway(), peer.port()), "{peer}");
             let outputs = datagram(&mut world, peer, b"x");
             let from = emitted(&outputs)[0].from();
             assert_eq!(from.ip(), family.gateway(), "{peer}");
             assert!(from.port() >= 49_152);
         }
-        assert_eq!(connect(&mut world, at(other.public(), 9)).1, Some(at(other.public(), 9)));
+        assert_eq!(connect(&mut world, at(other.public(), 9)).1, at(other.public(), 9));
         // As a dual-stack socket says it.
         if let std::net::IpAddr::V4(address) = family.public() {
             let mapped = at(address.to_ipv6_mapped().into(), 77);
-            assert_eq!(connect(&mut world, mapped).1, Some(at(address.into(), 77)));
+            assert_eq!(connect(&mut world, mapped).1, at(address.into(), 77));
         }
     }
 }

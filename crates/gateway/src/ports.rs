@@ -62,7 +62,7 @@ struct Peer {
 
 /// Where a connection goes.
 struct To {
-    source: Option<SocketAddr>,
+    source: SocketAddr,
     guest: SocketAddr,
 }
 
@@ -130,7 +130,7 @@ impl Ports {
         &mut self,
         poller: &Poller,
         flow: FlowId,
-        source: Option<SocketAddr>,
+        source: SocketAddr,
         guest: SocketAddr,
         _permit: Permit,
     ) -> Reached {
@@ -240,10 +240,8 @@ impl Ports {
 
 /// Connects a socket of the stock; `true` when it is connected already.
 fn connect(poller: &Poller, flow: FlowId, socket: &OwnedFd, to: &To) -> Result<bool, Errno> {
-    if let Some(source) = to.source {
-        // Taken: the same peer came to another port by the same way. The gateway stands for it then.
-        let _taken = rustix::net::bind(socket, &source);
-    }
+    // Taken: the same peer came to another port by the same way. The gateway stands for it then.
+    let _taken = rustix::net::bind(socket, &to.source);
     let connected = match rustix::net::connect(socket, &to.guest) {
         Ok(()) => true,
         // As for dials: the handshake is usually over by the time that connect returns.

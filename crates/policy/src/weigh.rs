@@ -14,7 +14,7 @@ use crate::table::names::NameTree;
 use crate::table::ports::{Ranks, Service};
 
 /// Which rules that allow a name count at an address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Counting {
     All,
     /// Those with `allow_private` alone.

@@ -133,6 +133,8 @@ const GATEWAY_SYSCTLS: &[Sysctl] = &[
     // come too late, and the memory is taken from the machine's `tcp_mem`.
     set("ipv4/tcp_rmem", "4096 131072 2097152"),
     set("ipv4/tcp_wmem", "4096 65536 2097152"),
+    // A client of a published port may come again with the port that it had: its former connection inside must not be in the way.
+    set_if_there("ipv4/tcp_tw_reuse", "1"),
     set("core/somaxconn", "4096"),
     set("ipv4/tcp_max_syn_backlog", "4096"),
     // Fragments come over a link in memory, one right after the other. What is incomplete after this many seconds is an

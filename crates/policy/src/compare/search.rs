@@ -4,7 +4,7 @@
 //! |---|---|
 //! | address | stretches of addresses that are in the same group and in the same prefixes of both; of these, those about which the same two rules decide |
 //! | service | protocols, and the stretches of ports between the borders of all rules |
-//! | names | *kinds*: names for which the first allow rule and the first deny rule are the same in both |
+//! | names | *kinds*: names for which the first allow rule, the first that leads inside and the first deny rule are the same in both |
 //!
 //! The sets of names that can be pinned to an address are as many as subsets of the kinds. But when a set tells `a` from `b`, a
 //! small one does. Say a set is decided by the lowest of three: its first allow rule `A` (the least over its names), its
@@ -30,6 +30,7 @@ use crate::compare::{Question, TooLarge};
 use crate::policy::RuleSet;
 use crate::table::Rank;
 use crate::table::ports::{Ranks, Service};
+use crate::weigh::Counting;
 use crate::{Facts, PinnedName, Policy};
 
 /// Steps after which the comparison is given up: about a second.
@@ -102,6 +103,20 @@ struct Place {
     is_doh: bool,
     a: Rank,
     b: Rank,
+    /// Which rules for names count there, in each.
+    counting: [Counting; 2],
+}
+
+impl Place {
+    /// A kind as it counts there.
+    fn counted(&self, kind: &Kind) -> Kind {
+        let count = |counting, ranks: Ranks| match counting {
+            Counting::All => ranks,
+            Counting::Inside => Ranks { allow: ranks.inside, ..ranks },
+        };
+        let [a, b] = self.counting;
+        Kind { name: kind.name.clone(), a: count(a, kind.a), b: count(b, kind.b) }
+    }
 }
 
 impl Search<'_> {
@@ -124,7 +139,7 @@ impl Search<'_> {
         names: &[DomainName],
     ) -> Result<(), End> {
         let kinds = self.kinds(direction, service, names)?;
-        let mut places: BTreeMap<(Rank, Rank, bool), Place> = BTreeMap::new();
+        let mut places: BTreeMap<(Rank, Rank, bool, [Counting; 2]), Place> = BTreeMap::new();
         self.spend(LOOK_UP * peers.len())?;
         for (peer, group) in peers {
             let of_family = match service.protocol {
@@ -140,7 +155,9 @@ impl Search<'_> {
             }
             let is_doh = is_egress && resolvers.is_https(&facts);
             let [a, b] = [self.a, self.b].map(|rules| rules.side(direction).by_address(*peer, *group, service));
-            places.entry((a, b, is_doh)).or_insert(Place { direction, service, peer: *peer, is_doh, a, b });
+            let counting = [self.a, self.b].map(|rules| rules.counting(*peer, *group));
+            let place = Place { direction, service, peer: *peer, is_doh, a, b, counting };
+            places.entry((a, b, is_doh, counting)).or_insert(place);
         }
         places.values().try_for_each(|place| self.place(place, &kinds))
     }
@@ -149,6 +166,7 @@ impl Search<'_> {
     fn place(&mut self, place: &Place, kinds: &[Kind]) -> Result<(), End> {
         let a_passes = |rank| self.a.passes(rank, place.direction, place.is_doh, self.policy.resolvers());
         let b_passes = |rank| self.b.passes(rank, place.direction, place.is_doh, self.policy.resolvers());
+        let kinds: &[Kind] = &kinds.iter().map(|kind| place.counted(kind)).collect::<Vec<_>>();
         let mut found: Vec<(Vec<&Kind>, Option<&Kind>)> = Vec::new();
         let mut steps = kinds.len();
         let a_by_address = a_passes(place.a);
@@ -333,7 +351,11 @@ impl Search<'_> {
         let mut kinds = BTreeMap::new();
         for name in names {
             let [a, b] = [self.a, self.b].map(|rules| rules.side(direction).names.lookup(name, service));
-            kinds.entry([a.allow, a.deny, b.allow, b.deny]).or_insert_with(|| Kind { name: name.clone(), a, b });
+            kinds.entry([a.allow, a.inside, a.deny, b.allow, b.inside, b.deny]).or_insert_with(|| Kind {
+                name: name.clone(),
+                a,
+                b,
+            });
         }
         Ok(kinds.into_values().collect())
     }

@@ -236,7 +236,7 @@ impl RuleSet {
     /// Which rules that allow a name count at `peer`. Rebinding protection lets an address that is not public into an answer for
     /// a name by an explicit rule for the address, or by a rule for the name that says so: where there is no rule of the first
     /// kind, no other rule for the name profits from one of the second.
-    fn counting(&self, peer: IpAddr, group: Group) -> Counting {
+    pub(crate) fn counting(&self, peer: IpAddr, group: Group) -> Counting {
         const PROTOCOLS: [Protocol; 4] = [Protocol::Tcp, Protocol::Udp, Protocol::IcmpV4, Protocol::IcmpV6];
         let Some(explicit) = &self.explicit else { return Counting::All };
         match group {
