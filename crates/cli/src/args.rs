@@ -11,7 +11,8 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use crate::units;
 
 pub(crate) use named::{
-    CpArgs, CreateArgs, ExecArgs, InspectArgs, LogsArgs, LsArgs, ModeWord, PolicySetArgs, RmArgs, StartArgs, StopArgs,
+    CpArgs, CreateArgs, ExecArgs, InspectArgs, LogsArgs, LsArgs, ModeWord, PolicySetArgs, PortsChangeArgs, PortsLsArgs,
+    PortsVerb, RmArgs, StartArgs, StopArgs,
 };
 
 /// Runs untrusted programs in a sandbox whose only way to any network is a gateway that you control.
@@ -58,6 +59,9 @@ pub(crate) enum Verb {
     /// Show a sandbox that stays, and what runs in it.
     #[command(after_long_help = "Examples:\n  cofferdam inspect work\n  cofferdam inspect --json work | jq .runs")]
     Inspect(InspectArgs),
+    /// Publish and withdraw ports of a sandbox that runs.
+    #[command(subcommand)]
+    Ports(PortsVerb),
     /// Copy files into a sandbox that stays, or out of it.
     #[command(after_long_help = named::CP_EXAMPLES)]
     Cp(CpArgs),

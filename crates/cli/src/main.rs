@@ -45,6 +45,7 @@ fn main() -> ExitCode {
         Verb::Rm(args) => named::rm(&args),
         Verb::Ls(args) => named::ls(&args),
         Verb::Inspect(args) => named::inspect(&args),
+        Verb::Ports(verb) => named::ports(verb),
         Verb::Cp(args) => named::cp(&args),
         Verb::Logs(args) => named::logs(&args),
         Verb::Demo(args) => demo::demo(&args),
@@ -63,7 +64,7 @@ fn main() -> ExitCode {
 }
 
 /// Verbs that the short help leaves out, so that it fits a screen.
-const LESS_USED: [&str; 8] = ["start", "cp", "rm", "inspect", "logs", "schema", "completions", "version"];
+const LESS_USED: [&str; 9] = ["start", "cp", "ports", "rm", "inspect", "logs", "schema", "completions", "version"];
 
 fn short(command: clap::Command) -> clap::Command {
     let command = command.after_help("All verbs: cofferdam --help\nStart with: cofferdam demo");

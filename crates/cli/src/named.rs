@@ -3,6 +3,7 @@
 mod archive;
 mod cp;
 mod logs;
+mod ports;
 mod show;
 
 use std::ffi::OsString;
@@ -17,6 +18,8 @@ use cofferdam_control::named::{
 };
 use cofferdam_control::{EXIT_SETUP, RunOptions, Terminal, check_project, environment};
 
+use cofferdam_policy::file::FlagItem;
+
 use crate::args::{
     CreateArgs, ExecArgs, LimitArgs, ModeWord, NetworkArgs, PlaceArgs, PolicySetArgs, RmArgs, RunArgs, StartArgs,
     StopArgs,
@@ -26,6 +29,7 @@ use crate::run::{self, Refusal};
 
 pub(crate) use cp::cp;
 pub(crate) use logs::logs;
+pub(crate) use ports::ports;
 pub(crate) use show::{inspect, ls};
 
 /// Exit status of a verb that could not do what it is for.
@@ -332,12 +336,18 @@ pub(crate) fn set_policy(mut args: PolicySetArgs, matches: &ArgMatches) -> u8 {
         // Says what is wrong with it.
         run::network_config(&args.network, &run::no_limits(), matches)?;
         let entry = open(&args.name)?;
-        let spec = NamedSpec {
-            network: None,
-            network_flags: run::flag_items(&args.network, &run::no_limits(), matches)?,
-            ipv6: if args.network.ipv6 { Some(true) } else { None },
-            ..entry.spec().map_err(|error| refused(&error))?
-        };
+        if !args.network.publish.is_empty() {
+            return Err(Refusal::setup(
+                "ports are published with `cofferdam ports add`, and stay when a policy is set".to_owned(),
+            ));
+        }
+        let before = entry.spec().map_err(|error| refused(&error))?;
+        let published = before.network().map_err(|error| Refusal::setup(output::chain(&error)))?.ports;
+        let mut network_flags = run::flag_items(&args.network, &run::no_limits(), matches)?;
+        // A sandbox that is started again has the ports that it was made with.
+        network_flags.extend(published.iter().map(|port| FlagItem::Publish(port.to_string())));
+        let ipv6 = if args.network.ipv6 { Some(true) } else { None };
+        let spec = NamedSpec { network: None, network_flags, ipv6, ..before };
         match named::set_policy(&entry, &spec) {
             Err(NamedError::Stopped(_)) => {
                 let locked = entry.lock().map_err(|error| refused(&error))?;

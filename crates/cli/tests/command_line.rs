@@ -7,7 +7,7 @@ mod common;
 use common::{cofferdam, finish, run, run_in};
 
 /// Every way to ask for help.
-const PAGES: [&[&str]; 21] = [
+const PAGES: [&[&str]; 24] = [
     &[],
     &["run"],
     &["create"],
@@ -19,6 +19,9 @@ const PAGES: [&[&str]; 21] = [
     &["inspect"],
     &["logs"],
     &["cp"],
+    &["ports", "add"],
+    &["ports", "rm"],
+    &["ports", "ls"],
     &["demo"],
     &["doctor"],
     &["policy", "check"],

@@ -24,11 +24,12 @@ mod exec;
 mod keeper;
 mod narrow;
 mod protocol;
+mod published;
 mod registry;
 mod remove;
 mod spec;
 
-pub use client::{Inspected, RunInfo, enter, inspect, set_policy, stop};
+pub use client::{Inspected, RunInfo, enter, inspect, ports, publish, set_policy, stop, withdraw};
 pub use exec::{ExecOptions, Session};
 pub use keeper::{Kept, start};
 pub use narrow::{Mode, NarrowError};

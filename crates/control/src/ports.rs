@@ -19,14 +19,17 @@ const LEAST_BACKLOG: u32 = 1_024;
 /// Why a port cannot be published.
 #[derive(Debug, thiserror::Error)]
 pub enum PublishError {
-    #[error("cannot publish {port}: the port is taken{holder}; choose another, or 0 for any that is free")]
+    #[error(
+        "cannot publish {port}: {} port {} of the host is taken{holder}; choose another, or 0 for any that is free",
+        port.protocol.word(), port.host_port
+    )]
     Taken { port: PublishedPort, holder: String },
     #[error(
         "cannot publish {port}: ports below {lowest} are for root on this machine; choose a higher one, or lower the sysctl \
          net.ipv4.ip_unprivileged_port_start"
     )]
     Privileged { port: PublishedPort, lowest: u16 },
-    #[error("cannot publish {port}: {} is not an address of this machine", port.host_bind)]
+    #[error("cannot publish {port}: the host has no address {}", port.host_bind)]
     NotHere { port: PublishedPort },
     #[error("cannot publish {port}")]
     Socket { port: PublishedPort, source: io::Error },

@@ -21,7 +21,7 @@ use cofferdam_gateway::{
 };
 use cofferdam_model::{
     Action, Classifier, Event, EventBody, EventSource, HostNetwork, LimitKind, NameserverOver, NetworkConfig,
-    PolicyConfig, PublishedPort, rfc3339,
+    PolicyConfig, PortId, PublishedPort, rfc3339,
 };
 use cofferdam_policy::grammar::format_rule;
 use cofferdam_policy::{Policy, TooManyLayers};
@@ -221,16 +221,22 @@ impl Sandbox {
             if wanted.host_port == 0 {
                 let PublishedPort { guest_port, protocol, .. } = port.port;
                 let (host, protocol) = (port.port.host(), protocol.word());
-                self.said.push(format!("{host} leads to port {guest_port}/{protocol} in the sandbox"));
+                self.said.push(format!("{host} on this machine is {protocol} port {guest_port} of the sandbox"));
             }
         }
         if !network.ports.is_empty() {
             self.said.extend(ports::backlog_remark());
         }
         for port in Policy::unreachable_ports(&network.gateway.network) {
-            self.said.push(format!("nobody can reach {port}: the rules for ingress deny every peer"));
+            self.said.push(format!("{port} is published, but the rules for ingress let nobody reach it"));
         }
         Ok(self)
+    }
+
+    /// The ports that are bound, as they are.
+    pub(crate) fn published(&self) -> Vec<(PortId, PublishedPort)> {
+        let network = self.spec.network.iter();
+        network.flat_map(|network| &network.ports).map(|port| (port.id, port.port)).collect()
     }
 
     /// The addresses of its link, if it has a network.

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::{Args, Subcommand, ValueEnum};
 
 use super::{EvidenceArgs, LimitArgs, NetworkArgs, PlaceArgs};
 use crate::units;
@@ -180,6 +180,50 @@ pub(crate) struct PolicySetArgs {
     pub file: Option<PathBuf>,
     #[command(flatten)]
     pub network: NetworkArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PortsVerb {
+    /// Publish ports of a running sandbox.
+    #[command(
+        after_long_help = "Examples:\n  cofferdam ports add web 8080:80\n  cofferdam ports add web 0.0.0.0:53:53/udp 0:22"
+    )]
+    Add(PortsChangeArgs),
+    /// Withdraw ports of a running sandbox; their connections go on.
+    #[command(after_long_help = "Examples:\n  cofferdam ports rm web 8080\n  cofferdam ports rm web 127.0.0.1:53/udp")]
+    Rm(PortsChangeArgs),
+    /// List the published ports of a running sandbox.
+    #[command(
+        after_long_help = "Examples:\n  cofferdam ports ls web\n  cofferdam ports ls --json web | jq '.[].host_port'"
+    )]
+    Ls(PortsLsArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PortsChangeArgs {
+    /// The sandbox.
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    // Not a doc comment: rustdoc takes the brackets for links.
+    #[arg(
+        value_name = "PORT",
+        required = true,
+        help = "To add: [BIND:]HOST:GUEST[/udp]; to remove: [BIND:]HOST[/udp]"
+    )]
+    pub ports: Vec<String>,
+    /// Print the ports that have changed as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PortsLsArgs {
+    /// The sandbox.
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// Print them as JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use cofferdam_backend_ns::{HANDLE_COUNT, Handles};
+use cofferdam_model::PublishedPort;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::exec::Session;
@@ -88,6 +89,39 @@ pub fn inspect(entry: &Entry) -> Result<Inspected, NamedError> {
 pub fn set_policy(entry: &Entry, spec: &NamedSpec) -> Result<(), NamedError> {
     let (_, reply, _) = ask(entry, &Request::Policy, Some(spec))?;
     if reply == Reply::Done { Ok(()) } else { Err(unexpected(entry, &reply)) }
+}
+
+/// The published ports of a running sandbox.
+///
+/// # Errors
+/// When it does not run or its keeper refuses.
+pub fn ports(entry: &Entry) -> Result<Vec<PublishedPort>, NamedError> {
+    of_ports(entry, &Request::Ports)
+}
+
+/// Publishes ports of a running sandbox, written as `[BIND:]HOST:GUEST[/tcp|/udp]`: all of them or none. Returns them as they
+/// are, with those that the system has picked.
+///
+/// # Errors
+/// When it does not run or has no network, or a port cannot be had.
+pub fn publish(entry: &Entry, ports: Vec<String>) -> Result<Vec<PublishedPort>, NamedError> {
+    of_ports(entry, &Request::Publish { ports })
+}
+
+/// Withdraws ports of a running sandbox, named by the host's end: `8080`, `8080/udp`, `127.0.0.1:8080`. Their connections go
+/// on.
+///
+/// # Errors
+/// When it does not run, or one is not published.
+pub fn withdraw(entry: &Entry, ports: Vec<String>) -> Result<Vec<PublishedPort>, NamedError> {
+    of_ports(entry, &Request::Withdraw { ports })
+}
+
+fn of_ports(entry: &Entry, request: &Request) -> Result<Vec<PublishedPort>, NamedError> {
+    match ask(entry, request, None)? {
+        (_, Reply::Ports { ports }, _) => Ok(ports),
+        (_, reply, _) => Err(unexpected(entry, &reply)),
+    }
 }
 
 /// Stops a running sandbox: TERM to what runs in it, after `grace` the end of everything. Comes back when it is gone.

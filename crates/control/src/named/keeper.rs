@@ -38,6 +38,7 @@ use serde::{Deserialize, Serialize};
 use super::exec::{self, Main};
 use super::narrow::enforced;
 use super::protocol::{self, Entered, FromRun, Link, MAX_RUNS, Reply, Request, RunStatus, Status, ToRun};
+use super::published::Published;
 use super::registry::{CONTROL, Entry, Locked, NamedError, SPEC, replace_file, write_new};
 use super::spec::NamedSpec;
 use crate::sandbox::{Companion, EXIT_SETUP};
@@ -185,6 +186,7 @@ fn serve(
         main: None,
         stopping: None,
         change: None,
+        published: Published::new(sandbox.published()),
         has_gateway,
         notices: Vec::new(),
         failed: None,
@@ -265,6 +267,7 @@ struct Keeper<'a> {
     /// When what still runs is killed.
     stopping: Option<Instant>,
     change: Option<Change>,
+    published: Published,
     has_gateway: bool,
     notices: Vec<String>,
     failed: Option<(String, u8)>,
@@ -406,6 +409,16 @@ impl Keeper<'_> {
                 self.stop(Duration::from_millis(grace_ms));
                 Ok(true)
             }
+            Request::Ports => {
+                protocol::send(&connection.socket, &Reply::Ports { ports: self.published.list() }, &[])?;
+                Ok(false)
+            }
+            Request::Publish { ports } => {
+                self.change_ports(id, commands, |published, commands| published.add(id, &ports, commands))
+            }
+            Request::Withdraw { ports } => {
+                self.change_ports(id, commands, |published, commands| published.remove(id, &ports, commands))
+            }
             Request::Policy => {
                 let json = fds.pop().ok_or(io::ErrorKind::InvalidData.into()).and_then(protocol::read_memory_file);
                 match json.map_err(|error| error.to_string()).and_then(|json| self.begin_change(id, &json, commands)) {
@@ -418,6 +431,37 @@ impl Keeper<'_> {
                     }
                 }
             }
+        }
+    }
+
+    /// Has the gateway publish or withdraw ports. Whoever asked is answered when it has.
+    fn change_ports(
+        &mut self,
+        id: u64,
+        commands: Option<&mut Commands>,
+        change: impl FnOnce(&mut Published, &mut Commands) -> Result<(), String>,
+    ) -> io::Result<bool> {
+        let begun = match commands.filter(|_| self.has_gateway) {
+            Some(commands) => change(&mut self.published, commands),
+            None => Err("it has no network, and so no ports".to_owned()),
+        };
+        let Some(connection) = self.connections.get_mut(&id) else { return Ok(false) };
+        match begun {
+            Ok(()) => {
+                connection.kind = Kind::Waits;
+                Ok(true)
+            }
+            Err(why) => {
+                protocol::send(&connection.socket, &Reply::Refused { why }, &[])?;
+                Ok(false)
+            }
+        }
+    }
+
+    fn end_port_change(&mut self, ended: Option<(u64, Reply)>) {
+        let Some((asked_by, reply)) = ended else { return };
+        if let Some(connection) = self.connections.remove(&asked_by) {
+            let _gone = protocol::send(&connection.socket, &reply, &[]);
         }
     }
 
@@ -634,10 +678,15 @@ impl Companion for Keeper<'_> {
             }
         }
         self.pursue_change();
+        if let Some(commands) = commands {
+            self.published.tidy(commands);
+        }
         if self.is_over() { vec![Order::End] } else { Vec::new() }
     }
 
     fn answered(&mut self, answer: CommandAnswer) -> Vec<Order> {
+        let ended = self.published.answered(answer.number, &answer.result);
+        self.end_port_change(ended);
         let is_ours = self.change.as_ref().is_some_and(|change| change.step == ChangeStep::Gateway(answer.number));
         match answer.result {
             Ok(()) if is_ours => self.change_runs(),
@@ -649,6 +698,8 @@ impl Companion for Keeper<'_> {
 
     fn gateway_died(&mut self) {
         self.has_gateway = false;
+        let ended = self.published.gateway_died();
+        self.end_port_change(ended);
         if self.change.as_ref().is_some_and(|change| matches!(change.step, ChangeStep::Gateway(_))) {
             self.end_change(&Reply::Refused { why: "its gateway has ended".to_owned() });
         }

@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use cofferdam_gateway::{Link6, LinkAddresses};
+use cofferdam_model::PublishedPort;
 use cofferdam_sys::{fdpass, process};
 use rustix::fs::{MemfdFlags, SealFlags};
 use serde::de::DeserializeOwned;
@@ -49,6 +50,16 @@ pub(super) enum Request {
     },
     /// Take the specification beside this for the session's network from here on.
     Policy,
+    /// Tell which ports are published.
+    Ports,
+    /// Publish these as well, as they are written.
+    Publish {
+        ports: Vec<String>,
+    },
+    /// Publish these no more.
+    Withdraw {
+        ports: Vec<String>,
+    },
 }
 
 /// What a keeper answers.
@@ -60,6 +71,10 @@ pub(super) enum Reply {
     Inspected(Status),
     /// It is done, or will be when the connection closes.
     Done,
+    /// All ports, or those that have changed.
+    Ports {
+        ports: Vec<PublishedPort>,
+    },
     Refused {
         why: String,
     },

@@ -1,0 +1,32 @@
+//! `ports add`, `ports rm` and `ports ls`.
+
+use cofferdam_control::named;
+use cofferdam_model::PublishedPort;
+
+use super::{EXIT_FAILED, open, refused};
+use crate::args::{PortsChangeArgs, PortsLsArgs, PortsVerb};
+use crate::output;
+
+pub(crate) fn ports(verb: PortsVerb) -> u8 {
+    let (listed, json) = match verb {
+        PortsVerb::Add(PortsChangeArgs { name, ports, json }) => {
+            (open(&name).and_then(|entry| named::publish(&entry, ports).map_err(|error| refused(&error))), json)
+        }
+        PortsVerb::Rm(PortsChangeArgs { name, ports, json }) => {
+            (open(&name).and_then(|entry| named::withdraw(&entry, ports).map_err(|error| refused(&error))), json)
+        }
+        PortsVerb::Ls(PortsLsArgs { name, json }) => {
+            (open(&name).and_then(|entry| named::ports(&entry).map_err(|error| refused(&error))), json)
+        }
+    };
+    match listed {
+        Ok(ports) if json => output::print_json(&serde_json::json!(ports)),
+        Ok(ports) => output::print(&ports.iter().map(line).collect::<String>()),
+        Err(refusal) => output::fail(&refusal.text, EXIT_FAILED),
+    }
+}
+
+/// A port as it is written on a command line.
+fn line(port: &PublishedPort) -> String {
+    format!("{port}\n")
+}
