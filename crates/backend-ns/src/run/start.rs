@@ -256,7 +256,8 @@ impl<'a> Start<'a> {
     /// Leads the others through the start. Returns the program's terminal, if it has its own, and where signals arrive.
     fn conduct(&mut self, mounts: &[Wanted]) -> Result<(Option<OwnedFd>, SignalFd), LaunchError> {
         let (mut gateway_ready, mut placed) = (false, false);
-        while !(gateway_ready && placed) {
+        // The init of a run may be in place before its maker has told of it; and what is not known cannot be ended.
+        while !(gateway_ready && placed && self.processes.init.is_some()) {
             match self.next()? {
                 (Role::Builder, Message::Unshared, _) => self.map(mounts)?,
                 (Role::Builder, Message::Born { pid }, fds) => self.adopt(pid, fds)?,

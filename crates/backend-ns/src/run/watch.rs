@@ -427,7 +427,11 @@ impl<'a> Watch<'a> {
     fn finish(mut self, status: Status, observer: &mut dyn Observer) -> Outcome {
         if let Some(init) = self.running.processes.init.take() {
             kill(&init);
-            wait(&init);
+            match self.running.handles {
+                None => drop(wait(&init)),
+                // It has ended when somebody has waited for every run's processes, which is not ours to do.
+                Some(_) => wait_a_while(&init),
+            }
         }
         // Whatever held the program's terminal is gone, so what comes now is the rest of its output.
         if let Some(mut terminal) = self.terminal.take() {
@@ -490,6 +494,15 @@ impl<'a> Watch<'a> {
 fn has_ended(child: &Child) -> bool {
     let mut fds = [PollFd::new(&child.pidfd, PollFlags::IN)];
     wire::poll(&mut fds, Some(Duration::ZERO)).is_ok() && fds.iter().any(|fd| !fd.revents().is_empty())
+}
+
+/// Waits for the end of a process that was killed, but not for ever.
+fn wait_a_while(child: &Child) {
+    let mut fds = [PollFd::new(&child.pidfd, PollFlags::IN)];
+    let _late = wire::poll(&mut fds, Some(FAREWELL));
+    if has_ended(child) {
+        wait(child);
+    }
 }
 
 /// Cuts a stream into lines.

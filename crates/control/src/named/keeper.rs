@@ -509,10 +509,9 @@ impl Keeper<'_> {
     fn pursue_change(&mut self) {
         let Some(Change { step: ChangeStep::Runs(deadline), .. }) = &self.change else { return };
         if *deadline <= Instant::now() {
+            let main = self.main.as_ref();
             for connection in self.connections.values_mut().filter(|one| one.owes) {
-                let killed = fdpass::peer_pidfd(&connection.socket)
-                    .and_then(|peer| Ok(rustix::process::pidfd_send_signal(&peer, rustix::process::Signal::KILL)?));
-                connection.owes = killed.is_err();
+                connection.owes = kill_run(connection, main).is_err();
             }
             // Whoever cannot be killed goes with the sandbox.
             if self.connections.values().any(|one| one.owes) {
@@ -594,7 +593,14 @@ impl Keeper<'_> {
     fn is_over(&self) -> bool {
         let is_run = |connection: &Connection| matches!(connection.kind, Kind::Run { .. });
         let is_idle = self.main.is_none() && !self.connections.values().any(is_run);
-        self.stopping.is_some_and(|deadline| is_idle || deadline <= Instant::now())
+        let is_over = self.stopping.is_some_and(|deadline| is_idle || deadline <= Instant::now());
+        if is_over {
+            // A supervisor that is suspended would keep the sandbox's processes from being waited for.
+            for connection in self.connections.values() {
+                let _ended = kill_run(connection, self.main.as_ref());
+            }
+        }
+        is_over
     }
 
     fn main_ended(&mut self) {
@@ -708,6 +714,17 @@ impl Companion for Keeper<'_> {
     fn signal(&mut self) -> Vec<Order> {
         self.stop(GRACE);
         if self.is_over() { vec![Order::End] } else { Vec::new() }
+    }
+}
+
+/// Kills the supervisor of a run, and with it the run.
+fn kill_run(connection: &Connection, main: Option<&MainRun>) -> io::Result<()> {
+    let kill = |pidfd: &OwnedFd| rustix::process::pidfd_send_signal(pidfd, rustix::process::Signal::KILL);
+    match &connection.kind {
+        // Both ends of its connection were made by this process.
+        Kind::Run { is_main: true, .. } => Ok(main.map_or(Ok(()), |main| kill(&main.child.pidfd))?),
+        Kind::Run { is_main: false, .. } => Ok(kill(&fdpass::peer_pidfd(&connection.socket)?)?),
+        Kind::New | Kind::Waits => Ok(()),
     }
 }
 

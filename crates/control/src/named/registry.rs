@@ -258,7 +258,9 @@ impl Registry {
     fn sweep(&self) {
         for entry in fs::read_dir(&self.root).into_iter().flatten().flatten() {
             let name = entry.file_name();
-            let is_leftover = name.to_str().is_some_and(|name| name.starts_with(".new-") || name.starts_with(".gone-"));
+            if !name.to_str().is_some_and(|name| name.starts_with(".new-") || name.starts_with(".gone-")) {
+                continue;
+            }
             let lock = File::open(entry.path().join(LOCK));
             // One without a lock is a moment old, or was left in that very moment: its maker may still be at it.
             let is_old = || {
@@ -269,7 +271,7 @@ impl Registry {
                 Ok(lock) => rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok(),
                 Err(_) => is_old(),
             };
-            if is_leftover && is_free {
+            if is_free {
                 let _again_next_time = remove_tree(&entry.path());
             }
         }
