@@ -260,10 +260,10 @@ fn a_main_command_is_logged_asked_to_end_and_its_status_kept() {
         $C inspect --json s | grep last_exit_status
         $C create --json once --no-cwd -- sh -c 'exit 3'
         until_ is once stopped
-        $C inspect once | grep exit
+        $C inspect once | grep '^exit'
         $C run -d --name detached --no-cwd -- sh -c 'echo from afar; exit 4'
         until_ is detached stopped
-        $C logs detached; $C inspect detached | grep exit; $C rm detached
+        $C logs detached; $C inspect detached | grep '^exit'; $C rm detached
         $C create missing --no-cwd -- no-such-program || echo "missing $?"
         $C create --json bad --no-cwd --mount /no/such:/x || echo "bad $?"
         $C ls --quiet
@@ -495,4 +495,20 @@ print("the other lives", select.select([other], [], [], 0.2)[0] == [])' & run=$!
         ran.exits(0);
         assert_eq!(ran.stdout(), "reset\nthe other lives True\n".repeat(2), "{ran}");
     }
+}
+
+#[test]
+fn a_suspended_run_does_not_keep_its_sandbox_from_stopping() {
+    let ran = script(
+        r#"
+        $C create s --no-cwd
+        $C exec s -- sh -c 'touch /tmp/ready; exec sleep 1000' & run=$!
+        until_ $C exec s -- test -e /tmp/ready
+        kill -STOP $run
+        $C stop --time 0s s
+        wait $run || echo "ended with $?"
+        is s stopped && $C start s && $C exec s -- echo again
+        "#,
+    );
+    ran.exits(0).says("ended with 137\nagain\n").within(Duration::from_secs(20));
 }
