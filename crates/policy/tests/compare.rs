@@ -104,7 +104,7 @@ fn the_counterexample_is_told_in_words() {
         ("allow@a.example", "allow@b.example", "tcp 1.0.0.0:80 as a.example is allowed by the run"),
         ("allow@any", "allow@0.0.0.0/0,allow@[::/0],allow@host", "tcp 100.100.100.200:80"),
         ("allow@any", "allow@0.0.0.0/0,allow@[::/0],allow@metadata", "172.16.0.1"),
-        ("allow@[64:ff9b::/96]", "deny@private,allow@any", "[64:ff9b::a00:1]"),
+        ("allow@[64:ff9b::/96]", "deny@private,allow@any", "tcp [64:ff9b::a00:"),
         ("allow:ingress@10.0.0.7", "allow@any,deny:ingress@any", "tcp from 10.0.0.7 to port 80"),
     ];
     for (child, parent, words) in cases {
