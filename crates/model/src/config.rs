@@ -18,6 +18,31 @@ pub enum DenyWith {
     Drop,
 }
 
+/// A network in a word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum NetworkMode {
+    /// No interface at all.
+    #[default]
+    Blocked,
+    /// Everything but a denylist.
+    Open,
+    /// Nothing but DNS and an allowlist.
+    Allowlist,
+}
+
+impl NetworkMode {
+    /// The mode as it is written.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            NetworkMode::Blocked => "blocked",
+            NetworkMode::Open => "open",
+            NetworkMode::Allowlist => "allowlist",
+        }
+    }
+}
+
 /// A resolver as it is configured.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Nameserver {

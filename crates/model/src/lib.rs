@@ -16,7 +16,7 @@ mod time;
 pub use addr::{Classifier, Group, HostNetwork};
 pub use config::{
     DenyWith, DnsConfig, InterfaceConfig, LimitsConfig, Nameserver, NameserverHost, NameserverOver, NetworkConfig,
-    PolicyLayer,
+    NetworkMode, PolicyLayer,
 };
 pub use event::{
     CloseReason, DecisionId, DropReason, Event, EventBody, EventSource, FirstFlight, FlightProtocol, FlowCounters,

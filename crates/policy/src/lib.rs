@@ -8,6 +8,7 @@ pub mod builder;
 pub mod compare;
 pub mod file;
 pub mod grammar;
+pub mod posture;
 pub mod preset;
 
 mod encrypted_dns;

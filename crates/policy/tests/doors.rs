@@ -217,7 +217,6 @@ fn mistakes_are_refused_with_their_place() {
         ("x.json", "", &["line 1"]),
         ("x.yaml", "network:\n  ruels: []", &["`ruels`", "line 2", "did you mean `rules`?"]),
         ("x.ini", "", &["`.toml`"]),
-        ("x.toml", "[network]\nnetwork_mode = \"open\"", &["network_mode", "not supported"]),
         ("x.json", "{\"tls\": {}, \"secrets\": [1]}", &["`tls`", "`secrets`", "not supported"]),
         ("x.json", "{\"interface\": {\"mac\": \"02:00:00:00:00:01\"}}", &["interface.mac", "not supported"]),
         ("x.toml", "[network.dns]\nnameservers = [\"http://1.1.1.1\"]", &["dns.nameservers[0]", "expected `IP`"]),
@@ -297,7 +296,7 @@ fn fields_that_are_not_supported_are_not_expected() {
             errors.contains(if text.contains("interface") { "ipv4_pool" } else { "connect_timeout_ms" }),
             "{errors}"
         );
-        for field in ["network_mode", "tls", "secrets", "rate_limiter", "mac"] {
+        for field in ["tls", "secrets", "rate_limiter", "mac"] {
             assert!(!errors.contains(field), "{field}: {errors}");
         }
     }
@@ -521,7 +520,12 @@ fn every_wrong_flag_is_reported() {
 fn the_schema_describes_both_forms() {
     let schema = file::schema();
     assert!(schema.contains("\"deny_domain_suffixes\"") && schema.contains("\"additionalProperties\": false"));
-    assert!(schema.contains("\"domain_suffix\"") && !schema.contains("network_mode"));
+    assert!(
+        schema.contains("\"domain_suffix\"")
+            && schema.contains("\"network_mode\"")
+            && schema.contains("\"allowlist\"")
+            && !schema.contains("rate_limiter")
+    );
 }
 
 fn rules(config: &NetworkConfig) -> Vec<String> {

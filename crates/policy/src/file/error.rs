@@ -19,15 +19,15 @@ pub struct ConfigError {
 }
 
 impl ConfigError {
-    pub(super) fn new(origin: impl Into<String>, message: impl fmt::Display) -> ConfigError {
+    pub(crate) fn new(origin: impl Into<String>, message: impl fmt::Display) -> ConfigError {
         ConfigError { origin: origin.into(), message: message.to_string(), help: None, rule: None }
     }
 
-    pub(super) fn help(self, help: impl Into<Option<String>>) -> ConfigError {
+    pub(crate) fn help(self, help: impl Into<Option<String>>) -> ConfigError {
         ConfigError { help: help.into(), ..self }
     }
 
-    pub(super) fn rule(origin: &str, error: RuleError) -> ConfigError {
+    pub(crate) fn rule(origin: &str, error: RuleError) -> ConfigError {
         ConfigError {
             origin: origin.to_owned(),
             message: error.to_string(),

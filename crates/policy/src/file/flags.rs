@@ -1,10 +1,10 @@
-use cofferdam_model::{Action, DenyWith, NetworkConfig, Rule};
+use cofferdam_model::{Action, DenyWith, NetworkConfig, NetworkMode, Rule};
 
 use crate::file::error::{ConfigError, ConfigErrors};
 use crate::file::resolve::{Base, Defaults, Resolved, apply, take};
 use crate::file::{default_network, document, ports, values};
 use crate::grammar::{self, RuleErrors};
-use crate::preset::Preset;
+use crate::preset::{self, Preset};
 
 /// One flag of the command line that shapes the network. The order of the items is that of the command line.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -14,6 +14,8 @@ pub enum FlagItem {
     Net(String),
     /// `--no-net`
     NoNet,
+    /// `--network-mode`
+    Mode(NetworkMode),
     /// `--net-rule RULES`
     NetRule(String),
     /// `--allow TARGET[:PORTS]`
@@ -60,6 +62,8 @@ struct Flags {
     rules: Vec<Rule>,
     profiles: Vec<String>,
     no_net: bool,
+    mode: Option<NetworkMode>,
+    published: bool,
     short_allow: bool,
     defaults: Defaults,
 }
@@ -71,6 +75,7 @@ struct Flags {
 /// | Flags | Then |
 /// |---|---|
 /// | `--net` | these profiles (also in place of a file's preset) |
+/// | `--network-mode` | what the mode means (also in place of a file's preset or mode) |
 /// | `--net-conf` | what the file says |
 /// | `--allow` or `--net-default-egress`, without both | deny for egress; nothing else is open |
 /// | otherwise | preset `public-only` |
@@ -88,6 +93,11 @@ pub fn from_flags(items: &[FlagItem]) -> Result<NetworkConfig, ConfigErrors> {
         match item {
             FlagItem::Net(text) => flags.profiles.push(text.clone()),
             FlagItem::NoNet => flags.no_net = true,
+            FlagItem::Mode(mode) => {
+                if flags.mode.replace(*mode).is_some_and(|other| other != *mode) {
+                    errors.push(ConfigError::new("--network-mode", "given twice, with different modes"));
+                }
+            }
             FlagItem::NetRule(text) => {
                 flags.push("--net-rule", grammar::parse_rules(text), &mut errors);
             }
@@ -113,6 +123,7 @@ pub fn from_flags(items: &[FlagItem]) -> Result<NetworkConfig, ConfigErrors> {
             FlagItem::MaxUdpConnections(bound) => config.limits.max_udp_connections = *bound,
             FlagItem::MaxInboundConnections(bound) => config.limits.max_inbound_connections = *bound,
             FlagItem::Publish(text) => {
+                flags.published = true;
                 ports::add("--publish", ports::parse_port(text), &mut config.ports, &mut errors);
             }
             FlagItem::Mtu(mtu) => take(&mut errors, "--mtu", values::mtu(*mtu), |mtu| config.interface.mtu = mtu),
@@ -148,6 +159,7 @@ fn read_file(items: &[FlagItem], config: &mut NetworkConfig, errors: &mut Vec<Co
         FlagItem::Conf { name, text } => Some((name, text)),
         FlagItem::Net(_)
         | FlagItem::NoNet
+        | FlagItem::Mode(_)
         | FlagItem::NetRule(_)
         | FlagItem::Allow(_)
         | FlagItem::Deny(_)
@@ -192,20 +204,24 @@ fn finish(flags: Flags, file: Option<Resolved>, config: &mut NetworkConfig, erro
             Err(error) => return errors.push(ConfigError::new("--net", error)),
         },
     };
-    let no_net = flags.no_net || profile == Some(Preset::None);
+    if let Some((message, help)) = flags.mode.and_then(|mode| flags.contradiction(mode)) {
+        return errors.push(ConfigError::new("--network-mode", message).help(help.to_owned()));
+    }
+    let no_net = flags.no_net || profile == Some(Preset::None) || flags.mode == Some(NetworkMode::Blocked);
     if no_net && (!flags.rules.is_empty() || profile.as_ref().is_some_and(Preset::enabled)) {
         let message = "no network at all leaves nothing for `--net` and rules to open or close";
         let origin = if flags.no_net { "--no-net" } else { "--net none" };
         return errors.push(ConfigError::new(origin, message).help("leave one of them out".to_owned()));
     }
-    let (file_rules, file_base, file_enabled, preset) = match file {
-        Some(Resolved { rules, base, enabled, preset }) => (rules, Some(base), enabled, preset),
-        None => (Vec::new(), None, None, "preset".to_owned()),
+    let (file_rules, file_base, file_enabled, preset, off) = match file {
+        Some(Resolved { rules, base, enabled, preset, off }) => (rules, Some(base), enabled, preset, off),
+        None => (Vec::new(), None, None, "preset".to_owned(), "preset `none`"),
     };
-    let profile_given = profile.is_some();
-    let base = match (profile, file_base) {
+    let profile_given = profile.is_some() || flags.mode.is_some();
+    let given = profile.map(|profile| Base::Preset(profile, Defaults::default()));
+    let base = match (flags.mode.map(Base::of_mode).or(given), file_base) {
         _ if no_net => Base::Preset(Preset::None, Defaults::default()),
-        (Some(profile), _) => Base::Preset(profile, Defaults::default()),
+        (Some(given), _) => given,
         (None, Some(Some(base))) => base,
         (None, Some(None)) => Base::Preset(Preset::standard(), Defaults::default()),
         (None, None) if flags.short_allow || flags.defaults.egress.is_some() => Base::ByHand(Defaults::default()),
@@ -214,10 +230,13 @@ fn finish(flags: Flags, file: Option<Resolved>, config: &mut NetworkConfig, erro
     let (enabled, mut policy) = base.policy();
     policy.default_egress = flags.defaults.egress.unwrap_or(policy.default_egress);
     policy.default_ingress = flags.defaults.ingress.unwrap_or(policy.default_ingress);
-    let behind = std::mem::take(&mut policy.rules);
+    let mut behind = std::mem::take(&mut policy.rules);
+    if flags.mode == Some(NetworkMode::Allowlist) {
+        behind.push(preset::allow_dns());
+    }
     let no_rules = flags.rules.is_empty() && file_rules.is_empty();
     if !(enabled || no_net || no_rules) {
-        let message = "preset `none` leaves nothing for rules to open or close";
+        let message = format!("{off} leaves nothing for rules to open or close");
         return errors
             .push(ConfigError::new(preset, message).help("leave the rules out, or name another preset".to_owned()));
     }
@@ -229,6 +248,24 @@ fn finish(flags: Flags, file: Option<Resolved>, config: &mut NetworkConfig, erro
 }
 
 impl Flags {
+    /// What is wrong with a mode among the other flags, and what to do.
+    fn contradiction(&self, mode: NetworkMode) -> Option<(String, &'static str)> {
+        let word = mode.word();
+        if self.no_net || !self.profiles.is_empty() {
+            let message = format!("mode `{word}` and `--net` or `--no-net` each say what stands behind the rules");
+            return Some((message, "leave one of them out"));
+        }
+        if self.defaults.egress.is_some() || self.defaults.ingress.is_some() {
+            let message = format!("mode `{word}` has defaults of its own, and `--net-default` sets others");
+            return Some((message, "leave one of them out"));
+        }
+        if mode == NetworkMode::Blocked && (self.published || !self.rules.is_empty()) {
+            let message = "mode `blocked` leaves nothing for rules and published ports to open or close".to_owned();
+            return Some((message, "leave them out, or say `--network-mode allowlist`"));
+        }
+        None
+    }
+
     fn push(&mut self, origin: &str, parsed: Result<Vec<Rule>, RuleErrors>, errors: &mut Vec<ConfigError>) {
         match parsed {
             Ok(rules) => self.rules.extend(rules),

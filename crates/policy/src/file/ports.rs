@@ -158,7 +158,7 @@ pub(super) fn check(config: &NetworkConfig, errors: &mut Vec<ConfigError>) {
     let (Some(first), origin) = (ports.first(), "ports") else { return };
     if !config.enabled {
         let message = format!("{first} would lead to a sandbox without a network");
-        let help = "leave out `--no-net` (or `--net none`, or the file's preset `none`), or the published ports";
+        let help = "leave out `--no-net` (or `--net none`, mode `blocked`, or the file's preset `none`), or the published ports";
         return errors.push(ConfigError::new(origin, message).help(help.to_owned()));
     }
     if ports.len() > MAX_PORTS {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use cofferdam_model::{Action, DenyWith, Direction, Layer, PortProtocol};
+use cofferdam_model::{Action, DenyWith, Direction, Layer, NetworkMode, PortProtocol};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde::de::{self, IgnoredAny, MapAccess, Visitor, value::MapAccessDeserializer};
@@ -46,6 +46,12 @@ pub(super) struct RawNetwork {
     pub(super) deny_domain_suffixes: Option<Vec<String>>,
     /// The whole policy, in place of `preset`, `default_egress`, `default_ingress` and `rules`.
     pub(super) policy: Option<RawPolicy>,
+    /// The policy in a word, in place of `preset`, `policy`, `rules` and defaults.
+    pub(super) network_mode: Option<NetworkMode>,
+    /// With mode `allowlist`: networks, addresses, names, patterns, groups and named lists that may be reached.
+    pub(super) network_allowlist: Option<Vec<String>>,
+    /// With modes `open` and `allowlist`: what may not be reached, tried first.
+    pub(super) network_denylist: Option<Vec<String>>,
     /// Policies around this one, from the outermost: a flow needs a permit from each.
     pub(super) ceilings: Option<Vec<RawCeiling>>,
     /// What a guest is told when a flow is denied.
@@ -66,12 +72,6 @@ pub(super) struct RawNetwork {
     pub(super) connect_timeout_ms: Option<u64>,
 
     #[schemars(skip)]
-    pub(super) network_mode: Option<IgnoredAny>,
-    #[schemars(skip)]
-    pub(super) network_allowlist: Option<IgnoredAny>,
-    #[schemars(skip)]
-    pub(super) network_denylist: Option<IgnoredAny>,
-    #[schemars(skip)]
     pub(super) tls: Option<IgnoredAny>,
     #[schemars(skip)]
     pub(super) rate_limiter: Option<IgnoredAny>,
@@ -82,18 +82,12 @@ pub(super) struct RawNetwork {
 }
 
 /// Fields that a struct knows and that are not supported yet, by struct: an error does not list them as expected.
-pub(super) const UNSUPPORTED: [&[&str]; 2] = [
-    &["network_mode", "network_allowlist", "network_denylist", "tls", "rate_limiter", "secrets", "trust_host_cas"],
-    &["mac"],
-];
+pub(super) const UNSUPPORTED: [&[&str]; 2] = [&["tls", "rate_limiter", "secrets", "trust_host_cas"], &["mac"]];
 
 impl RawNetwork {
     /// Fields of the wire form that are known and not supported yet, with whether they are there.
     pub(super) fn unsupported(&self) -> impl Iterator<Item = &'static str> {
         let fields = [
-            ("network_mode", self.network_mode.is_some()),
-            ("network_allowlist", self.network_allowlist.is_some()),
-            ("network_denylist", self.network_denylist.is_some()),
             ("tls", self.tls.is_some()),
             ("rate_limiter", self.rate_limiter.is_some()),
             ("secrets", self.secrets.is_some()),

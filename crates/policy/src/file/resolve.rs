@@ -1,8 +1,8 @@
 //! From a raw configuration to a validated one.
 
 use cofferdam_model::{
-    Action, Destination, Direction, Group, NetworkConfig, PolicyConfig, PolicyLayer, PortRange, Protocol, ProtocolSet,
-    Rule,
+    Action, Destination, Direction, Group, NetworkConfig, NetworkMode, PolicyConfig, PolicyLayer, PortRange, Protocol,
+    ProtocolSet, Rule,
 };
 
 use crate::Policy;
@@ -14,6 +14,7 @@ use crate::file::raw::{
 use crate::file::{ports, values};
 use crate::grammar;
 use crate::nearest::nearest;
+use crate::posture::{self, Posture};
 use crate::preset::Preset;
 
 /// What a document says, with everything that is wrong with it.
@@ -24,8 +25,10 @@ pub(super) struct Resolved {
     /// The preset that was named, or the defaults of a policy that was written by hand.
     pub(super) base: Option<Base>,
     pub(super) enabled: Option<bool>,
-    /// Where the preset stands, for errors about it.
+    /// Where the preset or the mode stands, for errors about it.
     pub(super) preset: String,
+    /// What such an error calls it when it turns the network off.
+    pub(super) off: &'static str,
 }
 
 /// What stands behind the rules.
@@ -44,6 +47,13 @@ pub(super) struct Defaults {
 }
 
 impl Base {
+    pub(super) fn of_mode(mode: NetworkMode) -> Base {
+        match posture::preset_of(mode) {
+            Some(preset) => Base::Preset(preset, Defaults::default()),
+            None => Base::ByHand(Defaults::default()),
+        }
+    }
+
     pub(super) fn policy(&self) -> (bool, PolicyConfig) {
         let (enabled, mut policy, defaults) = match self {
             Base::Preset(preset, defaults) => (preset.enabled(), preset.policy(), defaults),
@@ -107,6 +117,26 @@ pub(super) fn apply(
     }
     let beside =
         raw.preset.is_some() || raw.rules.is_some() || raw.default_egress.is_some() || raw.default_ingress.is_some();
+    let posture = Posture {
+        mode: raw.network_mode.unwrap_or_default(),
+        allowlist: raw.network_allowlist.unwrap_or_default(),
+        denylist: raw.network_denylist.unwrap_or_default(),
+    };
+    match raw.network_mode {
+        Some(_) => {
+            if beside || raw.policy.is_some() {
+                let message = "`network_mode` is the whole policy in a word; `preset`, `policy`, `rules` and defaults beside it contradict";
+                errors.push(ConfigError::new(origin("network_mode"), message));
+            }
+            return resolve_posture(&posture, rules, raw.enabled, origin, errors);
+        }
+        None if posture != Posture::default() => {
+            let message = "`network_allowlist` and `network_denylist` go with `network_mode`, which is not there";
+            let help = "write `network_mode` as `allowlist` or `open`";
+            errors.push(ConfigError::new(origin("network_mode"), message).help(help.to_owned()));
+        }
+        None => {}
+    }
     let base = match raw.policy {
         Some(policy) => {
             if beside {
@@ -130,7 +160,20 @@ pub(super) fn apply(
             }
         }
     };
-    Resolved { rules, base, enabled: raw.enabled, preset: origin("preset") }
+    Resolved { rules, base, enabled: raw.enabled, preset: origin("preset"), off: "preset `none`" }
+}
+
+/// The policy of a mode, behind the names that are denied in any case.
+fn resolve_posture(
+    posture: &Posture,
+    denied_names: Vec<Rule>,
+    enabled: Option<bool>,
+    origin: impl Fn(&str) -> String,
+    errors: &mut Vec<ConfigError>,
+) -> Resolved {
+    let rules = [denied_names, posture.rules(&origin, errors)].concat();
+    let base = Some(Base::of_mode(posture.mode));
+    Resolved { rules, base, enabled, preset: origin("network_mode"), off: "mode `blocked`" }
 }
 
 fn apply_ceiling(origin: &str, raw: RawCeiling, config: &mut NetworkConfig, errors: &mut Vec<ConfigError>) {
