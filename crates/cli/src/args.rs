@@ -149,6 +149,12 @@ pub(crate) struct NetworkArgs {
     /// No network at all.
     #[arg(long, conflicts_with_all = ["net", "allow", "net_rule"])]
     pub no_net: bool,
+    /// The network in a word: nothing, everything, or nothing but what is allowed.
+    ///
+    /// blocked is --no-net; open is --net all, and --deny takes from it; allowlist denies all but DNS and what --allow and
+    /// --net-rule name. In a file: network_mode, with network_allowlist and network_denylist.
+    #[arg(long, value_name = "MODE", hide_short_help = true)]
+    pub network_mode: Option<PostureWord>,
     /// Allow this: pypi.org, 10.0.0.5:5432, @pypi.
     ///
     /// A name, '*.name', an address, a network, a group (private, host, …) or a list (@pypi, @npm, @crates, @go,
@@ -437,6 +443,13 @@ pub(crate) enum BackendWord {
     /// A word of the command line that gets an answer of its own: `run` says that it is not there.
     #[value(hide = true)]
     Vm,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PostureWord {
+    Blocked,
+    Open,
+    Allowlist,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

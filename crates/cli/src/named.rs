@@ -377,6 +377,7 @@ impl NetworkArgs {
     /// Whether nothing has moved the default away from the public internet, as one `--allow` would.
     pub(crate) fn leaves_default(&self) -> bool {
         let egress = self.net_default.or(self.net_default_egress);
-        self.net.is_empty() && self.allow.is_empty() && self.net_conf.is_none() && egress.is_none()
+        let nothing_named = self.net.is_empty() && self.allow.is_empty() && self.net_conf.is_none();
+        nothing_named && self.network_mode.is_none() && egress.is_none()
     }
 }

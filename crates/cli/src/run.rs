@@ -12,10 +12,12 @@ use cofferdam_control::{
     Capability, EXIT_SETUP, EventLog, Finished, Mount, ResourceLimits, RunOptions, Sandbox, Terminal, check_project,
     create_report, environment, resolve, writable_roots,
 };
-use cofferdam_model::{Action, DenyWith, NetworkConfig};
+use cofferdam_model::{Action, DenyWith, NetworkConfig, NetworkMode};
 use cofferdam_policy::file::{self, FlagItem};
 
-use crate::args::{ActionWord, BackendWord, DenyWord, EvidenceArgs, LimitArgs, NetworkArgs, PlaceArgs, RunArgs};
+use crate::args::{
+    ActionWord, BackendWord, DenyWord, EvidenceArgs, LimitArgs, NetworkArgs, PlaceArgs, PostureWord, RunArgs,
+};
 use crate::output::{self, Screen};
 
 /// Runs a program and returns the exit status. `matches` knows the order of the flags.
@@ -150,6 +152,7 @@ pub(crate) fn flag_items(
         items.push(FlagItem::Conf { name: path.display().to_string(), text });
     }
     items.extend(args.no_net.then_some(FlagItem::NoNet));
+    items.extend(args.network_mode.map(|word| FlagItem::Mode(word.mode())));
     items.extend(ordered.into_iter().map(|(_, item)| item));
     let both = args.net_default.map(ActionWord::action);
     items.extend(args.net_default_egress.map(ActionWord::action).or(both).map(FlagItem::DefaultEgress));
@@ -268,6 +271,16 @@ pub(crate) fn open_report(path: &Path, roots: &[PathBuf]) -> Result<(PathBuf, Fi
     }
 }
 
+impl PostureWord {
+    fn mode(self) -> NetworkMode {
+        match self {
+            PostureWord::Blocked => NetworkMode::Blocked,
+            PostureWord::Open => NetworkMode::Open,
+            PostureWord::Allowlist => NetworkMode::Allowlist,
+        }
+    }
+}
+
 impl ActionWord {
     fn action(self) -> Action {
         match self {
@@ -307,6 +320,22 @@ mod tests {
         assert!(!network(&["run", "--no-dns-rebind-protection", "true"]).dns.rebind_protection);
         // What follows the program is the program's.
         assert!(network(&["run", "true", "--no-dns-rebind-protection"]).dns.rebind_protection);
+    }
+
+    #[test]
+    fn a_mode_stands_behind_the_rules_of_the_command_line() {
+        for (mode, enabled, egress) in
+            [("blocked", false, Action::Deny), ("open", true, Action::Allow), ("allowlist", true, Action::Deny)]
+        {
+            let network = network(&["run", "--network-mode", mode, "true"]);
+            assert_eq!((network.enabled, network.policy.default_egress), (enabled, egress), "{mode}");
+        }
+        let args = ["run", "--allow", "10.0.0.5", "--network-mode", "allowlist", "--deny", "[fd00::5]", "true"];
+        let rules = network(&args).policy.rules;
+        assert_eq!(
+            rules.iter().map(|rule| rule.action).collect::<Vec<_>>(),
+            [Action::Allow, Action::Deny, Action::Allow]
+        );
     }
 
     fn network(args: &[&str]) -> NetworkConfig {

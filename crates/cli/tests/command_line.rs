@@ -64,7 +64,7 @@ fn long_help_has_an_example_per_verb() {
 #[test]
 fn hidden_verbs_stay_hidden() {
     assert!(!run(&["--help"]).stdout.contains("internal"));
-    for flag in ["--host-socket", "--pcap", "--network-mode"] {
+    for flag in ["--host-socket", "--pcap"] {
         assert!(!run(&["run", "--help"]).stdout.contains(flag), "{flag}");
     }
 }
@@ -77,6 +77,10 @@ fn mistakes_in_flags_are_explained() {
         ("no-command", &["run"]),
         ("bad-size", &["run", "--memory", "5x", "--", "true"]),
         ("conflict", &["run", "--no-net", "--allow", "x.example", "--", "true"]),
+        ("blocked-with-rules", &["run", "--network-mode", "blocked", "--allow", "[fd00::5]", "--", "true"]),
+        ("blocked-with-ports", &["run", "--network-mode", "blocked", "-p", "8080:80", "--", "true"]),
+        ("mode-with-net", &["run", "--network-mode", "open", "--net", "public", "--", "true"]),
+        ("unknown-mode", &["run", "--network-mode", "opne", "--", "true"]),
         ("bad-rules", &["run", "--net-rule", "alow@x.example,deny@an", "--allow", "10.0.0.5/8", "--", "true"]),
         ("bad-profile", &["run", "--net", "pubic", "--", "true"]),
         ("bad-pool", &["run", "--ipv4-pool", "10.0.0.0/31", "--", "true"]),
