@@ -99,6 +99,17 @@ fn an_allowlist_is_all_there_is_but_names() {
 }
 
 #[test]
+fn a_denylist_with_the_group_host_denies_names_as_well() {
+    for mode in [NetworkMode::Open, NetworkMode::Allowlist] {
+        assert!(!name_passes(&posture(mode, &[], &["host"]), "example.org"), "{mode:?}");
+        // Group private is everything but this machine's own addresses.
+        let config = posture(mode, &[], &["@private", "@metadata"]);
+        assert!(name_passes(&config, "example.org"), "{mode:?}");
+        assert_eq!(GATEWAY.map(|peer| allows(&config, peer)), [mode == NetworkMode::Open; 2], "{mode:?}");
+    }
+}
+
+#[test]
 fn an_empty_allowlist_opens_nothing() {
     let config = posture(NetworkMode::Allowlist, &[], &[]);
     assert!(config.enabled);
