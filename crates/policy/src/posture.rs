@@ -6,7 +6,7 @@
 //! | `open` | preset `allow-all`, behind what the denylist names |
 //! | `allowlist` | default deny, DNS and what the allowlist names, behind what the denylist names |
 //!
-//! Entries of the lists are targets of the [grammar](crate::grammar): a network, an address, a name or a pattern, a group or a
+//! Entries of the lists are targets of the [`grammar`]: a network, an address, a name or a pattern, a group or a
 //! named list. IPv6 may stand without brackets and the constants of lists without `@`, since nothing can follow them here. A posture
 //! becomes ordinary rules, so that it is a wall like any other policy.
 
