@@ -512,3 +512,40 @@ fn a_suspended_run_does_not_keep_its_sandbox_from_stopping() {
     );
     ran.exits(0).says("ended with 137\nagain\n").within(Duration::from_secs(20));
 }
+
+#[test]
+fn ports_come_and_go_while_a_sandbox_runs() {
+    for (bind, loopback, any) in [("127.0.0.1:", "127.0.0.1", "0.0.0.0"), ("[::1]:", "[::1]", "::")] {
+        let ran = script(&format!(
+            r#"
+            $C create --no-cwd --ipv6 -p '{bind}0:8080' s -- python3 -m http.server -d /usr/share/doc --bind {any} 8080
+            host() {{ $C ports ls --json s | sed -n 's/^    "host_port": \([0-9]*\).*/\1/p'; }}
+            first=$(host)
+            until_ curl -s -o /dev/null "http://{loopback}:$first/"
+            echo "published $(host | wc -l)"
+            $C ports add s '{bind}0:8080' '{bind}0:53/udp' >/dev/null
+            for port in $(host | head -n 2); do curl -s -o /dev/null "http://{loopback}:$port/" && echo served; done
+            second=$(host | sed -n 2p)
+            $C ports add s '{bind}0:9' "{bind}$second:8080" 2>&1 && echo twice || echo "taken $(host | wc -l)"
+            $C ports rm s "$second" | sed 's/:[0-9]*:8080/:PORT:8080/'
+            curl -s -o /dev/null "http://{loopback}:$second/" || echo "withdrawn $?"
+            $C ports rm s "$second" 2>/dev/null || echo "unknown $?"
+            $C policy set s --net-rule deny:ingress@any
+            curl -s -o /dev/null "http://{loopback}:$first/" || echo denied
+            $C policy set s --net-default-ingress allow
+            curl -s -o /dev/null "http://{loopback}:$first/" && echo "allowed again"
+            $C exec --net public -p '{bind}0:1' s -- true
+            $C stop s
+            $C ports ls s 2>/dev/null || echo "stopped $?"
+            $C start s
+            echo "after a start $(host | wc -l)"
+            "#
+        ));
+        ran.exits(0)
+            .says("published 1\nserved\nserved\n")
+            .says(&format!("taken 3\n{loopback}:PORT:8080/tcp\nwithdrawn 7\nunknown 1\ndenied\nallowed again\n"))
+            .says("stopped 1\nafter a start 1\n")
+            .never_says("twice")
+            .complains("ports are published for the session");
+    }
+}
