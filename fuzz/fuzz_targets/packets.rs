@@ -103,7 +103,7 @@ impl Shell {
                 let peer = common::at(address, 4000 + u16::from(argument & 3));
                 let published = Published { guest_port: 7.try_into().unwrap() };
                 if argument & 8 == 0 {
-                    self.world.gate.handle_peer_datagram(now, (PortId(1), published), peer, b"x", None);
+                    self.world.gate.handle_peer_datagram(now, (PortId(1), published), (peer, None), b"x", None);
                 } else if let Some(flow) = self.observer.guest_dialing.pop_first() {
                     let result = if argument & 1 == 0 { Ok(()) } else { Err(DialError::Refused) };
                     if self.world.gate.handle_guest_dialed(now, flow, result) {

@@ -76,8 +76,16 @@ pub enum Output {
     /// Connect to `guest` in the gateway's namespace, from `source` if that can be had, and from the gateway's address and any
     /// port if not; answer with `handle_guest_dialed`. [`Output::AbandonDial`] ends it too; the peer's connection is to be reset then.
     DialGuest { flow: FlowId, source: SocketAddr, guest: SocketAddr, permit: Permit },
-    /// Send `payload` to `peer` out of the socket of a published UDP port; `segment` as in [`Output::SendUdp`].
-    SendPeer { port: PortId, peer: SocketAddr, payload: Vec<u8>, segment: Option<u16>, fragmentation: Fragmentation },
+    /// Send `payload` to `peer` out of the socket of a published UDP port, from the address `local` of the host if it is known;
+    /// `segment` as in [`Output::SendUdp`].
+    SendPeer {
+        port: PortId,
+        peer: SocketAddr,
+        local: Option<IpAddr>,
+        payload: Vec<u8>,
+        segment: Option<u16>,
+        fragmentation: Fragmentation,
+    },
     /// Something to report.
     Event(EventBody),
 }

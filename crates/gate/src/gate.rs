@@ -152,16 +152,17 @@ impl Gate {
         self.peers.handle_dialed(&mut self.cx, now, flow, result)
     }
 
-    /// Datagrams came to the published UDP port `port`; with `segment`, a batch of that size.
+    /// Datagrams of a peer came to the published UDP port `port`, to this address of the host if it is known; with `segment`, a
+    /// batch of that size.
     pub fn handle_peer_datagram(
         &mut self,
         now: Time,
         (port, published): (PortId, Published),
-        peer: SocketAddr,
+        (peer, local): (SocketAddr, Option<IpAddr>),
         payload: &[u8],
         segment: Option<u16>,
     ) {
-        self.peers.handle_datagram(&mut self.cx, now, (port, published), peer, (payload, segment));
+        self.peers.handle_datagram(&mut self.cx, now, (port, published), (peer, local), (payload, segment));
     }
 
     /// A port is published no more. Its connections go on, its UDP peers are forgotten.

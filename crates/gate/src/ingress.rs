@@ -82,6 +82,8 @@ struct Mapping {
     /// The guest and who stands for the peer.
     ends: Ends,
     peer: SocketAddr,
+    /// The address of the host that it has sent to.
+    local: Option<IpAddr>,
     since: Time,
     counters: FlowCounters,
 }
@@ -189,7 +191,7 @@ impl Peers {
         cx: &mut Context,
         now: Time,
         (port, published): (PortId, Published),
-        peer: SocketAddr,
+        (peer, local): (SocketAddr, Option<IpAddr>),
         (payload, segment): (&[u8], Option<u16>),
     ) {
         let peer = canonical(peer);
@@ -202,6 +204,7 @@ impl Peers {
             },
         };
         let Some((_, mapping)) = self.mappings.get_mut(slot) else { return };
+        mapping.local = local;
         mapping.counters.bytes_in = mapping.counters.bytes_in.saturating_add(length(payload));
         cx.emit_udp(now, mapping.ends.remote, mapping.ends.guest, payload, segment);
         self.mappings.touch(now, slot, 0);
@@ -237,7 +240,7 @@ impl Peers {
         let flow = cx.new_flow();
         cx.report_opened(flow, Protocol::Udp, told, &about);
         self.by_peer.insert(peer_key(port, peer), flow);
-        let mapping = Mapping { port, ends, peer, since: now, counters: FlowCounters::default() };
+        let mapping = Mapping { port, ends, peer, local: None, since: now, counters: FlowCounters::default() };
         Some(self.mappings.insert(now, 0, key(ends), flow, mapping))
     }
 
@@ -285,10 +288,11 @@ impl Peers {
         let payload = datagram.payload;
         mapping.counters.bytes_out = mapping.counters.bytes_out.saturating_add(length(payload));
         let segment = offload.udp_segment.map(std::num::NonZeroU16::get);
-        let (port, peer, fragmentation) = (mapping.port, mapping.peer, packet.fragmentation);
+        let Mapping { port, peer, local, .. } = *mapping;
+        let fragmentation = packet.fragmentation;
         for piece in pieces(payload, segment, MAX_SEGMENTS) {
             let segment = segment.filter(|size| usize::from(*size) < piece.len());
-            cx.output(Output::SendPeer { port, peer, payload: piece.to_vec(), segment, fragmentation });
+            cx.output(Output::SendPeer { port, peer, local, payload: piece.to_vec(), segment, fragmentation });
         }
         self.mappings.touch(now, slot, 0);
         true

@@ -38,7 +38,7 @@ fn in_brackets(address: std::net::IpAddr) -> String {
 }
 
 fn datagram(world: &mut World, peer: SocketAddr, payload: &[u8]) -> Vec<Output> {
-    world.gate.handle_peer_datagram(world.now, (PORT, WEB), peer, payload, None);
+    world.gate.handle_peer_datagram(world.now, (PORT, WEB), (peer, None), payload, None);
     world.drain()
 }
 
@@ -177,7 +177,7 @@ fn a_peer_that_comes_to_two_ports_is_two_peers() {
         let mut world = World::with(with(""), |_| {});
         let peer = at(family.public(), 4000);
         let first = datagram(&mut world, peer, b"x");
-        world.gate.handle_peer_datagram(world.now, (PortId(4), WEB), peer, b"y", None);
+        world.gate.handle_peer_datagram(world.now, (PortId(4), WEB), (peer, None), b"y", None);
         let second = world.drain();
         let (first, second) = (emitted(&first)[0].from(), emitted(&second)[0].from());
         assert_eq!((first, second.ip()), (peer, family.gateway()));
@@ -211,6 +211,23 @@ fn the_longest_idle_peer_makes_room() {
         assert_ne!(answer(&mut world, 1), ["send peer"], "its mapping has gone");
         // What the guest opens itself does not count here.
         assert_eq!(answer(&mut world, 2), ["send peer"]);
+    }
+}
+
+#[test]
+fn answers_come_from_the_address_that_was_asked() {
+    for family in BOTH {
+        let mut world = World::with(with(""), |_| {});
+        let peer = at(family.public(), 4000);
+        for local in [family.nth_public(7), family.nth_public(8)] {
+            world.gate.handle_peer_datagram(world.now, (PORT, WEB), (peer, Some(local)), b"x", None);
+            world.drain();
+            let outputs = world.send(&packet::udp(at(family.guest(), 80), peer, b"answer"));
+            assert!(
+                matches!(outputs[..], [Output::SendPeer { local: from, .. }] if from == Some(local)),
+                "{outputs:?}"
+            );
+        }
     }
 }
 

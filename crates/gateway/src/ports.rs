@@ -4,14 +4,15 @@
 //! Then both go to the relay. Whatever goes wrong before resets it, so that the peer sees `ECONNRESET`.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use cofferdam_gate::{DialError, Fragmentation, Gate, Published};
 use cofferdam_model::{FlowId, PortId, PortProtocol, PublishedPort, Time};
 use cofferdam_policy::Permit;
-use cofferdam_sys::socket::{self, RecvBatch};
+use cofferdam_sys::datagram::{self, Datagram, Inbox};
+use cofferdam_sys::socket;
 use rustix::io::Errno;
 use rustix::net::sockopt;
 
@@ -43,7 +44,8 @@ pub(crate) struct Ports {
     peers: HashMap<FlowId, Peer, FlowHash>,
     /// Those that wait for a socket towards the guest.
     waiting: VecDeque<FlowId>,
-    batch: RecvBatch,
+    /// Made when the first datagram comes: it takes two megabytes of address space.
+    inbox: Option<Inbox>,
 }
 
 struct Port {
@@ -76,7 +78,7 @@ impl Ports {
             stock: broker.map(Stock::new),
             peers: HashMap::default(),
             waiting: VecDeque::new(),
-            batch: RecvBatch::new(),
+            inbox: None,
         }
     }
 
@@ -102,7 +104,13 @@ impl Ports {
                 }
             }),
             // It only helps: without it each datagram comes alone.
-            PortProtocol::Udp => drop(socket::enable_udp_gro(&socket)),
+            PortProtocol::Udp => {
+                let _ = socket::enable_udp_gro(&socket);
+                if port.host_bind.is_unspecified() {
+                    // So that answers come from the address that was asked.
+                    datagram::tell_destination(&socket, ipv6)?;
+                }
+            }
         }
         poller.add(&socket, Token::Port(id), Watch::Read)?;
         self.ports.insert(id, Port { port, socket, path: Path::new(ipv6), segmentation: true });
@@ -149,8 +157,16 @@ impl Ports {
             self.waiting.push_back(flow);
             return None;
         };
-        match connect(poller, flow, &socket, &to) {
-            Ok(connected) => {
+        let dialed = match connect(poller, flow, socket, Some(to.source), to.guest) {
+            // Taken: by another connection of the same peer to this service, or one of the guest's. The gateway stands for it then.
+            Err(Errno::ADDRINUSE | Errno::ADDRNOTAVAIL) => match stock.take(to.guest.is_ipv6()) {
+                Some(another) => connect(poller, flow, another, None, to.guest),
+                None => Err(Errno::NOBUFS),
+            },
+            dialed => dialed,
+        };
+        match dialed {
+            Ok((socket, connected)) => {
                 peer.guest = Some(socket);
                 connected.then_some(Ok(()))
             }
@@ -197,13 +213,14 @@ impl Ports {
     pub(crate) fn receive(&mut self, gate: &mut Gate, now: Time, id: PortId) {
         let Some(Port { port, socket, .. }) = self.ports.get(&id) else { return };
         let published = (id, Published { guest_port: port.guest_port });
+        let inbox = self.inbox.get_or_insert_with(Inbox::new);
         for _ in 0..TURNS {
             // An error is about a datagram that went out, and is taken by asking.
-            let Ok(count) = self.batch.recv(socket) else { return };
-            for (peer, payload, segment) in self.batch.iter_with_senders() {
-                gate.handle_peer_datagram(now, published, peer, payload, segment);
+            let Ok(count) = inbox.recv(socket) else { return };
+            for Datagram { from, to, payload, segment } in inbox.iter() {
+                gate.handle_peer_datagram(now, published, (from, to), payload, segment);
             }
-            if count < socket::BATCH {
+            if count < datagram::BATCH {
                 return;
             }
         }
@@ -213,7 +230,7 @@ impl Ports {
     pub(crate) fn send(
         &mut self,
         id: PortId,
-        peer: SocketAddr,
+        (peer, local): (SocketAddr, Option<IpAddr>),
         payload: &[u8],
         segment: Option<u16>,
         fragmentation: Fragmentation,
@@ -223,37 +240,44 @@ impl Ports {
         path.prepare(&*socket, size, fragmentation);
         let segment = segment.filter(|_| *segmentation);
         if segment.is_some() {
-            match socket::send_segments_to(&*socket, peer, payload, segment).map_err(errno_of) {
+            match datagram::send_to(&*socket, peer, local, payload, segment).map_err(errno_of) {
                 Ok(()) | Err(Errno::AGAIN) => return,
                 Err(Errno::INVAL | Errno::IO | Errno::OPNOTSUPP) => *segmentation = false,
                 Err(_) => {}
             }
         }
         let datagrams = if size == 0 { vec![payload] } else { payload.chunks(size).collect() };
-        for datagram in datagrams {
+        for one in datagrams {
             // The first error may belong to an earlier datagram, of another peer even.
-            let again = |_| socket::send_segments_to(&*socket, peer, datagram, None);
-            let _lost = socket::send_segments_to(&*socket, peer, datagram, None).or_else(again);
+            let again = |_| datagram::send_to(&*socket, peer, local, one, None);
+            let _lost = datagram::send_to(&*socket, peer, local, one, None).or_else(again);
         }
     }
 }
 
 /// Connects a socket of the stock; `true` when it is connected already.
-fn connect(poller: &Poller, flow: FlowId, socket: &OwnedFd, to: &To) -> Result<bool, Errno> {
-    // Taken: the same peer came to another port by the same way. The gateway stands for it then.
-    let _taken = rustix::net::bind(socket, &to.source);
-    let connected = match rustix::net::connect(socket, &to.guest) {
+fn connect(
+    poller: &Poller,
+    flow: FlowId,
+    socket: OwnedFd,
+    source: Option<SocketAddr>,
+    guest: SocketAddr,
+) -> Result<(OwnedFd, bool), Errno> {
+    if let Some(source) = source {
+        rustix::net::bind(&socket, &source)?;
+    }
+    let connected = match rustix::net::connect(&socket, &guest) {
         Ok(()) => true,
         // As for dials: the handshake is usually over by the time that connect returns.
-        Err(Errno::INPROGRESS) => match rustix::net::connect(socket, &to.guest) {
+        Err(Errno::INPROGRESS) => match rustix::net::connect(&socket, &guest) {
             Ok(()) | Err(Errno::ISCONN) => true,
             Err(Errno::ALREADY | Errno::INPROGRESS) => false,
             Err(errno) => return Err(errno),
         },
         Err(errno) => return Err(errno),
     };
-    poller.add(socket, Token::Guest(flow), Watch::BothEdges).map_err(errno_of)?;
-    Ok(connected)
+    poller.add(&socket, Token::Guest(flow), Watch::BothEdges).map_err(errno_of)?;
+    Ok((socket, connected))
 }
 
 /// Sees to it that a flow is announced whose socket of the host is `host`.

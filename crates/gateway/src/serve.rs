@@ -584,8 +584,8 @@ impl Gateway {
                     self.reached(now, flow, result);
                 }
             }
-            Output::SendPeer { port, peer, payload, segment, fragmentation } => {
-                self.ports.send(port, peer, &payload, segment, fragmentation);
+            Output::SendPeer { port, peer, local, payload, segment, fragmentation } => {
+                self.ports.send(port, (peer, local), &payload, segment, fragmentation);
             }
             Output::Emit { offload, packet } => {
                 let header = offload.emit();

@@ -2,6 +2,7 @@
 #![allow(unsafe_code, reason = "system calls that rustix does not wrap; every block says why it is sound")]
 
 pub mod confine;
+pub mod datagram;
 pub mod fdpass;
 pub mod mount;
 pub mod netlink;

@@ -3,7 +3,6 @@
 
 use std::io;
 use std::mem;
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::ptr;
 
@@ -17,9 +16,6 @@ const INT: libc::socklen_t = 4;
 /// The largest UDP payload, or batch of segments, that the kernel hands over at once.
 const MAX_DATAGRAM: usize = 65_535;
 
-/// Room for an address of either family.
-const SENDER: libc::socklen_t = 28;
-
 /// Control space of one message: one `cmsghdr` with an `int`, aligned.
 const CONTROL: usize = 32;
 
@@ -32,7 +28,6 @@ pub struct RecvBatch {
     control: Vec<[u64; CONTROL / 8]>,
     headers: Vec<libc::mmsghdr>,
     slices: Vec<libc::iovec>,
-    senders: Vec<libc::sockaddr_in6>,
     len: usize,
 }
 
@@ -44,10 +39,7 @@ impl RecvBatch {
         let slice: libc::iovec = unsafe { mem::zeroed() };
         // SAFETY: mmsghdr holds pointers and integers only; all zeroes is valid.
         let header: libc::mmsghdr = unsafe { mem::zeroed() };
-        // SAFETY: sockaddr_in6 holds integers only; all zeroes is valid.
-        let sender: libc::sockaddr_in6 = unsafe { mem::zeroed() };
         RecvBatch {
-            senders: vec![sender; BATCH],
             data: vec![0; BATCH * MAX_DATAGRAM],
             control: vec![[0; CONTROL / 8]; BATCH],
             headers: vec![header; BATCH],
@@ -62,10 +54,8 @@ impl RecvBatch {
     /// Those of recvmmsg(2): `WouldBlock` when nothing is there, the socket's pending error otherwise.
     pub fn recv(&mut self, socket: impl AsFd) -> io::Result<usize> {
         self.len = 0;
-        let buffers = self.data.chunks_exact_mut(MAX_DATAGRAM).zip(self.control.iter_mut()).zip(&mut self.senders);
-        for ((header, slice), ((data, control), sender)) in
-            self.headers.iter_mut().zip(self.slices.iter_mut()).zip(buffers)
-        {
+        let buffers = self.data.chunks_exact_mut(MAX_DATAGRAM).zip(self.control.iter_mut());
+        for ((header, slice), (data, control)) in self.headers.iter_mut().zip(self.slices.iter_mut()).zip(buffers) {
             *slice = libc::iovec { iov_base: data.as_mut_ptr().cast(), iov_len: data.len() };
             header.msg_len = 0;
             header.msg_hdr.msg_iov = slice;
@@ -73,10 +63,8 @@ impl RecvBatch {
             header.msg_hdr.msg_control = control.as_mut_ptr().cast();
             header.msg_hdr.msg_controllen = CONTROL;
             header.msg_hdr.msg_flags = 0;
-            header.msg_hdr.msg_name = (&raw mut *sender).cast();
-            header.msg_hdr.msg_namelen = SENDER;
         }
-        // SAFETY: `headers` holds BATCH entries, each pointing at one iovec, one control buffer and one address that live in `self`,
+        // SAFETY: `headers` holds BATCH entries, each pointing at one iovec and one control buffer that live in `self`,
         // whose lengths are those set above; nothing else refers to them during the call. No timeout is passed.
         let n = unsafe {
             libc::recvmmsg(
@@ -101,27 +89,6 @@ impl RecvBatch {
             let segment = gro_size(control, header.msg_hdr.msg_controllen);
             (payload, segment.filter(|s| usize::from(*s) < len))
         })
-    }
-}
-
-impl RecvBatch {
-    /// The same with who sent each; those whose address is none of IP are left out.
-    pub fn iter_with_senders(&self) -> impl Iterator<Item = (SocketAddr, &[u8], Option<u16>)> {
-        let senders = self.senders.iter().map(sender);
-        self.iter().zip(senders).filter_map(|((payload, segment), sender)| Some((sender?, payload, segment)))
-    }
-}
-
-/// An address as the kernel wrote it; `sockaddr_in` is the beginning of the larger structure.
-fn sender(address: &libc::sockaddr_in6) -> Option<SocketAddr> {
-    let port = u16::from_be(address.sin6_port);
-    match libc::c_int::from(address.sin6_family) {
-        libc::AF_INET => Some(SocketAddr::from((address.sin6_flowinfo.to_ne_bytes(), port))),
-        libc::AF_INET6 => {
-            let ip = std::net::Ipv6Addr::from(address.sin6_addr.s6_addr);
-            Some(std::net::SocketAddrV6::new(ip, port, 0, address.sin6_scope_id).into())
-        }
-        _ => None,
     }
 }
 
@@ -152,29 +119,12 @@ fn gro_size(control: &[u64; CONTROL / 8], len: usize) -> Option<u16> {
 /// # Errors
 /// Those of sendmsg(2); `EINVAL` or `EMSGSIZE` when segments do not fit the path.
 pub fn send_segments(socket: impl AsFd, payload: &[u8], segment: Option<u16>) -> io::Result<()> {
-    send(socket.as_fd(), None, payload, segment)
-}
-
-/// The same to `to`, on a socket that is not connected.
-///
-/// # Errors
-/// As for [`send_segments`].
-pub fn send_segments_to(socket: impl AsFd, to: SocketAddr, payload: &[u8], segment: Option<u16>) -> io::Result<()> {
-    send(socket.as_fd(), Some(to), payload, segment)
-}
-
-fn send(socket: BorrowedFd<'_>, to: Option<SocketAddr>, payload: &[u8], segment: Option<u16>) -> io::Result<()> {
     let mut slice = libc::iovec { iov_base: payload.as_ptr().cast_mut().cast(), iov_len: payload.len() };
     let mut control: [u64; 3];
     // SAFETY: msghdr holds pointers and integers only; all zeroes is valid.
     let mut header: libc::msghdr = unsafe { mem::zeroed() };
     header.msg_iov = &raw mut slice;
     header.msg_iovlen = 1;
-    let (mut name, len) = to.map_or_else(|| (no_address(), 0), address);
-    if len > 0 {
-        header.msg_name = (&raw mut name).cast();
-        header.msg_namelen = len;
-    }
     if let Some(size) = segment {
         // One cmsghdr: length 18 (16 of header, 2 of data), SOL_UDP, UDP_SEGMENT, a u16.
         let [a, b, c, d] = libc::SOL_UDP.to_ne_bytes();
@@ -184,35 +134,11 @@ fn send(socket: BorrowedFd<'_>, to: Option<SocketAddr>, payload: &[u8], segment:
         header.msg_control = control.as_mut_ptr().cast();
         header.msg_controllen = mem::size_of_val(&control);
     }
-    // SAFETY: `header` points at `slice`, `control` and `name`, all alive for the call; the kernel only reads them and the payload.
-    let rc = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const header, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
+    // SAFETY: `header` points at `slice` and `control`, both alive for the call; the kernel only reads them and the payload.
+    let rc = unsafe {
+        libc::sendmsg(socket.as_fd().as_raw_fd(), &raw const header, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
+    };
     if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-fn no_address() -> libc::sockaddr_in6 {
-    // SAFETY: sockaddr_in6 holds integers only; all zeroes is valid.
-    unsafe { mem::zeroed() }
-}
-
-/// An address as the kernel reads it, with its length; `sockaddr_in` is the beginning of the larger structure.
-fn address(to: SocketAddr) -> (libc::sockaddr_in6, libc::socklen_t) {
-    const V4: libc::socklen_t = 16;
-    let mut name = no_address();
-    name.sin6_port = to.port().to_be();
-    let family = |family: libc::c_int| libc::sa_family_t::try_from(family).unwrap_or_default();
-    match to {
-        SocketAddr::V4(to) => {
-            name.sin6_family = family(libc::AF_INET);
-            name.sin6_flowinfo = u32::from_ne_bytes(to.ip().octets());
-            (name, V4)
-        }
-        SocketAddr::V6(to) => {
-            name.sin6_family = family(libc::AF_INET6);
-            name.sin6_addr.s6_addr = to.ip().octets();
-            name.sin6_scope_id = to.scope_id();
-            (name, SENDER)
-        }
-    }
 }
 
 /// Lets the kernel hand over rows of equal segments at once (`UDP_GRO`).
@@ -255,7 +181,7 @@ pub fn take_queued_error(socket: impl AsFd) -> Option<QueuedError> {
     header.msg_iovlen = 1;
     header.msg_control = control.as_mut_ptr().cast();
     header.msg_controllen = mem::size_of_val(&control);
-    // SAFETY: `header` points at `slice`, `control` and `name`, all alive for the call, with their true lengths.
+    // SAFETY: `header` points at `slice` and `control`, both alive for the call, with their true lengths.
     let rc =
         unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), &raw mut header, libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT) };
     if rc < 0 || header.msg_controllen < 24 {
@@ -385,26 +311,6 @@ mod tests {
             drop(b);
             send_segments(&a, b"x", None).unwrap();
             assert_eq!(take_queued_error(&a).map(|e| e.errno), Some(libc::ECONNREFUSED));
-        }
-    }
-
-    #[test]
-    fn knows_who_sent_a_datagram_and_answers_there() {
-        for address in ["127.0.0.1:0", "[::1]:0"] {
-            let open = UdpSocket::bind(address).unwrap();
-            let peers = [UdpSocket::bind(address).unwrap(), UdpSocket::bind(address).unwrap()];
-            for peer in &peers {
-                peer.connect(open.local_addr().unwrap()).unwrap();
-                peer.send(b"question").unwrap();
-            }
-            let mut batch = RecvBatch::new();
-            assert_eq!(batch.recv(&open).unwrap(), 2);
-            let senders: Vec<_> = batch.iter_with_senders().map(|(sender, ..)| sender).collect();
-            assert_eq!(senders, peers.each_ref().map(|peer| peer.local_addr().unwrap()));
-            send_segments_to(&open, senders[1], b"onetwo", Some(3)).unwrap();
-            let mut got = [0; 9];
-            assert_eq!(peers[1].recv(&mut got).unwrap(), 3);
-            assert_eq!(&got[..3], b"one");
         }
     }
 }

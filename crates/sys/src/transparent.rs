@@ -6,7 +6,9 @@ use std::mem;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use rustix::net::sockopt::{set_ipv6_v6only, set_socket_oobinline, set_tcp_congestion, set_tcp_nodelay};
+use rustix::net::sockopt::{
+    set_ipv6_v6only, set_socket_oobinline, set_socket_reuseaddr, set_tcp_congestion, set_tcp_nodelay,
+};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto};
 
 /// Which IP a socket speaks.
@@ -69,6 +71,8 @@ pub fn transparent_socket(version: IpVersion, congestion: &str) -> Result<OwnedF
             set_ipv6_v6only(&socket, true).map_err(|e| ("IPV6_V6ONLY", e.into()))?;
         }
     }
+    // Two may have the same address and port as long as they connect to different ones.
+    set_socket_reuseaddr(&socket, true).map_err(|e| ("SO_REUSEADDR", e.into()))?;
     set_socket_oobinline(&socket, true).map_err(|e| ("SO_OOBINLINE", e.into()))?;
     set_tcp_nodelay(&socket, true).map_err(|e| ("TCP_NODELAY", e.into()))?;
     set_tcp_congestion(&socket, congestion).map_err(|e| ("TCP_CONGESTION", e.into()))?;
