@@ -263,6 +263,39 @@ pub(crate) struct LimitArgs {
     /// UDP mappings at once; 0 is unlimited. Default 1024.
     #[arg(long, value_name = "N", hide_short_help = true)]
     pub max_udp_connections: Option<u32>,
+    /// Bytes out of the sandbox, in SIZE per DUR (a second): 125000 is 1 Mbit/s.
+    ///
+    /// Of all flows together, payload only, whoever opened them. Bytes and not bits, in units of 1024. SIZE is also what may pass
+    /// at once, at the start and after a pause: 12500/100ms is as fast and more even.
+    #[arg(long, value_name = "SIZE[/DUR]", value_parser = units::rate_of_bytes, hide_short_help = true)]
+    pub net_egress_bandwidth: Option<units::Rate>,
+    /// Bytes that may go out beyond that, once.
+    #[arg(long, value_name = "SIZE", value_parser = units::size, hide_short_help = true)]
+    pub net_egress_bandwidth_burst: Option<u64>,
+    /// Datagrams, pings and attempts to connect out of the sandbox, N per DUR (a second).
+    #[arg(long, value_name = "N[/DUR]", value_parser = units::rate, hide_short_help = true)]
+    pub net_egress_ops: Option<units::Rate>,
+    /// Those that may go out beyond that, once.
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    pub net_egress_ops_burst: Option<u64>,
+    /// Bytes into the sandbox, in SIZE per DUR (a second).
+    #[arg(long, value_name = "SIZE[/DUR]", value_parser = units::rate_of_bytes, hide_short_help = true)]
+    pub net_ingress_bandwidth: Option<units::Rate>,
+    /// Bytes that may come in beyond that, once.
+    #[arg(long, value_name = "SIZE", value_parser = units::size, hide_short_help = true)]
+    pub net_ingress_bandwidth_burst: Option<u64>,
+    /// Datagrams, pings and clients of published ports into the sandbox, N per DUR (a second).
+    #[arg(long, value_name = "N[/DUR]", value_parser = units::rate, hide_short_help = true)]
+    pub net_ingress_ops: Option<units::Rate>,
+    /// Those that may come in beyond that, once.
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    pub net_ingress_ops_burst: Option<u64>,
+    /// Bytes in all, of the run or to these targets: 10M, 1G:egress, 500M@example.org,@pypi.
+    ///
+    /// When they are used up the flows end and new ones are denied. Both ways count, or one with :egress or :ingress. May be
+    /// given more than once.
+    #[arg(long, value_name = "SIZE[:WAY][@TARGET,…]", value_parser = units::budget, hide_short_help = true)]
+    pub net_budget: Vec<units::Budget>,
 }
 
 #[derive(Debug, Args)]

@@ -13,12 +13,13 @@ use cofferdam_control::{
     create_report, environment, resolve, writable_roots,
 };
 use cofferdam_model::{Action, DenyWith, NetworkConfig, NetworkMode};
-use cofferdam_policy::file::{self, FlagItem};
+use cofferdam_policy::file::{self, FlagItem, RateFlag};
 
 use crate::args::{
     ActionWord, BackendWord, DenyWord, EvidenceArgs, LimitArgs, NetworkArgs, PlaceArgs, PostureWord, RunArgs,
 };
 use crate::output::{self, Screen};
+use crate::units::Budget;
 
 /// Runs a program and returns the exit status. `matches` knows the order of the flags.
 pub(crate) fn run(args: RunArgs, matches: &ArgMatches) -> u8 {
@@ -166,6 +167,18 @@ pub(crate) fn flag_items(
     items.extend(limits.max_inbound_connections.map(FlagItem::MaxInboundConnections));
     items.extend(limits.max_udp_connections.map(FlagItem::MaxUdpConnections));
     items.extend(args.publish.iter().cloned().map(FlagItem::Publish));
+    for (limit, rate, burst) in [
+        (RateFlag::EgressBandwidth, limits.net_egress_bandwidth, limits.net_egress_bandwidth_burst),
+        (RateFlag::EgressOps, limits.net_egress_ops, limits.net_egress_ops_burst),
+        (RateFlag::IngressBandwidth, limits.net_ingress_bandwidth, limits.net_ingress_bandwidth_burst),
+        (RateFlag::IngressOps, limits.net_ingress_ops, limits.net_ingress_ops_burst),
+    ] {
+        items.extend(rate.map(|rate| FlagItem::Rate { limit, size: rate.size, refill_time: rate.time }));
+        items.extend(burst.map(|burst| FlagItem::RateBurst { limit, burst }));
+    }
+    for Budget { bytes, direction, targets } in &limits.net_budget {
+        items.push(FlagItem::Budget { bytes: *bytes, direction: *direction, targets: targets.clone() });
+    }
     items.extend(args.mtu.map(FlagItem::Mtu));
     items.extend(args.ipv4_pool.clone().map(FlagItem::Ipv4Pool));
     items.extend(args.ipv6_pool.clone().map(FlagItem::Ipv6Pool));

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use cofferdam_model::Direction;
+
 /// A `--mount`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct MountSpec {
@@ -68,6 +70,66 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
     }
 }
 
+/// So much in each stretch of time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Rate {
+    pub size: u64,
+    pub time: Duration,
+}
+
+/// A `--net-budget`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Budget {
+    pub bytes: u64,
+    pub direction: Direction,
+    pub targets: Option<String>,
+}
+
+/// Bytes in some time, such as `10M` (a second) or `125K/100ms`.
+pub(crate) fn rate_of_bytes(text: &str) -> Result<Rate, String> {
+    rate_with(text, size)
+}
+
+/// A number in some time, such as `100` (a second) or `10/100ms`.
+pub(crate) fn rate(text: &str) -> Result<Rate, String> {
+    let number = |text: &str| match text.parse::<u64>() {
+        Ok(0) => Err("the number must be more than zero".to_owned()),
+        Ok(number) if text.bytes().all(|byte| byte.is_ascii_digit()) => Ok(number),
+        Ok(_) | Err(_) => Err("expected a number, or a number per time such as 100/10s".to_owned()),
+    };
+    rate_with(text, number)
+}
+
+fn rate_with(text: &str, size: impl Fn(&str) -> Result<u64, String>) -> Result<Rate, String> {
+    match text.split_once('/') {
+        None => Ok(Rate { size: size(text)?, time: Duration::from_secs(1) }),
+        Some((text, time)) => {
+            // `10M/s`, as people write it.
+            let time = if matches!(time, "s" | "m" | "h" | "d" | "ms") { format!("1{time}") } else { time.to_owned() };
+            Ok(Rate { size: size(text)?, time: duration(&time)? })
+        }
+    }
+}
+
+/// `SIZE[:DIRECTION][@TARGET,…]`.
+pub(crate) fn budget(text: &str) -> Result<Budget, String> {
+    let (amount, targets) = match text.split_once('@') {
+        Some((_, targets)) if targets.trim().is_empty() => {
+            return Err("expected a target behind @, such as example.org or @pypi".to_owned());
+        }
+        Some((amount, targets)) => (amount, Some(targets.to_owned())),
+        None => (text, None),
+    };
+    let (bytes, direction) = match amount.split_once(':') {
+        None => (amount, Direction::Any),
+        Some((bytes, "egress")) => (bytes, Direction::Egress),
+        Some((bytes, "ingress")) => (bytes, Direction::Ingress),
+        Some((bytes, "any")) => (bytes, Direction::Any),
+        Some((_, other)) => return Err(format!("expected egress, ingress or any, not {other:?}")),
+    };
+    Ok(Budget { bytes: size(bytes)?, direction, targets })
+}
+
 /// A number of processors such as `2` or `0.5`.
 pub(crate) fn cpus(text: &str) -> Result<f32, String> {
     const EXPECTED: &str = "expected a number of processors such as 2 or 0.5, at least 0.01";
@@ -122,6 +184,44 @@ mod tests {
         }
         for text in ["", "0", "0M", "M", "5X", "1.5G", "-1", "99999999999T", "5 M"] {
             assert!(size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn rates() {
+        let rate_of = |size, millis| Ok(Rate { size, time: Duration::from_millis(millis) });
+        for (text, size, millis) in [
+            ("125000", 125_000, 1000),
+            ("10M", 10 << 20, 1000),
+            ("10M/s", 10 << 20, 1000),
+            ("125K/100ms", 125 << 10, 100),
+            ("1G/1m", 1 << 30, 60_000),
+        ] {
+            assert_eq!(rate_of_bytes(text), rate_of(size, millis), "{text}");
+        }
+        assert_eq!(rate("100"), rate_of(100, 1000));
+        assert_eq!(rate("7/10s"), rate_of(7, 10_000));
+        for text in ["", "0", "1M/", "/1s", "1M/0", "1M/1x", "1Mbit", "1M/s/s", "-1"] {
+            assert!(rate_of_bytes(text).is_err(), "{text}");
+        }
+        for text in ["", "0", "1K", "+1", "1/", "/1s"] {
+            assert!(rate(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn budgets() {
+        for (text, bytes, direction, targets) in [
+            ("10M", 10 << 20, Direction::Any, None),
+            ("1000:egress", 1000, Direction::Egress, None),
+            ("1G:ingress@example.org", 1 << 30, Direction::Ingress, Some("example.org")),
+            ("5@@pypi,[::1],*.example.org", 5, Direction::Any, Some("@pypi,[::1],*.example.org")),
+        ] {
+            let targets = targets.map(str::to_owned);
+            assert_eq!(budget(text), Ok(Budget { bytes, direction, targets }), "{text}");
+        }
+        for text in ["", "0", "@example.org", "10M@", "10M:up", "10M:egress:x", "x@example.org"] {
+            assert!(budget(text).is_err(), "{text}");
         }
     }
 

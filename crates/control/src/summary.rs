@@ -22,6 +22,9 @@ use crate::slot;
 /// Different targets that are kept apart. A guest that denies itself a million names costs us one counter.
 pub const MAX_GROUPS: usize = 1024;
 
+/// How the reason of a denial begins that no rule changes: a budget of bytes is used up.
+const BUDGET: &str = "budget of ";
+
 /// Lines of the printed summary that name a target (`docs/cli.md`).
 pub const MAX_LINES: usize = 10;
 
@@ -413,7 +416,10 @@ impl Summary {
             return None;
         }
         // Nothing opens the host's loopback; 127.0.0.1 in a sandbox is the sandbox's own.
-        if denied.group == Some(Group::Loopback) || BuiltIn::is_final(&denied.rule.text) {
+        if denied.group == Some(Group::Loopback)
+            || denied.rule.text.starts_with(BUDGET)
+            || BuiltIn::is_final(&denied.rule.text)
+        {
             return None;
         }
         if let (Service::Lookup, Some(address)) = (key.service, denied.address) {

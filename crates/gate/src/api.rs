@@ -73,6 +73,8 @@ pub enum Output {
     Dns { query: DnsClient, message: Vec<u8> },
     /// Reset a relayed TCP connection, both sides; answer with `handle_closed`.
     CloseFlow { flow: FlowId },
+    /// The same, because a budget is used up.
+    CloseUsedUp { flow: FlowId },
     /// Connect to `guest` in the gateway's namespace, from `source` if that can be had, and from the gateway's address and any
     /// port if not; answer with `handle_guest_dialed`. [`Output::AbandonDial`] ends it too; the peer's connection is to be reset then.
     DialGuest { flow: FlowId, source: SocketAddr, guest: SocketAddr, permit: Permit },

@@ -12,6 +12,7 @@ use cofferdam_policy::{Facts, Pending, Permit, PinnedName, Pins, Policy, Reason,
 use crate::api::{GateConfig, Output};
 use crate::flight::Watch;
 use crate::hash::Seeded;
+use crate::limits::{BudgetSet, Limits, News};
 use crate::reply::Replies;
 use crate::report::Reports;
 use crate::wire::icmp::IcmpError;
@@ -33,6 +34,7 @@ pub(crate) struct Context {
     pub(crate) pins: Pins,
     pub(crate) outputs: VecDeque<Output>,
     pub(crate) reports: Reports,
+    pub(crate) limits: Limits,
     replies: Replies,
     next_flow: u64,
 }
@@ -52,6 +54,8 @@ pub(crate) struct About {
     reason: Reason,
     names: Box<[DomainName]>,
     shown: Option<FirstFlight>,
+    /// What denied it in place of a rule: a budget that is used up.
+    in_the_way: Option<String>,
 }
 
 /// What an event tells about a denial.
@@ -82,6 +86,7 @@ impl Context {
         Context {
             replies: Replies::new(usize::from(config.mtu), fragments),
             pins: Pins::new(config.pin_floor),
+            limits: Limits::new(&config.limits, Time::ZERO),
             config,
             policy,
             outputs: VecDeque::new(),
@@ -101,8 +106,13 @@ impl Context {
         let names = self.pins.deciding(now, &self.policy, protocol, peer, port);
         let verdict = self.policy.check(&Facts { direction: Direction::Egress, protocol, peer, port, names });
         let names = self.names_for_event(now, peer);
-        let about =
-            |reason: &Reason| About { direction: Direction::Egress, reason: reason.clone(), names, shown: None };
+        let about = |reason: &Reason| About {
+            direction: Direction::Egress,
+            reason: reason.clone(),
+            names,
+            shown: None,
+            in_the_way: None,
+        };
         match verdict {
             Verdict::Allow(permit) => {
                 let about = about(permit.reason());
@@ -125,13 +135,58 @@ impl Context {
         let facts = Facts { direction: Direction::Ingress, protocol, peer, port: Some(port), names: &names };
         let verdict = self.policy.check(&facts);
         let reason = verdict.reason().clone();
-        let about =
-            About { direction: Direction::Ingress, reason, names: self.names_for_event(now, peer), shown: None };
+        let names = self.names_for_event(now, peer);
+        let about = About { direction: Direction::Ingress, reason, names, shown: None, in_the_way: None };
         match verdict {
             // Nothing is read of what comes in: an ingress flow is never pending.
             Verdict::Allow(permit) | Verdict::Pending(permit, _) => Decision::Allow(permit, about, None),
             Verdict::Deny(_) => Decision::Deny(about),
         }
+    }
+
+    /// The budgets of a flow that was allowed: those for the name that admitted it, or for any name of its address where
+    /// none did.
+    pub(crate) fn budgets_of(&self, remote: IpAddr, about: &About) -> BudgetSet {
+        if !self.limits.has_budgets() {
+            return BudgetSet::default();
+        }
+        let names = about.reason.name.as_ref().map_or(&*about.names, std::slice::from_ref);
+        self.limits.budgets_for(&self.policy, remote, names)
+    }
+
+    /// The budgets of a live flow to `remote`, found anew.
+    pub(crate) fn budgets_now(&self, now: Time, remote: IpAddr) -> BudgetSet {
+        self.limits.budgets_for(&self.policy, remote, &self.names_for_event(now, remote))
+    }
+
+    /// The budgets of a flow that the policy allows. `None`: one of them has nothing left, and `about` tells so from here on.
+    pub(crate) fn afford(&self, remote: IpAddr, about: &mut About) -> Option<BudgetSet> {
+        let budgets = self.budgets_of(remote, about);
+        about.in_the_way = self.limits.in_the_way(budgets);
+        about.in_the_way.is_none().then_some(budgets)
+    }
+
+    /// The budgets of a flow of a peer that the policy allows: those of the whole run. `None`: as for [`Context::afford`].
+    pub(crate) fn afford_peer(&self, about: &mut About) -> Option<BudgetSet> {
+        let budgets = self.limits.whole_run();
+        about.in_the_way = self.limits.in_the_way(budgets);
+        about.in_the_way.is_none().then_some(budgets)
+    }
+
+    /// Reports the limits that were reached. `true`: a budget is used up, and its flows are to end.
+    pub(crate) fn tell_limits(&mut self, now: Time) -> bool {
+        let News { rates, budgets } = self.limits.take_news();
+        for (limit, bound, count) in rates {
+            if let Some(event) = self.reports.count_limits(now, limit, bound, count) {
+                self.event(event);
+            }
+        }
+        for (bound, text) in &budgets {
+            self.event(EventBody::LimitReached { limit: LimitKind::Budget, bound: *bound, count: 1 });
+            let message = format!("the {text} is used up: its flows were ended, and new ones are denied");
+            self.event(EventBody::GatewayNotice { message });
+        }
+        !budgets.is_empty()
     }
 
     /// Puts `policy` in the place of the one in force, which it returns: the same rules with another classifier. Names that led
@@ -189,7 +244,7 @@ impl Context {
         };
         let Some(reason) = reason else { return true };
         let names = self.names_for_event(now, peer);
-        let about = About { direction: Direction::Egress, reason, names, shown: None };
+        let about = About { direction: Direction::Egress, reason, names, shown: None, in_the_way: None };
         self.report_denied(now, protocol, ends, &about);
         false
     }
@@ -383,7 +438,11 @@ impl Context {
     /// What events tell about a decision: the group of the remote's address, its names and the rule.
     fn told(&self, about: &About) -> (Group, Vec<String>, RuleText) {
         let names = about.names.iter().map(DomainName::to_string).collect();
-        (about.reason.group, names, self.policy.rule_text(&about.reason))
+        let rule = match &about.in_the_way {
+            Some(text) => RuleText { index: None, text: text.clone(), layer: None },
+            None => self.policy.rule_text(&about.reason),
+        };
+        (about.reason.group, names, rule)
     }
 
     pub(crate) fn report_closed(&mut self, flow: FlowId, by: CloseReason, counters: FlowCounters, lived: Duration) {
@@ -405,7 +464,7 @@ impl Context {
 
 impl About {
     pub(crate) fn of_flight(reason: Reason, names: Box<[DomainName]>, shown: FirstFlight) -> About {
-        About { direction: Direction::Egress, reason, names, shown: Some(shown) }
+        About { direction: Direction::Egress, reason, names, shown: Some(shown), in_the_way: None }
     }
 }
 

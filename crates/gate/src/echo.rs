@@ -33,6 +33,7 @@ use crate::api::{EchoError, Output};
 use crate::context::{Context, Decision, Ends, Standing};
 use crate::hash::Seeded;
 use crate::key::Key;
+use crate::limits::{BudgetSet, Way};
 use crate::quote::Quote;
 use crate::table::{Slot, Table};
 use crate::udp::refuse;
@@ -68,6 +69,7 @@ struct Echo {
     counters: FlowCounters,
     /// Of the guest's last request, for ICMP errors.
     quote: Quote,
+    budgets: BudgetSet,
 }
 
 impl Echoes {
@@ -93,6 +95,9 @@ impl Echoes {
         let Some(slot) = slot else { return };
         let Some((flow, echo)) = self.table.get_mut(slot) else { return };
         echo.quote = Quote::of(packet);
+        if cx.limits.admit(now, echo.budgets, Way::Egress, 1, request.payload.len()) == 0 {
+            return;
+        }
         echo.counters.bytes_out = echo.counters.bytes_out.saturating_add(length(request.payload));
         cx.output(Output::SendEcho { flow, sequence: request.sequence, payload: request.payload.to_vec() });
         self.table.touch(now, slot, 0);
@@ -101,13 +106,17 @@ impl Echoes {
     fn admit(&mut self, cx: &mut Context, now: Time, packet: &IpPacket<'_>, request: EchoRequest<'_>) -> Option<Slot> {
         let protocol = protocol(packet.dst);
         let ends = ends(packet.src, packet.dst);
-        let (permit, about) = match cx.decide(now, protocol, packet.dst, None) {
+        let (permit, mut about) = match cx.decide(now, protocol, packet.dst, None) {
             // ICMP shows nothing: no verdict about it is pending.
             Decision::Allow(permit, about, _) => (permit, about),
             Decision::Deny(about) => {
                 refuse(cx, now, protocol, ends, packet, &about);
                 return None;
             }
+        };
+        let Some(budgets) = cx.afford(packet.dst, &mut about) else {
+            refuse(cx, now, protocol, ends, packet, &about);
+            return None;
         };
         if !self.within_rate(cx, now) {
             return None;
@@ -129,6 +138,7 @@ impl Echoes {
             name: about.name().cloned(),
             counters: FlowCounters::default(),
             quote: Quote::of(packet),
+            budgets,
         };
         Some(self.table.insert(now, 0, key(packet.dst, request.ident), flow, echo))
     }
@@ -147,6 +157,9 @@ impl Echoes {
     pub(crate) fn handle_reply(&mut self, cx: &mut Context, now: Time, flow: FlowId, sequence: u16, payload: &[u8]) {
         let Some(slot) = self.table.find_flow(flow) else { return cx.drop(now, DropReason::Unexpected) };
         let Some((_, echo)) = self.table.get_mut(slot) else { return };
+        if cx.limits.admit(now, echo.budgets, Way::Ingress, 1, payload.len()) == 0 {
+            return;
+        }
         echo.counters.bytes_in = echo.counters.bytes_in.saturating_add(length(payload));
         cx.emit_echo_reply(now, (echo.remote, echo.guest), echo.ident, sequence, payload);
         self.table.touch(now, slot, 0);
@@ -214,6 +227,23 @@ impl Echoes {
             }
         }
         ended
+    }
+
+    /// There are other budgets: finds those of the flows.
+    pub(crate) fn handle_limits(&mut self, cx: &mut Context, now: Time) {
+        for slot in self.table.slots(0) {
+            let Some((_, echo)) = self.table.get_mut(slot) else { continue };
+            echo.budgets = cx.budgets_now(now, echo.remote);
+        }
+    }
+
+    /// A budget is used up: ends the flows that have it.
+    pub(crate) fn handle_used_up(&mut self, cx: &mut Context, now: Time) {
+        for slot in self.table.slots(0) {
+            if self.table.get_mut(slot).is_some_and(|(_, echo)| cx.limits.is_used_up(echo.budgets)) {
+                self.close(cx, now, slot, CloseReason::Budget);
+            }
+        }
     }
 
     /// Ends every flow.

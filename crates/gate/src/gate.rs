@@ -18,6 +18,7 @@ use crate::echo::Echoes;
 use crate::fragments::Fragments;
 use crate::hash::Seeded;
 use crate::ingress::Peers;
+use crate::limits::{Limits, Way};
 use crate::tcp::Connections;
 use crate::udp::Mappings;
 use crate::wire::icmp::IcmpError;
@@ -206,7 +207,10 @@ impl Gate {
         if !ours {
             return self.cx.drop(now, DropReason::Unexpected);
         }
-        self.cx.emit_udp(now, query.server, query.guest, message, None);
+        // Nothing of the gateway's own is slowed down, but it counts.
+        if self.cx.limits.admit_dns(Way::Ingress, message.len()) {
+            self.cx.emit_udp(now, query.server, query.guest, message, None);
+        }
     }
 
     /// The sandbox's DNS has told the guest that `name` has `address`.
@@ -244,11 +248,6 @@ impl Gate {
         self.cx.event(EventBody::PolicyChanged { rules, ended });
     }
 
-    /// Other bounds are in force from here on; what is beyond them already stays.
-    pub fn handle_limits(&mut self, limits: LimitsConfig) {
-        self.cx.config.limits = limits;
-    }
-
     /// The shell refused something at a bound of its own.
     pub fn handle_limit(&mut self, now: Time, limit: LimitKind, bound: u64) {
         self.cx.limit(now, limit, bound);
@@ -271,6 +270,36 @@ impl Gate {
             + mappings.decide_again(cx, now, before, concerns)
             + echoes.decide_again(cx, now, before, concerns)
             + peers.decide_again(cx, now, before, concerns)
+    }
+
+    /// The limits, for the shell to ask before it reads from the sockets of a TCP flow.
+    pub fn limits(&mut self) -> &mut Limits {
+        &mut self.cx.limits
+    }
+
+    /// Limits were asked for: reports those that were reached, and ends the flows whose budget is used up.
+    pub fn handle_limited(&mut self, now: Time) {
+        if !self.cx.limits.has_news() || !self.cx.tell_limits(now) {
+            return;
+        }
+        for flow in self.cx.limits.flows_used_up() {
+            self.cx.output(Output::CloseUsedUp { flow });
+        }
+        self.mappings.handle_used_up(&mut self.cx, now);
+        self.echoes.handle_used_up(&mut self.cx, now);
+        self.peers.handle_used_up(&mut self.cx, now);
+    }
+
+    /// Other limits take the place of those in force. Debts stay, and what budgets have spent; flows that are open stay too,
+    /// whatever the bounds,
+    /// and count against the new budgets by their address and the names that it has now.
+    pub fn handle_limits(&mut self, now: Time, limits: LimitsConfig) {
+        self.cx.limits.replace(now, &limits);
+        self.cx.config.limits = limits;
+        self.connections.handle_limits(&mut self.cx, now);
+        self.mappings.handle_limits(&mut self.cx, now);
+        self.echoes.handle_limits(&mut self.cx, now);
+        self.peers.handle_limits(&mut self.cx);
     }
 
     /// A deadline has passed.

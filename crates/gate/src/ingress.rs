@@ -6,6 +6,7 @@
 //! | State   | Event                       | Next    | Effect                                        |
 //! |---------|-----------------------------|---------|-----------------------------------------------|
 //! | –       | connection, denied          | –       | the shell resets it                           |
+//! | –       | connection, over the rate   | –       | the shell resets it                           |
 //! | –       | connection, allowed         | Dialing | dial the guest                                |
 //! | Dialing | dialed                      | Live    | the shell relays                              |
 //! | Dialing | dial failed                 | –       | the shell resets it                           |
@@ -21,6 +22,9 @@
 //! the host's loopback, which a service inside might trust, for those of the other family, and for those whose address
 //! would be taken for something else on the guest's link. Several such peers are told apart by their ports.
 //!
+//! **Rates and budgets.** A connection is an operation into the sandbox. Datagrams count the way they go, bytes of connections
+//! do in the shell. Of the budgets those of the whole run count; destinations are where a guest's own flows lead.
+//!
 //! Limits: `max_inbound_connections` in all, `max_udp_connections` mappings; at the first a connection is reset, at the second
 //! the longest idle mapping makes room.
 
@@ -35,9 +39,10 @@ use crate::api::{DialError, Output, Published};
 use crate::context::{About, Context, DNS_PORT, Decision, Ends, moved};
 use crate::hash::Seeded;
 use crate::key::Key;
+use crate::limits::{BudgetSet, Way};
 use crate::reply::MAX_SEGMENTS;
 use crate::table::{Slot, Table};
-use crate::udp::pieces;
+use crate::udp::{pieces, within};
 use crate::wire::ip::IpPacket;
 use crate::wire::udp::Datagram;
 use crate::wire::virtio::Offload;
@@ -86,6 +91,7 @@ struct Mapping {
     local: Option<IpAddr>,
     since: Time,
     counters: FlowCounters,
+    budgets: BudgetSet,
 }
 
 impl Mapping {
@@ -115,13 +121,21 @@ impl Peers {
         let peer = canonical(peer);
         let guest = guest_end(cx, published, peer);
         let ends = Ends { guest, remote: peer };
-        let (permit, about) = match cx.decide_peer(now, Protocol::Tcp, peer.ip(), published.guest_port.get()) {
+        let (permit, mut about) = match cx.decide_peer(now, Protocol::Tcp, peer.ip(), published.guest_port.get()) {
             Decision::Allow(permit, about, _) => (permit, about),
             Decision::Deny(about) => {
                 cx.report_denied(now, Protocol::Tcp, ends, &about);
                 return None;
             }
         };
+        if cx.afford_peer(&mut about).is_none() {
+            cx.report_denied(now, Protocol::Tcp, ends, &about);
+            return None;
+        }
+        // Its handshake is over, so that nothing would come again as the SYN of a guest does.
+        if !cx.limits.admit_connection(now, Way::Ingress) {
+            return None;
+        }
         let bound = cx.config.limits.max_inbound_connections;
         if bound != 0 && u32::try_from(self.connections.len()).map_or(true, |len| len >= bound) {
             cx.limit(now, LimitKind::InboundConnections, u64::from(bound));
@@ -152,6 +166,7 @@ impl Peers {
                 let before = std::mem::replace(&mut connection.state, State::Live { since: now });
                 if let State::Dialing(about) = before {
                     cx.report_opened(flow, Protocol::Tcp, connection.ends, &about);
+                    cx.limits.open(flow, cx.limits.whole_run());
                 }
                 self.connections.touch(now, slot, LIVE);
                 true
@@ -179,6 +194,7 @@ impl Peers {
         let Some(removed) = self.connections.find_flow(flow).and_then(|slot| self.connections.remove(slot)) else {
             return false;
         };
+        cx.limits.close(flow);
         if let State::Live { since } = removed.value.state {
             cx.report_closed(flow, by, counters, now.since(since));
         }
@@ -205,6 +221,7 @@ impl Peers {
         };
         let Some((_, mapping)) = self.mappings.get_mut(slot) else { return };
         mapping.local = local;
+        let Some(payload) = within(cx, now, mapping.budgets, Way::Ingress, payload, segment) else { return };
         mapping.counters.bytes_in = mapping.counters.bytes_in.saturating_add(length(payload));
         cx.emit_udp(now, mapping.ends.remote, mapping.ends.guest, payload, segment);
         self.mappings.touch(now, slot, 0);
@@ -220,12 +237,16 @@ impl Peers {
     ) -> Option<Slot> {
         let guest = guest_end(cx, published, peer);
         let told = Ends { guest, remote: peer };
-        let about = match cx.decide_peer(now, Protocol::Udp, peer.ip(), published.guest_port.get()) {
+        let mut about = match cx.decide_peer(now, Protocol::Udp, peer.ip(), published.guest_port.get()) {
             Decision::Allow(_, about, _) => about,
             Decision::Deny(about) => {
                 cx.report_denied(now, Protocol::Udp, told, &about);
                 return None;
             }
+        };
+        let Some(budgets) = cx.afford_peer(&mut about) else {
+            cx.report_denied(now, Protocol::Udp, told, &about);
+            return None;
         };
         let bound = cx.config.limits.max_udp_connections;
         if bound != 0
@@ -240,7 +261,8 @@ impl Peers {
         let flow = cx.new_flow();
         cx.report_opened(flow, Protocol::Udp, told, &about);
         self.by_peer.insert(peer_key(port, peer), flow);
-        let mapping = Mapping { port, ends, peer, local: None, since: now, counters: FlowCounters::default() };
+        let counters = FlowCounters::default();
+        let mapping = Mapping { port, ends, peer, local: None, since: now, counters, budgets };
         Some(self.mappings.insert(now, 0, key(ends), flow, mapping))
     }
 
@@ -285,9 +307,11 @@ impl Peers {
         };
         let Some(slot) = self.mappings.find(&key(ends)) else { return false };
         let Some((_, mapping)) = self.mappings.get_mut(slot) else { return false };
-        let payload = datagram.payload;
-        mapping.counters.bytes_out = mapping.counters.bytes_out.saturating_add(length(payload));
         let segment = offload.udp_segment.map(std::num::NonZeroU16::get);
+        let Some(payload) = within(cx, now, mapping.budgets, Way::Egress, datagram.payload, segment) else {
+            return true;
+        };
+        mapping.counters.bytes_out = mapping.counters.bytes_out.saturating_add(length(payload));
         let Mapping { port, peer, local, .. } = *mapping;
         let fragmentation = packet.fragmentation;
         for piece in pieces(payload, segment, MAX_SEGMENTS) {
@@ -369,6 +393,30 @@ impl Peers {
             }
         }
         ended
+    }
+
+    /// There are other budgets: finds those of the live flows.
+    pub(crate) fn handle_limits(&mut self, cx: &mut Context) {
+        let budgets = cx.limits.whole_run();
+        for slot in self.connections.slots(LIVE) {
+            if let Some((flow, _)) = self.connections.get_mut(slot) {
+                cx.limits.open(flow, budgets);
+            }
+        }
+        for slot in self.mappings.slots(0) {
+            if let Some((_, mapping)) = self.mappings.get_mut(slot) {
+                mapping.budgets = budgets;
+            }
+        }
+    }
+
+    /// A budget is used up: ends the mappings that have it.
+    pub(crate) fn handle_used_up(&mut self, cx: &mut Context, now: Time) {
+        for slot in self.mappings.slots(0) {
+            if self.mappings.get_mut(slot).is_some_and(|(_, mapping)| cx.limits.is_used_up(mapping.budgets)) {
+                self.close(cx, now, slot, CloseReason::Budget);
+            }
+        }
     }
 
     /// Ends every mapping.

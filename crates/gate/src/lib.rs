@@ -5,6 +5,7 @@
 //! are pairs of an [`Output`] and a later `handle_*` call, time is an argument.
 
 mod api;
+mod bucket;
 mod context;
 mod echo;
 mod flight;
@@ -13,6 +14,7 @@ mod gate;
 mod hash;
 mod ingress;
 mod key;
+mod limits;
 mod quote;
 mod reply;
 mod report;
@@ -25,7 +27,9 @@ pub use api::{
     Accepted, DialError, DnsClient, EchoError, FlightAnswer, FlightDenial, Fragmentation, GateConfig, Link4, Link6,
     Output, Published, UdpError,
 };
+pub use bucket::TokenBucket;
 pub use gate::Gate;
+pub use limits::{Grant, Limits, MAX_BUDGETS, Way};
 pub use wire::virtio::{Offload, PartialChecksum};
 
 pub use cofferdam_policy::PinsFull;

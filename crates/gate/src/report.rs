@@ -56,9 +56,14 @@ impl Reports {
 
     /// A limit was reached; `bound` is its value.
     pub(crate) fn count_limit(&mut self, now: Time, limit: LimitKind, bound: u64) -> Option<EventBody> {
+        self.count_limits(now, limit, bound, 1)
+    }
+
+    /// A limit was reached so many times.
+    pub(crate) fn count_limits(&mut self, now: Time, limit: LimitKind, bound: u64, times: u64) -> Option<EventBody> {
         let (known, meter) = self.limits.entry(limit).or_default();
         *known = bound;
-        let count = meter.count(now)?;
+        let count = meter.count_more(now, times)?;
         Some(EventBody::LimitReached { limit, bound, count })
     }
 
@@ -145,7 +150,11 @@ struct Meter {
 
 impl Meter {
     fn count(&mut self, now: Time) -> Option<u64> {
-        self.untold += 1;
+        self.count_more(now, 1)
+    }
+
+    fn count_more(&mut self, now: Time, times: u64) -> Option<u64> {
+        self.untold = self.untold.saturating_add(times);
         self.due(now)
     }
 

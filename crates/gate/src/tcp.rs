@@ -7,6 +7,7 @@
 //! | State    | Event                          | Next     | Effect                                            |
 //! |----------|--------------------------------|----------|---------------------------------------------------|
 //! | –        | SYN, denied                    | –        | RST, ICMP or nothing (`deny_with`)                |
+//! | –        | SYN, allowed, over the rate    | –        | nothing: it comes again                           |
 //! | –        | SYN, allowed                   | Dialing  | dial                                              |
 //! | –        | SYN to port 53, allowed or ours | Injected | emit SYN                                          |
 //! | Dialing  | SYN again                      | Dialing  | kept in place of the first                        |
@@ -41,6 +42,7 @@ use crate::context::{About, Context, DNS_PORT, Decision, Ends, Standing};
 use crate::flight::{self, Watch};
 use crate::hash::Seeded;
 use crate::key::Key;
+use crate::limits::Way;
 use crate::table::{Slot, Table};
 use crate::wire::icmp::IcmpError;
 use crate::wire::ip::{IpEnds, IpPacket};
@@ -145,17 +147,21 @@ impl Connections {
             None
         } else {
             match cx.decide(now, Protocol::Tcp, ends.remote.ip(), Some(ends.remote.port())) {
-                Decision::Allow(permit, about, pending) => Some((permit, about, pending)),
-                Decision::Deny(about) => {
-                    cx.report_denied(now, Protocol::Tcp, ends, &about);
-                    return match cx.config.deny_with {
-                        DenyWith::Reset => emit_reset(cx, ends, &syn),
-                        DenyWith::Icmp => cx.emit_error(packet.src, IcmpError::Prohibited, packet.bytes),
-                        DenyWith::Drop => {}
-                    };
-                }
+                Decision::Allow(permit, mut about, pending) => match cx.afford(ends.remote.ip(), &mut about) {
+                    Some(_) => Some((permit, about, pending)),
+                    None => return deny(cx, now, ends, packet, &syn, &about),
+                },
+                Decision::Deny(about) => return deny(cx, now, ends, packet, &syn, &about),
             }
         };
+        let asks = decided.is_none() || ends.remote.port() == DNS_PORT;
+        if asks && cx.limits.in_the_way(cx.limits.whole_run()).is_some() {
+            return emit_reset(cx, ends, &syn);
+        }
+        // Nothing is answered: the guest's kernel sends the SYN again, later each time.
+        if !asks && !cx.limits.admit_connection(now, Way::Egress) {
+            return;
+        }
         if let Err((limit, bound)) = self.make_room(cx) {
             cx.limit(now, limit, bound);
             return emit_reset(cx, ends, &syn);
@@ -253,6 +259,8 @@ impl Connections {
         match &connection.serves {
             Serves::Relay(about) => {
                 cx.report_opened(flow, Protocol::Tcp, ends, about);
+                let budgets = cx.budgets_of(ends.remote.ip(), about);
+                cx.limits.open(flow, budgets);
                 Some(if connection.watch.is_some() { Accepted::Check(flow) } else { Accepted::Relay(flow) })
             }
             // The resolver reports each query; the connection itself goes nowhere.
@@ -280,6 +288,7 @@ impl Connections {
     ) {
         let Some(slot) = self.table.find_flow(flow) else { return };
         let Some(removed) = self.table.remove(slot) else { return };
+        cx.limits.close(flow);
         if let (State::Live { since }, Serves::Relay(_)) = (removed.value.state, removed.value.serves) {
             cx.report_closed(flow, by, counters, now.since(since));
         }
@@ -335,6 +344,19 @@ impl Connections {
             }
         }
         ended
+    }
+
+    /// There are other budgets: finds those of the live connections.
+    pub(crate) fn handle_limits(&mut self, cx: &mut Context, now: Time) {
+        if !cx.limits.has_budgets() {
+            return;
+        }
+        for slot in self.table.slots(LIVE) {
+            if let Some((flow, Connection { ends, serves: Serves::Relay(_), .. })) = self.table.get_mut(slot) {
+                let budgets = cx.budgets_now(now, ends.remote.ip());
+                cx.limits.open(flow, budgets);
+            }
+        }
     }
 
     /// Ends a connection that is denied before it has been made.
@@ -393,6 +415,16 @@ fn dial_target(cx: &Context, remote: SocketAddr) -> (SocketAddr, Option<SocketAd
     }
     let loopback = |address: IpAddr| SocketAddr::new(address, remote.port());
     (loopback(Ipv4Addr::LOCALHOST.into()), Some(loopback(Ipv6Addr::LOCALHOST.into())))
+}
+
+/// Reports a denied SYN and tells the guest.
+fn deny(cx: &mut Context, now: Time, ends: Ends, packet: &IpPacket<'_>, syn: &Syn, about: &About) {
+    cx.report_denied(now, Protocol::Tcp, ends, about);
+    match cx.config.deny_with {
+        DenyWith::Reset => emit_reset(cx, ends, syn),
+        DenyWith::Icmp => cx.emit_error(packet.src, IcmpError::Prohibited, packet.bytes),
+        DenyWith::Drop => {}
+    }
 }
 
 fn emit_reset(cx: &mut Context, ends: Ends, syn: &Syn) {

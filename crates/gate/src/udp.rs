@@ -47,6 +47,7 @@ use crate::context::{About, Context, DNS_PORT, Decision, Ends, Standing};
 use crate::flight::Watch;
 use crate::hash::Seeded;
 use crate::key::Key;
+use crate::limits::{BudgetSet, Way};
 use crate::quote::Quote;
 use crate::reply::MAX_SEGMENTS;
 use crate::table::{Slot, Table};
@@ -85,6 +86,7 @@ struct Mapping {
     /// Of the guest's last datagram, for ICMP errors.
     quote: Quote,
     check: Option<Box<Check>>,
+    budgets: BudgetSet,
 }
 
 /// What a mapping needs whose datagrams are looked at.
@@ -186,6 +188,8 @@ impl Mappings {
         let Some((flow, mapping)) = self.table.get_mut(slot) else { return };
         mapping.quote = Quote::of(packet);
         let was_held = mapping.list() == HELD;
+        let Some(payload) = within(cx, now, mapping.budgets, Way::Egress, datagram.payload, segment) else { return };
+        let datagram = Datagram { payload, ..datagram };
         if let Some(check) = &mut mapping.check {
             match check.look(cx, now, ends, datagram.payload, segment) {
                 Looked::Send => release(cx, flow, mapping),
@@ -232,7 +236,9 @@ impl Mappings {
         let ask = |cx: &mut Context| {
             let query = DnsClient { guest: ends.guest, server: ends.remote };
             for message in pieces(payload, segment, 1) {
-                cx.output(Output::Dns { query, message: message.to_vec() });
+                if cx.limits.admit_dns(Way::Egress, message.len()) {
+                    cx.output(Output::Dns { query, message: message.to_vec() });
+                }
             }
         };
         // Whether a question may be asked is decided by its name, in the resolver.
@@ -240,17 +246,22 @@ impl Mappings {
             ask(cx);
             return None;
         }
-        let (permit, about, pending) = match cx.decide(now, Protocol::Udp, ends.remote.ip(), Some(ends.remote.port())) {
-            Decision::Allow(permit, about, pending) => (permit, about, pending),
-            Decision::Deny(about) => {
-                refuse(cx, now, Protocol::Udp, ends, packet, &about);
-                return None;
-            }
-        };
+        let (permit, mut about, pending) =
+            match cx.decide(now, Protocol::Udp, ends.remote.ip(), Some(ends.remote.port())) {
+                Decision::Allow(permit, about, pending) => (permit, about, pending),
+                Decision::Deny(about) => {
+                    refuse(cx, now, Protocol::Udp, ends, packet, &about);
+                    return None;
+                }
+            };
         if ends.remote.port() == DNS_PORT {
             ask(cx);
             return None;
         }
+        let Some(budgets) = cx.afford(ends.remote.ip(), &mut about) else {
+            refuse(cx, now, Protocol::Udp, ends, packet, &about);
+            return None;
+        };
         self.make_room(cx, now);
         let flow = cx.new_flow();
         let name = about.name().cloned();
@@ -262,7 +273,8 @@ impl Mappings {
             }
         };
         let counters = FlowCounters::default();
-        let mapping = Mapping { ends, since: now, name, counters, replied: false, quote: Quote::of(packet), check };
+        let quote = Quote::of(packet);
+        let mapping = Mapping { ends, since: now, name, counters, replied: false, quote, check, budgets };
         let list = mapping.list();
         Some(self.table.insert(now, list, key(ends), flow, mapping))
     }
@@ -289,6 +301,7 @@ impl Mappings {
     ) {
         let Some(slot) = self.table.find_flow(flow) else { return cx.drop(now, DropReason::Unexpected) };
         let Some((_, mapping)) = self.table.get_mut(slot) else { return };
+        let Some(payload) = within(cx, now, mapping.budgets, Way::Ingress, payload, segment) else { return };
         mapping.replied = true;
         mapping.counters.bytes_in = mapping.counters.bytes_in.saturating_add(length(payload));
         let list = mapping.list();
@@ -359,6 +372,27 @@ impl Mappings {
             }
         }
         ended
+    }
+
+    /// There are other budgets: finds those of the mappings.
+    pub(crate) fn handle_limits(&mut self, cx: &mut Context, now: Time) {
+        for list in [ONE_WAY, BOTH_WAYS, HELD] {
+            for slot in self.table.slots(list) {
+                let Some((_, mapping)) = self.table.get_mut(slot) else { continue };
+                mapping.budgets = cx.budgets_now(now, mapping.ends.remote.ip());
+            }
+        }
+    }
+
+    /// A budget is used up: ends the mappings that have it.
+    pub(crate) fn handle_used_up(&mut self, cx: &mut Context, now: Time) {
+        for list in [ONE_WAY, BOTH_WAYS, HELD] {
+            for slot in self.table.slots(list) {
+                if self.table.get_mut(slot).is_some_and(|(_, mapping)| cx.limits.is_used_up(mapping.budgets)) {
+                    self.close(cx, now, slot, CloseReason::Budget);
+                }
+            }
+        }
     }
 
     /// Ends every mapping.
@@ -436,6 +470,27 @@ pub(crate) fn pieces(payload: &[u8], segment: Option<u16>, count: usize) -> impl
     let size = segment.map_or(payload.len(), |size| usize::from(size).saturating_mul(count)).max(1);
     let empty = payload.is_empty().then_some(payload);
     empty.into_iter().chain(payload.chunks(size))
+}
+
+/// As much of a payload as the limits let pass: whole datagrams from its front. `None`: nothing.
+pub(crate) fn within<'a>(
+    cx: &mut Context,
+    now: Time,
+    budgets: BudgetSet,
+    way: Way,
+    payload: &'a [u8],
+    segment: Option<u16>,
+) -> Option<&'a [u8]> {
+    if cx.limits.is_unlimited() {
+        return Some(payload);
+    }
+    let size = segment.map_or(payload.len(), usize::from).max(1).min(payload.len());
+    let count = pieces(payload, segment, 1).count();
+    match cx.limits.admit(now, budgets, way, count, size) {
+        0 => None,
+        admitted if admitted >= count => Some(payload),
+        admitted => payload.get(..admitted.saturating_mul(size)),
+    }
 }
 
 /// Tells the guest what became of its last datagram.

@@ -15,8 +15,11 @@ use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cofferdam_gate::{DialError, Output, Published};
-use cofferdam_model::{Action, CloseReason, Direction, EventBody, FlowCounters, FlowId, PolicyConfig, PortId};
+use cofferdam_gate::{DialError, Grant, Output, Published, Way};
+use cofferdam_model::{
+    Action, BucketConfig, BudgetConfig, CloseReason, Destination, Direction, EventBody, FlowCounters, FlowId,
+    LimitKind, PolicyConfig, PortId,
+};
 use cofferdam_policy::Policy;
 use cofferdam_policy::grammar::parse_rules;
 use common::{BOTH, Family, World, at, emitted, events, names, packet};
@@ -139,6 +142,86 @@ fn connections_of_peers_have_a_bound_of_their_own() {
         world.gate.handle_guest_dialed(world.now, first, Err(DialError::Refused));
         world.drain();
         connect(&mut world, at(family.public(), 3));
+    }
+}
+
+/// `size` in a second, and nothing before that second is over.
+fn bucket(size: u64) -> Option<BucketConfig> {
+    Some(BucketConfig { size, refill_time: Duration::from_secs(1), one_time_burst: 0 })
+}
+
+/// The limits that are told at the end of a turn, and all that comes out then.
+fn told(world: &mut World) -> (Vec<(LimitKind, u64)>, Vec<Output>) {
+    world.gate.handle_limited(world.now);
+    let outputs = world.drain();
+    let limits = events(&outputs).into_iter().filter_map(|event| match event {
+        EventBody::LimitReached { limit, count, .. } => Some((*limit, *count)),
+        _ => None,
+    });
+    (limits.collect(), outputs)
+}
+
+#[test]
+fn connections_of_peers_over_the_rate_are_reset() {
+    for family in BOTH {
+        let mut world = World::with(with(""), |config| config.limits.rates.ingress.ops = bucket(1));
+        connect(&mut world, at(family.public(), 1));
+        assert_eq!(world.gate.handle_peer(world.now, WEB, at(family.public(), 2)), None);
+        assert!(world.drain().is_empty());
+        assert_eq!(told(&mut world).0, [(LimitKind::IngressOps, 1)]);
+        world.pass(Duration::from_secs(1));
+        connect(&mut world, at(family.public(), 2));
+    }
+}
+
+#[test]
+fn datagrams_of_peers_and_answers_keep_to_the_rates() {
+    for family in BOTH {
+        let mut world = World::with(with(""), |config| {
+            config.limits.rates.ingress.bandwidth = bucket(100);
+            config.limits.rates.egress.ops = bucket(2);
+        });
+        let peer = at(family.public(), 4000);
+        assert_eq!(names(&datagram(&mut world, peer, &[7; 100])), ["opened", "emit"]);
+        assert!(datagram(&mut world, peer, b"x").is_empty());
+        let answer = packet::udp(at(family.guest(), 80), peer, &[7; 500]);
+        let mut answers = || names(&world.send(&answer)).concat();
+        assert_eq!([answers(), answers(), answers()], ["send peer", "send peer", ""]);
+        assert_eq!(told(&mut world).0, [(LimitKind::EgressOps, 1), (LimitKind::IngressBandwidth, 1)]);
+    }
+}
+
+#[test]
+fn budgets_of_the_whole_run_count_what_peers_have_carried() {
+    for family in BOTH {
+        let peer = at(family.public(), 4000);
+        let budget = |bytes, destinations| BudgetConfig { bytes, direction: Direction::Any, destinations };
+        let mut world = World::with(with(""), |config| {
+            let of_peer = Destination::Cidr(family.public().into());
+            config.limits.budgets = vec![budget(1000, Vec::new()), budget(1, vec![of_peer])];
+        });
+        let (flow, _) = connect(&mut world, peer);
+        assert!(world.gate.handle_guest_dialed(world.now, flow, Ok(())));
+        world.drain();
+        let now = world.now;
+        assert_eq!(world.gate.limits().grant(now, flow, Way::Ingress), Grant::Bytes(1000), "no destination");
+        world.gate.limits().spend(now, flow, Way::Ingress, 500);
+        assert_eq!(names(&datagram(&mut world, peer, &[7; 300])), ["opened", "emit"]);
+        assert!(world.send(&packet::udp(at(family.guest(), 80), peer, &[7; 300])).is_empty(), "300 of 200");
+        let (limits, outputs) = told(&mut world);
+        assert_eq!(limits, [(LimitKind::Budget, 1)]);
+        assert!(outputs.iter().any(|output| matches!(output, Output::CloseUsedUp { flow: ended } if *ended == flow)));
+        let by_budget = |event: &&EventBody| matches!(event, EventBody::FlowClosed { by: CloseReason::Budget, .. });
+        assert_eq!(events(&outputs).into_iter().filter(by_budget).count(), 1, "the mapping");
+        assert_eq!(world.gate.handle_peer(world.now, WEB, peer), None);
+        assert_eq!(names(&world.drain()), ["denied"]);
+        assert_eq!(names(&datagram(&mut world, peer, b"x")), ["denied"]);
+        // More than that, live: what was spent stays.
+        let mut limits = common::gate_config().limits;
+        limits.budgets = vec![budget(2000, Vec::new())];
+        world.gate.handle_limits(now, limits);
+        assert_eq!(world.gate.limits().grant(now, flow, Way::Egress), Grant::Bytes(1200));
+        assert_eq!(names(&datagram(&mut world, peer, b"x")), ["opened", "emit"]);
     }
 }
 

@@ -217,7 +217,7 @@ fn other_bounds_and_answers_count_from_then_on() {
         flow(&world.send(&packet::syn(guest(family, 1), remote)));
         let mut limits = cofferdam_policy::file::default_network().limits;
         limits.max_connections = 1;
-        world.gate.handle_limits(limits);
+        world.gate.handle_limits(world.now, limits);
         assert_eq!(names(&world.send(&packet::syn(guest(family, 2), remote))), ["limit", "emit"]);
         world.gate.handle_deny_with(DenyWith::Drop);
         let private = at(if family == Family::V4 { "10.0.0.1" } else { "fd00:9::1" }.parse().unwrap(), 1);

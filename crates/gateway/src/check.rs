@@ -23,13 +23,14 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use cofferdam_flight::{Doubt, GuestStream, LIMIT, Look, Protocol, Shown};
-use cofferdam_gate::{FlightAnswer, FlightDenial};
+use cofferdam_gate::{FlightAnswer, FlightDenial, Way};
 use cofferdam_model::{CloseReason, FlowCounters, FlowId, Time};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown, sockopt};
 
 use crate::farewell;
 use crate::hash::FlowHash;
+use crate::pace::{Leave, Pace};
 use crate::poller::{Poller, Ready, Token, Watch};
 use crate::relay::{Ended, Side};
 
@@ -129,6 +130,8 @@ enum Over {
     Reset(Side),
     Denied(Shown, FlightDenial),
     Free,
+    /// A budget of the flow is used up.
+    Spent,
 }
 
 impl Checks {
@@ -182,11 +185,17 @@ impl Checks {
         Ok(())
     }
 
+    /// Whether the flow is one of these, or was and has had its last word.
+    pub(crate) fn has(&self, id: FlowId) -> bool {
+        !(self.flows.is_empty() && self.parting.is_empty())
+            && (self.flows.contains_key(&id) || self.parting.contains_key(&id))
+    }
+
     /// A socket became ready. `None`: it is not one of these.
     pub(crate) fn handle_ready(
         &mut self,
         ask: Ask<'_>,
-        now: Time,
+        pace: &mut Pace<'_>,
         id: FlowId,
         side: Side,
         ready: Ready,
@@ -202,19 +211,20 @@ impl Checks {
         end.readable |= ready.read;
         if side == Side::Guest && ready.error && !checked.remote.queue.is_empty() {
             // What it has sent waits for a remote that takes nothing: nobody would read the reset.
-            return Some(self.end(now, id, Over::Reset(Side::Guest)));
+            return Some(self.end(pace, id, Over::Reset(Side::Guest)));
         }
-        Some(self.pump(ask, now, id))
+        Some(self.pump(ask, pace, id))
     }
 
     /// Moves what can be moved.
-    pub(crate) fn pump(&mut self, ask: Ask<'_>, now: Time, id: FlowId) -> Outcome {
+    pub(crate) fn pump(&mut self, ask: Ask<'_>, pace: &mut Pace<'_>, id: FlowId) -> Outcome {
+        let now = pace.now();
         let Some(checked) = self.flows.get_mut(&id) else { return Outcome::Waiting };
         let mut budget = [TURN; 2];
         let [up_budget, down_budget] = &mut budget;
         // What the remote said before is for the guest to have before a last word of ours.
-        let down = checked.pump_down(&mut self.buffer, down_budget);
-        let up = down.and_then(|()| checked.pump_up(ask, &mut self.buffer, id, up_budget));
+        let down = checked.pump_down(pace, &mut self.buffer, id, down_budget);
+        let up = down.and_then(|()| checked.pump_up(ask, pace, &mut self.buffer, id, up_budget));
         if checked.held.is_empty() {
             checked.held = Vec::new();
         }
@@ -226,7 +236,7 @@ impl Checks {
             Ok(()) if self.kept > self.max_kept && has_grown => {
                 self.refused += 1;
                 let over = doubtful(ask, id, checked.stream.unfinished(&checked.held));
-                self.end(now, id, over)
+                self.end(pace, id, over)
             }
             Ok(()) => {
                 let waits = !checked.held.is_empty() && checked.remote.queue.is_empty();
@@ -239,11 +249,12 @@ impl Checks {
                 }
                 Outcome::Waiting
             }
-            Err(over) => self.end(now, id, over),
+            Err(over) => self.end(pace, id, over),
         }
     }
 
-    fn end(&mut self, now: Time, id: FlowId, over: Over) -> Outcome {
+    fn end(&mut self, pace: &mut Pace<'_>, id: FlowId, over: Over) -> Outcome {
+        let now = pace.now();
         self.set_due(now, id, false);
         let Some(mut checked) = self.flows.remove(&id) else { return Outcome::Waiting };
         self.kept = self.kept.saturating_sub(checked.kept);
@@ -254,7 +265,7 @@ impl Checks {
                     // What it said before it was reset is still to be read. The reset is the end of it, and not a FIN.
                     checked.guest.shut = true;
                     let mut budget = TURN;
-                    let _ = checked.pump_down(&mut self.buffer, &mut budget);
+                    let _ = checked.pump_down(pace, &mut self.buffer, id, &mut budget);
                 }
                 reset(&checked.guest.socket);
                 reset(&checked.remote.socket);
@@ -274,6 +285,11 @@ impl Checks {
                     Some(_) | None => reset(&checked.guest.socket),
                 }
                 Outcome::Ended(Ended { flow: id, by: CloseReason::Policy, counters })
+            }
+            Over::Spent => {
+                reset(&checked.guest.socket);
+                reset(&checked.remote.socket);
+                Outcome::Ended(Ended { flow: id, by: CloseReason::Budget, counters })
             }
             Over::Free => {
                 let handed = HandOver {
@@ -351,13 +367,14 @@ impl Checks {
     }
 
     /// Ends a flow whose time is up. `None`: there is no more of them.
-    pub(crate) fn handle_timeout(&mut self, ask: Ask<'_>, now: Time) -> Option<Outcome> {
+    pub(crate) fn handle_timeout(&mut self, ask: Ask<'_>, pace: &mut Pace<'_>) -> Option<Outcome> {
+        let now = pace.now();
         while let Some((due, id)) = self.deadlines.first().copied().filter(|(due, _)| *due <= now) {
             self.deadlines.remove(&(due, id));
             if let Some(checked) = self.flows.get_mut(&id) {
                 checked.due = None;
                 let over = doubtful(ask, id, checked.stream.unfinished(&checked.held));
-                return Some(self.end(now, id, over));
+                return Some(self.end(pace, id, over));
             }
             self.gone(id, true);
         }
@@ -393,7 +410,14 @@ fn doubtful(ask: Ask<'_>, id: FlowId, shown: Shown) -> Over {
 
 impl Checked {
     /// From the guest to the remote, as far as it is let.
-    fn pump_up(&mut self, ask: Ask<'_>, buffer: &mut [u8], id: FlowId, budget: &mut usize) -> Result<(), Over> {
+    fn pump_up(
+        &mut self,
+        ask: Ask<'_>,
+        pace: &mut Pace<'_>,
+        buffer: &mut [u8],
+        id: FlowId,
+        budget: &mut usize,
+    ) -> Result<(), Over> {
         loop {
             if !self.remote.flush().map_err(|_| Over::Reset(Side::Remote))? || *budget == 0 {
                 return Ok(());
@@ -409,7 +433,7 @@ impl Checked {
                 }
                 Look::More if self.guest.ended => return Err(doubtful(ask, id, self.stream.unfinished(&self.held))),
                 Look::More => {
-                    if !self.read_guest(buffer, budget)? {
+                    if !self.read_guest(pace, buffer, id, budget)? {
                         return Ok(());
                     }
                     continue;
@@ -460,16 +484,24 @@ impl Checked {
     }
 
     /// Reads more of the guest, up to what may be held. `false`: there is nothing.
-    fn read_guest(&mut self, buffer: &mut [u8], budget: &mut usize) -> Result<bool, Over> {
+    fn read_guest(
+        &mut self,
+        pace: &mut Pace<'_>,
+        buffer: &mut [u8],
+        id: FlowId,
+        budget: &mut usize,
+    ) -> Result<bool, Over> {
         if !self.guest.readable {
             return Ok(false);
         }
-        let room = LIMIT.saturating_sub(self.held.len()).min(buffer.len());
+        let Some(most) = self.guest.leave(pace, id, Way::Egress)? else { return Ok(false) };
+        let room = LIMIT.saturating_sub(self.held.len()).min(buffer.len()).min(most);
         let place = buffer.get_mut(..room).unwrap_or_default();
         match rustix::net::recv(&self.guest.socket, &mut *place, RecvFlags::DONTWAIT) {
             Ok((0, _)) => self.guest.ended = true,
             Ok((n, _)) => {
                 *budget = budget.saturating_sub(n);
+                pace.spend(id, Way::Egress, n);
                 self.held.extend_from_slice(place.get(..n).unwrap_or_default());
             }
             Err(Errno::INTR) => {}
@@ -480,7 +512,13 @@ impl Checked {
     }
 
     /// From the remote to the guest.
-    fn pump_down(&mut self, buffer: &mut [u8], budget: &mut usize) -> Result<(), Over> {
+    fn pump_down(
+        &mut self,
+        pace: &mut Pace<'_>,
+        buffer: &mut [u8],
+        id: FlowId,
+        budget: &mut usize,
+    ) -> Result<(), Over> {
         loop {
             if !self.guest.flush().map_err(|_| Over::Reset(Side::Guest))? || *budget == 0 {
                 return Ok(());
@@ -492,9 +530,12 @@ impl Checked {
             if !self.remote.readable {
                 return Ok(());
             }
-            match rustix::net::recv(&self.remote.socket, &mut *buffer, RecvFlags::DONTWAIT) {
+            let Some(most) = self.remote.leave(pace, id, Way::Ingress)? else { return Ok(()) };
+            let place = buffer.get_mut(..most.min(BUFFER)).unwrap_or_default();
+            match rustix::net::recv(&self.remote.socket, &mut *place, RecvFlags::DONTWAIT) {
                 Ok((0, _)) => self.remote.ended = true,
                 Ok((n, _)) => {
+                    pace.spend(id, Way::Ingress, n);
                     *budget = budget.saturating_sub(n);
                     self.counters.bytes_in = self.counters.bytes_in.saturating_add(n as u64);
                     let said = buffer.get(..n).unwrap_or_default();
@@ -516,6 +557,22 @@ impl End {
     fn new(socket: OwnedFd) -> End {
         // Whatever came before the socket was watched was announced to nobody.
         End { socket, readable: true, ended: false, shut: false, queue: Vec::new() }
+    }
+
+    /// What may be read from it now.
+    fn leave(&mut self, pace: &mut Pace<'_>, id: FlowId, way: Way) -> Result<Option<usize>, Over> {
+        if pace.is_unlimited() {
+            return Ok(Some(usize::MAX));
+        }
+        match pace.leave(id, way, &self.socket) {
+            Leave::Read(most) => Ok(Some(most)),
+            Leave::Wait => Ok(None),
+            Leave::Nothing => {
+                self.readable = false;
+                Ok(None)
+            }
+            Leave::End => Err(Over::Spent),
+        }
     }
 
     /// Sends what is queued. `false`: the socket takes no more for the time being.
@@ -585,9 +642,11 @@ mod tests {
     use std::io::{ErrorKind, Read, Write};
     use std::net::{TcpListener, TcpStream};
 
+    use cofferdam_gate::Limits;
     use cofferdam_model::DecisionId;
 
     use super::*;
+    use crate::pace::Queues;
 
     const FLOW: FlowId = FlowId(1);
     const GOOD: &[u8] = b"GET / HTTP/1.1\r\nHost: good.example\r\n\r\n";
@@ -596,6 +655,8 @@ mod tests {
     /// One flow between two programs; the judge lets everything pass but evil.example and what is in doubt.
     struct World {
         checks: Checks,
+        limits: Limits,
+        queues: Queues,
         poller: Poller,
         now: Time,
         asked: Vec<Shown>,
@@ -637,7 +698,8 @@ mod tests {
             let (mut checks, poller) = (Checks::new(), Poller::new().unwrap());
             assert!(checks.insert(&poller, FLOW, inner, outer, false).is_ok());
             let now = Time::ZERO;
-            World { checks, poller, now, asked: Vec::new(), ended: None, free: None, guest, remote }
+            let (limits, queues) = (Limits::none(), Queues::default());
+            World { checks, limits, queues, poller, now, asked: Vec::new(), ended: None, free: None, guest, remote }
         }
 
         fn outcome(&mut self, outcome: Outcome) {
@@ -665,10 +727,12 @@ mod tests {
                 };
                 for (token, ready) in ready.drain(..) {
                     let side = if matches!(token, Token::Guest(_)) { Side::Guest } else { Side::Remote };
-                    outcomes.extend(self.checks.handle_ready(&mut ask, self.now, FLOW, side, ready));
+                    let mut pace = Pace::new(&mut self.limits, &mut self.queues, self.now);
+                    outcomes.extend(self.checks.handle_ready(&mut ask, &mut pace, FLOW, side, ready));
                 }
                 for flow in hungry {
-                    outcomes.push(self.checks.pump(&mut ask, self.now, flow));
+                    let mut pace = Pace::new(&mut self.limits, &mut self.queues, self.now);
+                    outcomes.push(self.checks.pump(&mut ask, &mut pace, flow));
                 }
                 outcomes.into_iter().for_each(|outcome| self.outcome(outcome));
             }
@@ -687,7 +751,8 @@ mod tests {
                 asked.push(shown.clone());
                 judge(shown)
             };
-            if let Some(outcome) = self.checks.handle_timeout(&mut ask, self.now) {
+            let mut pace = Pace::new(&mut self.limits, &mut self.queues, self.now);
+            if let Some(outcome) = self.checks.handle_timeout(&mut ask, &mut pace) {
                 self.outcome(outcome);
             }
             self.settle();

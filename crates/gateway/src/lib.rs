@@ -20,6 +20,7 @@ mod farewell;
 mod hash;
 mod machine;
 mod netns;
+mod pace;
 mod path;
 mod patience;
 mod poller;

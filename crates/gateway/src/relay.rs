@@ -25,6 +25,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use cofferdam_gate::Way;
 use cofferdam_model::{CloseReason, FlowCounters, FlowId};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown};
@@ -32,6 +33,7 @@ use rustix::pipe::{PipeFlags, SpliceFlags};
 
 use crate::check::HandOver;
 use crate::hash::FlowHash;
+use crate::pace::{Leave, Pace};
 use crate::poller::{Poller, Ready, Token, Watch};
 
 /// The first read of a lane that was idle. Small exchanges never touch a pipe; a full read switches to splice.
@@ -146,6 +148,8 @@ enum Pumped {
     /// Everything the source will ever say has been passed on, but for its end.
     Ended,
     Reset(Side),
+    /// A budget of the flow is used up.
+    Spent,
 }
 
 impl Relay {
@@ -159,9 +163,9 @@ impl Relay {
     pub(crate) fn insert(
         &mut self,
         poller: &Poller,
+        pace: &mut Pace<'_>,
         id: FlowId,
-        guest: OwnedFd,
-        remote: OwnedFd,
+        (guest, remote): (OwnedFd, OwnedFd),
         remote_watched: bool,
     ) -> Result<Option<Ended>, OwnedFd> {
         if !remote_watched && poller.add(&remote, Token::Remote(id), Watch::ReadEdges).is_err() {
@@ -182,11 +186,17 @@ impl Relay {
         flow.down.source_ready = remote_watched;
         flow.down.source_ends = remote_watched;
         self.flows.insert(id, flow);
-        Ok(if remote_watched { self.pump(poller, id) } else { None })
+        Ok(if remote_watched { self.pump(poller, pace, id) } else { None })
     }
 
     /// Takes over a flow that was looked at; whatever its sockets are ready for was announced before.
-    pub(crate) fn adopt(&mut self, poller: &Poller, id: FlowId, handed: HandOver) -> Option<Ended> {
+    pub(crate) fn adopt(
+        &mut self,
+        poller: &Poller,
+        pace: &mut Pace<'_>,
+        id: FlowId,
+        handed: HandOver,
+    ) -> Option<Ended> {
         let HandOver { guest, remote, counters, guest_ended, remote_ended } = handed;
         let lane = |bytes, ended| Lane {
             source_ready: true,
@@ -205,11 +215,17 @@ impl Relay {
             hungry: false,
         };
         self.flows.insert(id, flow);
-        self.pump(poller, id)
+        self.pump(poller, pace, id)
     }
 
     /// A socket of the flow became ready.
-    pub(crate) fn handle_ready(&mut self, poller: &Poller, id: FlowId, side: Side, ready: Ready) -> Option<Ended> {
+    pub(crate) fn handle_ready(
+        &mut self,
+        poller: &Poller,
+        pace: &mut Pace<'_>,
+        id: FlowId,
+        (side, ready): (Side, Ready),
+    ) -> Option<Ended> {
         let flow = self.flows.get_mut(&id)?;
         let (out, back) = match side {
             Side::Guest => (&mut flow.up, &mut flow.down),
@@ -218,7 +234,7 @@ impl Relay {
         out.source_ready |= ready.read;
         out.source_ends |= ready.hang_up || ready.urgent;
         back.destination_ready |= ready.write;
-        self.pump(poller, id)
+        self.pump(poller, pace, id)
     }
 
     /// Whether a bulk transfer had its turn since this was last asked.
@@ -232,12 +248,12 @@ impl Relay {
     }
 
     /// Gives every flow that used up its turn another one.
-    pub(crate) fn feed(&mut self, poller: &Poller, ended: &mut Vec<Ended>) {
+    pub(crate) fn feed(&mut self, poller: &Poller, pace: &mut Pace<'_>, ended: &mut Vec<Ended>) {
         for id in std::mem::take(&mut self.hungry) {
             if let Some(flow) = self.flows.get_mut(&id) {
                 flow.hungry = false;
             }
-            ended.extend(self.pump(poller, id));
+            ended.extend(self.pump(poller, pace, id));
         }
     }
 
@@ -254,19 +270,19 @@ impl Relay {
         flows.into_iter().filter_map(|flow| self.reset(flow, by)).collect()
     }
 
-    /// Moves what can be moved, in both directions.
-    fn pump(&mut self, poller: &Poller, id: FlowId) -> Option<Ended> {
+    /// Moves what can be moved, in both directions. Without such a flow nothing happens.
+    pub(crate) fn pump(&mut self, poller: &Poller, pace: &mut Pace<'_>, id: FlowId) -> Option<Ended> {
         let flow = self.flows.get_mut(&id)?;
         let tools = &mut self.tools;
-        let mut up = flow.up.pump(&flow.guest, &flow.remote, [Side::Guest, Side::Remote], tools);
+        let mut up = flow.up.pump(&flow.guest, &flow.remote, (id, Way::Egress), tools, pace);
         if matches!(up, Pumped::Reset(Side::Remote)) {
             // What the remote said before it reset is still to be read.
             flow.down.source_ready = true;
         }
-        let down = flow.down.pump(&flow.remote, &flow.guest, [Side::Remote, Side::Guest], tools);
+        let down = flow.down.pump(&flow.remote, &flow.guest, (id, Way::Ingress), tools, pace);
         if matches!(down, Pumped::Reset(Side::Guest)) {
             flow.up.source_ready = true;
-            up = flow.up.pump(&flow.guest, &flow.remote, [Side::Guest, Side::Remote], tools);
+            up = flow.up.pump(&flow.guest, &flow.remote, (id, Way::Egress), tools, pace);
         }
         flow.watch_writes(poller, id);
         self.tools.bulk |= flow.up.bulk || flow.down.bulk;
@@ -283,6 +299,7 @@ impl Relay {
             (Pumped::Reset(Side::Remote), _) | (_, Pumped::Reset(Side::Remote)) => {
                 Some((CloseReason::RemoteReset, true))
             }
+            (Pumped::Spent, _) | (_, Pumped::Spent) => Some((CloseReason::Budget, true)),
             // Closing the sockets sends what is left to send, the second FIN included.
             (Pumped::Ended, Pumped::Ended) if flow.first_end == Some(Side::Remote) => {
                 Some((CloseReason::Remote, false))
@@ -337,9 +354,20 @@ impl Flow {
 }
 
 impl Lane {
-    /// Moves bytes until one end blocks or the turn is used up. `sides` names source and destination.
-    fn pump(&mut self, source: &Socket, destination: &Socket, sides: [Side; 2], tools: &mut Tools) -> Pumped {
-        let [source_side, destination_side] = sides;
+    /// Moves bytes until one end blocks, the turn is used up or a limit is in the way.
+    fn pump(
+        &mut self,
+        source: &Socket,
+        destination: &Socket,
+        (id, way): (FlowId, Way),
+        tools: &mut Tools,
+        pace: &mut Pace<'_>,
+    ) -> Pumped {
+        let (source_side, destination_side) = match way {
+            Way::Egress => (Side::Guest, Side::Remote),
+            Way::Ingress => (Side::Remote, Side::Guest),
+        };
+        let is_limited = !pace.is_unlimited();
         let (source, destination) = (&source.fd, &destination.fd);
         let mut budget = TURN;
         loop {
@@ -357,8 +385,21 @@ impl Lane {
             if budget == 0 {
                 return Pumped::UsedUp;
             }
-            match self.fill(source, destination, tools) {
+            let most = match is_limited.then(|| pace.leave(id, way, source)) {
+                None => usize::MAX,
+                Some(Leave::Read(most)) => most,
+                Some(Leave::Wait) => return Pumped::Waiting,
+                Some(Leave::Nothing) => {
+                    self.source_ready = false;
+                    return Pumped::Waiting;
+                }
+                Some(Leave::End) => return Pumped::Spent,
+            };
+            match self.fill(source, destination, tools, most) {
                 Ok(n) => {
+                    if is_limited {
+                        pace.spend(id, way, n);
+                    }
                     self.bytes = self.bytes.saturating_add(n as u64);
                     budget = budget.saturating_sub(n.max(1));
                 }
@@ -410,15 +451,21 @@ impl Lane {
         }
     }
 
-    /// Takes something from the source; the lane holds nothing. An error says whether it is the source's.
-    fn fill(&mut self, source: &OwnedFd, destination: &OwnedFd, tools: &mut Tools) -> Result<usize, (bool, Errno)> {
+    /// Takes something from the source, `most` bytes; the lane holds nothing. An error says whether it is the source's.
+    fn fill(
+        &mut self,
+        source: &OwnedFd,
+        destination: &OwnedFd,
+        tools: &mut Tools,
+        most: usize,
+    ) -> Result<usize, (bool, Errno)> {
         if self.bulk
             && tools.splice
             && let Some(pipe) = tools.pipe()
         {
-            return self.fill_pipe(source, pipe, tools);
+            return self.fill_pipe(source, pipe, tools, most.min(CHUNK));
         }
-        let size = if self.bulk { COPY } else { SMALL };
+        let size = if self.bulk { COPY } else { SMALL }.min(most);
         let Some(buffer) = tools.buffer.get_mut(..size) else { return Ok(0) };
         let n = match rustix::net::recv(source, &mut *buffer, RecvFlags::DONTWAIT) {
             Ok((n, _)) => n,
@@ -451,8 +498,14 @@ impl Lane {
         Ok(n)
     }
 
-    fn fill_pipe(&mut self, source: &OwnedFd, pipe: Pipe, tools: &mut Tools) -> Result<usize, (bool, Errno)> {
-        match rustix::pipe::splice(source, None, &pipe.write, None, CHUNK, SpliceFlags::NONBLOCK | SpliceFlags::MOVE) {
+    fn fill_pipe(
+        &mut self,
+        source: &OwnedFd,
+        pipe: Pipe,
+        tools: &mut Tools,
+        most: usize,
+    ) -> Result<usize, (bool, Errno)> {
+        match rustix::pipe::splice(source, None, &pipe.write, None, most, SpliceFlags::NONBLOCK | SpliceFlags::MOVE) {
             Ok(0) => {
                 // The end, or urgent data, which splice does not pass (`tcp_read_sock`): a read tells.
                 self.bulk = false;
@@ -527,13 +580,20 @@ mod tests {
     use std::net::{TcpListener, TcpStream};
     use std::os::fd::AsFd as _;
 
+    use cofferdam_gate::Limits;
+    use cofferdam_model::Time;
+
     use super::*;
+    use crate::pace::Queues;
 
     const FLOW: FlowId = FlowId(1);
 
     /// A relay with one flow between two programs, each with its own connection.
     struct World {
         relay: Relay,
+        limits: Limits,
+        queues: Queues,
+        now: Time,
         poller: Poller,
         ended: Vec<Ended>,
         guest: TcpStream,
@@ -556,8 +616,10 @@ mod tests {
         fn new() -> World {
             let ((guest, inner), (remote, outer)) = (connection(), connection());
             let (mut relay, poller) = (Relay::new(), Poller::new().unwrap());
-            assert!(relay.insert(&poller, FLOW, inner, outer, false).unwrap().is_none());
-            World { relay, poller, ended: Vec::new(), guest, remote }
+            let (mut limits, mut queues) = (Limits::none(), Queues::default());
+            let mut pace = Pace::new(&mut limits, &mut queues, Time::ZERO);
+            assert!(relay.insert(&poller, &mut pace, FLOW, (inner, outer), false).unwrap().is_none());
+            World { relay, limits, queues, now: Time::ZERO, poller, ended: Vec::new(), guest, remote }
         }
 
         /// Runs the relay until nothing is ready any more.
@@ -570,9 +632,11 @@ mod tests {
                 }
                 for (token, ready) in ready.drain(..) {
                     let side = if matches!(token, Token::Guest(_)) { Side::Guest } else { Side::Remote };
-                    self.ended.extend(self.relay.handle_ready(&self.poller, FLOW, side, ready));
+                    let mut pace = Pace::new(&mut self.limits, &mut self.queues, self.now);
+                    self.ended.extend(self.relay.handle_ready(&self.poller, &mut pace, FLOW, (side, ready)));
                 }
-                self.relay.feed(&self.poller, &mut self.ended);
+                let mut pace = Pace::new(&mut self.limits, &mut self.queues, self.now);
+                self.relay.feed(&self.poller, &mut pace, &mut self.ended);
             }
             panic!("the relay does not come to rest");
         }

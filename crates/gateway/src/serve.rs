@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use cofferdam_gate::{Accepted, DialError, Gate, GateConfig, Link4, Link6, Output};
+use cofferdam_gate::{Accepted, DialError, Gate, GateConfig, Link4, Link6, Output, Way};
 use cofferdam_model::{
     Classifier, CloseReason, EventBody, FlowId, HostNetwork, LimitKind, LimitsConfig, PortId, PortProtocol, Time,
 };
@@ -17,7 +17,7 @@ use cofferdam_names::{Families, Reach, Rebinding, Resolver, ResolverConfig, Upst
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
 
-use crate::check::{Checks, HandOver, MAX_KEPT, Outcome};
+use crate::check::{Ask, Checks, HandOver, MAX_KEPT, Outcome};
 use crate::clock::Clock;
 use crate::commands::{self, Command, Received};
 use crate::compiler::{Compiler, CompilerError, Done, Job, Settings};
@@ -28,6 +28,7 @@ use crate::echo::Echo;
 use crate::events::EventWriter;
 use crate::machine::{self, News};
 use crate::netns::GatewayFds;
+use crate::pace::{Pace, Queues};
 use crate::patience::Patience;
 use crate::poller::{Poller, Ready, Token, Watch};
 use crate::ports::{self, PortSocket, Ports};
@@ -127,6 +128,8 @@ struct Gateway {
     checks: Checks,
     relay: Relay,
     ports: Ports,
+    /// Flows that wait for a rate.
+    queues: Queues,
     udp: Udp,
     echo: Echo,
     dns: Dns,
@@ -242,6 +245,7 @@ impl Gateway {
             dials: Dials::default(),
             checks: Checks::new(),
             relay: Relay::new(),
+            queues: Queues::default(),
             udp: Udp::new(),
             echo: Echo::new(),
             dns: Dns::new(resolver, Sessions::new(&config.resolvers, &config.anchors)),
@@ -298,20 +302,22 @@ impl Gateway {
             }
             self.little &= self.packets <= LITTLE_PACKETS && !self.relay.take_bulk();
             for flow in self.checks.take_hungry() {
-                let outcome = self.checks.pump(&mut |flow, shown| self.gate.handle_flight(now, flow, shown), now, flow);
-                self.checked(now, outcome);
+                self.check(now, flow);
             }
             for _ in 0..self.checks.take_refused() {
                 let bound = u64::try_from(MAX_KEPT).unwrap_or(u64::MAX);
                 self.gate.handle_limit(now, LimitKind::HeldBytes, bound);
             }
-            self.relay.feed(&self.poller, &mut ended);
+            let mut pace = Pace::new(self.gate.limits(), &mut self.queues, now);
+            self.relay.feed(&self.poller, &mut pace, &mut ended);
+            self.serve_waiting(now);
             for ended in ended.drain(..) {
                 self.closed(now, ended);
             }
             self.dns.feed(&mut self.gate, now);
             self.drain(now);
             self.time_out(now);
+            self.gate.handle_limited(now);
             self.udp.flush(&mut self.gate, now);
             self.drain(now);
             self.events.flush(now);
@@ -351,11 +357,12 @@ impl Gateway {
         Ok(now)
     }
 
-    fn timeout(&self) -> Option<std::time::Duration> {
+    fn timeout(&mut self) -> Option<std::time::Duration> {
         if self.relay.is_hungry() || self.checks.is_hungry() || self.dns.is_hungry() {
             return Some(std::time::Duration::ZERO);
         }
-        let timeouts = [self.gate.poll_timeout(), self.dns.poll_timeout(), self.checks.poll_timeout()];
+        let rates = self.queues.poll_timeout(self.gate.limits());
+        let timeouts = [self.gate.poll_timeout(), self.dns.poll_timeout(), self.checks.poll_timeout(), rates];
         let next = timeouts.into_iter().flatten().min()?;
         Some(next.since(self.clock.now()))
     }
@@ -365,9 +372,9 @@ impl Gateway {
             self.gate.handle_timeout(now);
             self.drain(now);
         }
-        while let Some(outcome) =
-            self.checks.handle_timeout(&mut |flow, shown| self.gate.handle_flight(now, flow, shown), now)
-        {
+        while self.checks.poll_timeout().is_some_and(|at| at <= now) {
+            let outcome = self.with_checks(now, None, |checks, ask, pace| checks.handle_timeout(ask, pace));
+            let Some(outcome) = outcome else { break };
             self.checked(now, outcome);
             self.drain(now);
         }
@@ -524,7 +531,7 @@ impl Gateway {
                     let rebinding = Rebinding::of_network(&network, classifier);
                     (Arc::new(policy.with_classifier(classifier.clone())), rebinding)
                 };
-                self.gate.handle_limits(limits_within(&network.limits, self.descriptors));
+                self.gate.handle_limits(now, limits_within(&network.limits, self.descriptors));
                 self.gate.handle_deny_with(network.deny_with);
                 self.gate.handle_pin_floor(network.dns.pin_floor);
                 self.dns.handle_policy(now, Arc::clone(&policy), rebinding, network.dns.query_timeout);
@@ -619,6 +626,13 @@ impl Gateway {
                 Some(ended) => self.closed(now, ended),
                 None => self.dns.close_flow(&mut self.gate, now, flow),
             },
+            Output::CloseUsedUp { flow } => {
+                let ended = self.relay.reset(flow, CloseReason::Budget);
+                let ended = ended.or_else(|| self.checks.reset(now, flow, CloseReason::Budget));
+                if let Some(ended) = ended {
+                    self.closed(now, ended);
+                }
+            }
             Output::Event(body) => self.events.push(now, body),
         }
     }
@@ -663,7 +677,10 @@ impl Gateway {
         match self.gate.handle_accepted(now, canonical(guest), canonical(remote)) {
             Some(Accepted::Relay(flow)) => {
                 let inserted = match self.dials.take(flow) {
-                    Some((dialed, watched)) => self.relay.insert(&self.poller, flow, socket, dialed, watched),
+                    Some((dialed, watched)) => {
+                        let mut pace = Pace::new(self.gate.limits(), &mut self.queues, now);
+                        self.relay.insert(&self.poller, &mut pace, flow, (socket, dialed), watched)
+                    }
                     None => Err(socket),
                 };
                 match inserted {
@@ -681,11 +698,7 @@ impl Gateway {
                     None => Err(socket),
                 };
                 match inserted {
-                    Ok(()) => {
-                        let outcome =
-                            self.checks.pump(&mut |flow, shown| self.gate.handle_flight(now, flow, shown), now, flow);
-                        self.checked(now, outcome);
-                    }
+                    Ok(()) => self.check(now, flow),
                     Err(socket) => {
                         refuse(&socket);
                         self.gate.handle_closed(now, flow, CloseReason::Error, Default::default());
@@ -755,7 +768,8 @@ impl Gateway {
                     guest_ended: false,
                     remote_ended: false,
                 };
-                if let Some(ended) = self.relay.adopt(&self.poller, flow, handed) {
+                let mut pace = Pace::new(self.gate.limits(), &mut self.queues, now);
+                if let Some(ended) = self.relay.adopt(&self.poller, &mut pace, flow, handed) {
                     self.closed(now, ended);
                 }
             }
@@ -776,13 +790,58 @@ impl Gateway {
     }
 
     fn relayed(&mut self, now: Time, flow: FlowId, side: Side, ready: Ready) {
-        let ask = &mut |flow, shown: &_| self.gate.handle_flight(now, flow, shown);
-        if let Some(outcome) = self.checks.handle_ready(ask, now, flow, side, ready) {
+        if self.checks.has(flow) {
+            let handle = |checks: &mut Checks, ask: Ask<'_>, pace: &mut Pace<'_>| {
+                checks.handle_ready(ask, pace, flow, side, ready).unwrap_or(Outcome::Waiting)
+            };
+            let outcome = self.with_checks(now, None, handle);
             return self.checked(now, outcome);
         }
-        if let Some(ended) = self.relay.handle_ready(&self.poller, flow, side, ready) {
+        let mut pace = Pace::new(self.gate.limits(), &mut self.queues, now);
+        if let Some(ended) = self.relay.handle_ready(&self.poller, &mut pace, flow, (side, ready)) {
             self.closed(now, ended);
         }
+    }
+
+    /// Pumps the flows whose turn it is to have something of a rate.
+    fn serve_waiting(&mut self, now: Time) {
+        for way in Way::ALL {
+            for (flow, most) in self.queues.due(self.gate.limits(), now, way) {
+                let mut pace = Pace::new(self.gate.limits(), &mut self.queues, now).serving(Some((flow, way, most)));
+                if let Some(ended) = self.relay.pump(&self.poller, &mut pace, flow) {
+                    self.closed(now, ended);
+                    continue;
+                }
+                self.check_within(now, flow, Some((flow, way, most)));
+            }
+        }
+    }
+
+    fn check(&mut self, now: Time, flow: FlowId) {
+        self.check_within(now, flow, None);
+    }
+
+    fn check_within(&mut self, now: Time, flow: FlowId, turn: Option<(FlowId, Way, u64)>) {
+        if self.checks.has(flow) {
+            let outcome = self.with_checks(now, turn, |checks, ask, pace| checks.pump(ask, pace, flow));
+            self.checked(now, outcome);
+        }
+    }
+
+    /// Lets the checks ask the gate and keep to its limits, which are taken out of it for that time: what a flow shows is
+    /// decided without them.
+    fn with_checks<T>(
+        &mut self,
+        now: Time,
+        turn: Option<(FlowId, Way, u64)>,
+        handle: impl FnOnce(&mut Checks, Ask<'_>, &mut Pace<'_>) -> T,
+    ) -> T {
+        let mut limits = std::mem::take(self.gate.limits());
+        let mut pace = Pace::new(&mut limits, &mut self.queues, now).serving(turn);
+        let ask = &mut |flow, shown: &_| self.gate.handle_flight(now, flow, shown);
+        let result = handle(&mut self.checks, ask, &mut pace);
+        *self.gate.limits() = limits;
+        result
     }
 
     fn checked(&mut self, now: Time, outcome: Outcome) {
@@ -790,7 +849,8 @@ impl Gateway {
             Outcome::Waiting => {}
             Outcome::Ended(ended) => self.closed(now, ended),
             Outcome::Free(flow, handed) => {
-                if let Some(ended) = self.relay.adopt(&self.poller, flow, handed) {
+                let mut pace = Pace::new(self.gate.limits(), &mut self.queues, now);
+                if let Some(ended) = self.relay.adopt(&self.poller, &mut pace, flow, handed) {
                     self.closed(now, ended);
                 }
             }

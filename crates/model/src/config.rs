@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use ipnet::{Ipv4Net, Ipv6Net};
 
-use crate::{DomainName, Layer, PolicyConfig, PublishedPort};
+use crate::{Destination, Direction, DomainName, Layer, PolicyConfig, PublishedPort};
 
 /// What a guest is told when a flow is denied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
@@ -119,6 +119,47 @@ pub struct LimitsConfig {
     pub max_inbound_connections: u32,
     /// How long a dial may take (default 75 s).
     pub connect_timeout: Duration,
+    /// How fast all flows together may be; nothing by default.
+    pub rates: RateLimits,
+    /// How much flows may carry in all; none by default.
+    pub budgets: Vec<BudgetConfig>,
+}
+
+/// Rate limits by the direction of the bytes, whoever has opened the flow.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RateLimits {
+    /// Out of the sandbox.
+    pub egress: RateLimiter,
+    /// Into the sandbox.
+    pub ingress: RateLimiter,
+}
+
+/// The rate limits of one direction.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RateLimiter {
+    /// Bytes of payload.
+    pub bandwidth: Option<BucketConfig>,
+    /// Datagrams of UDP, messages of ICMP, and connections of TCP.
+    pub ops: Option<BucketConfig>,
+}
+
+/// A token bucket: `size` tokens, which come back within `refill_time`, and `one_time_burst` more once. Neither of the first
+/// two is zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BucketConfig {
+    pub size: u64,
+    pub refill_time: Duration,
+    pub one_time_burst: u64,
+}
+
+/// Bytes that flows may carry in all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BudgetConfig {
+    pub bytes: u64,
+    /// Which bytes are counted.
+    pub direction: Direction,
+    /// Flows to any of these; empty stands for every flow of the run.
+    pub destinations: Vec<Destination>,
 }
 
 /// A policy that holds beside others, with what belongs to it elsewhere in a configuration.

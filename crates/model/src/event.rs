@@ -90,6 +90,16 @@ pub enum LimitKind {
     /// Bytes that guests have sent on connections whose first flight or next request is not whole yet.
     HeldBytes,
     Descriptors,
+    /// Bytes out of the sandbox: how often a connection had to wait, and datagrams that were dropped.
+    EgressBandwidth,
+    /// The same for bytes into it.
+    IngressBandwidth,
+    /// Datagrams and connection attempts out of the sandbox that were dropped.
+    EgressOps,
+    /// Datagrams into it that were dropped.
+    IngressOps,
+    /// Bytes that were granted for the run or for a list of destinations are used up.
+    Budget,
     /// Events that were lost because nobody read them fast enough.
     Events,
 }
@@ -104,6 +114,8 @@ pub enum CloseReason {
     RemoteReset,
     Idle,
     Limit,
+    /// A budget of bytes is used up.
+    Budget,
     Policy,
     Shutdown,
     Error,

@@ -15,8 +15,8 @@ mod time;
 
 pub use addr::{Classifier, Group, HostNetwork};
 pub use config::{
-    DenyWith, DnsConfig, InterfaceConfig, LimitsConfig, Nameserver, NameserverHost, NameserverOver, NetworkConfig,
-    NetworkMode, PolicyLayer,
+    BucketConfig, BudgetConfig, DenyWith, DnsConfig, InterfaceConfig, LimitsConfig, Nameserver, NameserverHost,
+    NameserverOver, NetworkConfig, NetworkMode, PolicyLayer, RateLimiter, RateLimits,
 };
 pub use event::{
     CloseReason, DecisionId, DropReason, Event, EventBody, EventSource, FirstFlight, FlightProtocol, FlowCounters,

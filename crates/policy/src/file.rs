@@ -17,13 +17,13 @@ mod write;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use cofferdam_model::{DenyWith, DnsConfig, InterfaceConfig, LimitsConfig, NetworkConfig};
+use cofferdam_model::{DenyWith, DnsConfig, InterfaceConfig, LimitsConfig, NetworkConfig, RateLimits};
 use ipnet::{Ipv4Net, Ipv6Net};
 
 use crate::preset::Preset;
 
 pub use error::{ConfigError, ConfigErrors};
-pub use flags::{FlagItem, from_flags, parse};
+pub use flags::{FlagItem, RateFlag, from_flags, parse};
 pub use ports::{MAX_PORTS, PortError, parse_port};
 
 /// What a sandbox gets when nothing is configured: preset `public-only`.
@@ -54,6 +54,8 @@ pub fn default_network() -> NetworkConfig {
             max_udp_connections: 1024,
             max_inbound_connections: 1024,
             connect_timeout: Duration::from_secs(75),
+            rates: RateLimits::default(),
+            budgets: Vec::new(),
         },
         ports: Vec::new(),
     }

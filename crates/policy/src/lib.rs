@@ -19,6 +19,7 @@ mod policy;
 mod problems;
 mod rule_problem;
 mod table;
+mod targets;
 mod unreachable;
 mod warnings;
 mod weigh;
@@ -30,4 +31,5 @@ pub use facts::{
 pub use pins::{Pins, PinsFull};
 pub use policy::{Policy, TooManyLayers, counts_for_rebinding};
 pub use rule_problem::RuleProblem;
+pub use targets::is_among;
 pub use warnings::Warning;

@@ -296,7 +296,7 @@ fn fields_that_are_not_supported_are_not_expected() {
             errors.contains(if text.contains("interface") { "ipv4_pool" } else { "connect_timeout_ms" }),
             "{errors}"
         );
-        for field in ["tls", "secrets", "rate_limiter", "mac"] {
+        for field in ["tls", "secrets", "mac"] {
             assert!(!errors.contains(field), "{field}: {errors}");
         }
     }
@@ -549,6 +549,12 @@ fn what_is_written_is_read_back_as_it_was() {
         max_connections = 0
         max_udp_connections = 7
         connect_timeout_ms = 1500
+        budgets = [{ bytes = 5000 }, { bytes = 18446744073709551615, direction = "egress", destinations = ["x.org", ".y.org", "10.0.0.0/8", "[2001:db8::1]", "[2001:db8::/32]", "private", "host", "metadata", "any"] }]
+        [rate_limiter.egress]
+        bandwidth = { size = 18446744073709551615, refill_time_ms = 100, one_time_burst = 50 }
+        ops = { size = 7, refill_time_ms = 86400000 }
+        [rate_limiter.ingress]
+        bandwidth = { size = 1, refill_time_ms = 1 }
         [dns]
         nameservers = ["192.0.2.1", "[2001:db8::1]:54", "tls://192.0.2.2#dns.x.org", "https://dns.x.org:444/q", "tls://ns.x.org"]
         query_timeout_ms = 10
@@ -596,4 +602,68 @@ fn ceilings_are_validated_like_the_policy_itself() {
     }
     let many = format!("ceilings = [{}]", r#"{ layer = "session", policy = {} },"#.repeat(Policy::MAX_LAYERS));
     assert!(file::parse("x.toml", &many).unwrap_err().to_string().contains("too many policies"));
+}
+
+#[test]
+fn rates_and_budgets_are_the_same_behind_every_door() {
+    use cofferdam_model::{BucketConfig, BudgetConfig, Destination, Direction};
+    use cofferdam_policy::file::RateFlag;
+    use std::time::Duration;
+
+    let toml = r#"
+        [network.rate_limiter.egress]
+        bandwidth = {size = 1000, refill_time_ms = 100, one_time_burst = 50}
+        [network.rate_limiter.ingress]
+        ops = {size = 7, refill_time_ms = 1000}
+        [[network.budgets]]
+        bytes = 5000
+        [[network.budgets]]
+        bytes = 6000
+        direction = "egress"
+        destinations = ["example.org", {cidr = "10.0.0.0/8"}]
+    "#;
+    let config = file::parse("x.toml", toml).unwrap_or_else(|errors| panic!("{errors}"));
+    let bucket =
+        |size, ms, one_time_burst| Some(BucketConfig { size, refill_time: Duration::from_millis(ms), one_time_burst });
+    assert_eq!(config.limits.rates.egress.bandwidth, bucket(1000, 100, 50));
+    assert_eq!(config.limits.rates.ingress.ops, bucket(7, 1000, 0));
+    assert_eq!((config.limits.rates.egress.ops, config.limits.rates.ingress.bandwidth), (None, None));
+    let destinations =
+        vec![Destination::Domain("example.org".parse().unwrap()), Destination::Cidr("10.0.0.0/8".parse().unwrap())];
+    let budgets = [
+        BudgetConfig { bytes: 5000, direction: Direction::Any, destinations: Vec::new() },
+        BudgetConfig { bytes: 6000, direction: Direction::Egress, destinations },
+    ];
+    assert_eq!(config.limits.budgets, budgets);
+    let rate = |limit, size, ms| FlagItem::Rate { limit, size, refill_time: Duration::from_millis(ms) };
+    let targets = Some("example.org, 10.0.0.0/8".to_owned());
+    let flags = [
+        // A burst may stand before what it is on top of.
+        FlagItem::RateBurst { limit: RateFlag::EgressBandwidth, burst: 50 },
+        rate(RateFlag::EgressBandwidth, 1000, 100),
+        rate(RateFlag::IngressOps, 7, 1000),
+        FlagItem::Budget { bytes: 5000, direction: Direction::Any, targets: None },
+        FlagItem::Budget { bytes: 6000, direction: Direction::Egress, targets },
+    ];
+    assert_eq!(file::from_flags(&flags).unwrap_or_else(|errors| panic!("{errors}")).limits, config.limits);
+    let list = FlagItem::Budget { bytes: 1, direction: Direction::Any, targets: Some("@pypi".to_owned()) };
+    assert!(file::from_flags(&[list]).unwrap().limits.budgets[0].destinations.len() > 1);
+
+    for (text, said) in [
+        (
+            "rate_limiter: {egress: {bandwidth: {size: 0, refill_time_ms: 1}}}",
+            "egress.bandwidth: a rate limit with a size of 0",
+        ),
+        ("rate_limiter: {ingress: {ops: {size: 1, refill_time_ms: 0}}}", "ingress.ops: a refill time of 0 ms"),
+        ("rate_limiter: {egress: {bandwith: {size: 1, refill_time_ms: 1}}}", "did you mean `bandwidth`?"),
+        ("budgets: [{bytes: 0}]", "budgets[0]: a budget of 0 bytes"),
+        ("budgets: [{bytes: 1, destinations: [dns]}]", "no destination that a budget can be for"),
+        ("budgets: [{bytes: 1, destinations: ['*.com']}]", "budgets[0].destinations[0]"),
+    ] {
+        let errors = file::parse("x.yaml", &format!("network: {{{text}}}")).unwrap_err();
+        let shown = errors.0.iter().map(|error| format!("{error} {:?}", error.help)).collect::<String>();
+        assert!(shown.contains(said), "{text}: {shown}");
+    }
+    let burst = FlagItem::RateBurst { limit: RateFlag::EgressOps, burst: 1 };
+    assert!(file::from_flags(&[burst]).unwrap_err().to_string().contains("--net-egress-ops"));
 }

@@ -19,6 +19,7 @@ use cofferdam_backend_ns::{
 use cofferdam_gateway::{Commands, GatewayConfig, LinkAddresses, NetnsSpec};
 use cofferdam_model::{
     Classifier, DenyWith, DnsConfig, HostNetwork, InterfaceConfig, LimitsConfig, NetworkConfig, PolicyConfig,
+    RateLimits,
 };
 use cofferdam_policy::Policy;
 use cofferdam_sys::ns::{self, Fork};
@@ -317,6 +318,8 @@ fn network() -> NetworkSpec {
             max_udp_connections: 16,
             max_inbound_connections: 16,
             connect_timeout: Duration::from_secs(5),
+            rates: RateLimits::default(),
+            budgets: Vec::new(),
         },
         ports: Vec::new(),
     };

@@ -12,7 +12,7 @@ use std::time::Duration;
 use cofferdam_gate::{Gate, GateConfig, Link4, Link6, Offload, Output};
 use cofferdam_model::{
     Action, Classifier, DenyWith, Destination, Direction, EventBody, FlowId, Group, HostNetwork, LimitsConfig,
-    PolicyConfig, PortRange, ProtocolSet, Rule, Time,
+    PolicyConfig, PortRange, ProtocolSet, RateLimits, Rule, Time,
 };
 use cofferdam_policy::Policy;
 
@@ -119,6 +119,8 @@ pub(crate) fn gate_config() -> GateConfig {
             max_udp_connections: 1024,
             max_inbound_connections: 1024,
             connect_timeout: Duration::from_secs(75),
+            rates: RateLimits::default(),
+            budgets: Vec::new(),
         },
         pin_floor: Duration::from_secs(60),
         seed: [7; 32],
@@ -226,6 +228,7 @@ pub(crate) fn names(outputs: &[Output]) -> Vec<&'static str> {
         Output::CloseFlow { .. } => "close flow",
         Output::DialGuest { .. } => "dial guest",
         Output::SendPeer { .. } => "send peer",
+        Output::CloseUsedUp { .. } => "close used up",
         Output::Event(event) => match event {
             EventBody::FlowOpened { .. } => "opened",
             EventBody::FlowDenied { .. } => "denied",

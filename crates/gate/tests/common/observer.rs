@@ -83,7 +83,7 @@ impl Observer {
                 assert_eq!(query.server.port(), 53);
                 assert!(super::BOTH.iter().any(|family| family.guest() == query.guest.ip()));
             }
-            Output::CloseFlow { flow } => assert!(self.live.contains(flow)),
+            Output::CloseFlow { flow } | Output::CloseUsedUp { flow } => assert!(self.live.contains(flow)),
             Output::DialGuest { flow, source, guest, permit } => {
                 self.use_flow(*flow);
                 assert!(super::BOTH.iter().any(|family| family.guest() == guest.ip()));

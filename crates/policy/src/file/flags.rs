@@ -1,7 +1,11 @@
-use cofferdam_model::{Action, DenyWith, NetworkConfig, NetworkMode, Rule};
+use std::time::Duration;
+
+use cofferdam_model::{
+    Action, BucketConfig, BudgetConfig, DenyWith, Direction, NetworkConfig, NetworkMode, RateLimits, Rule,
+};
 
 use crate::file::error::{ConfigError, ConfigErrors};
-use crate::file::resolve::{Base, Defaults, Resolved, apply, take};
+use crate::file::resolve::{Base, Defaults, Resolved, apply, budget_target, push_budget, take};
 use crate::file::{default_network, document, ports, values};
 use crate::grammar::{self, RuleErrors};
 use crate::preset::{self, Preset};
@@ -46,6 +50,12 @@ pub enum FlagItem {
     MaxInboundConnections(u32),
     /// `-p`, `--publish [BIND:]HOST:GUEST[/tcp|/udp]`
     Publish(String),
+    /// `--net-egress-bandwidth SIZE[/DUR]` and its like.
+    Rate { limit: RateFlag, size: u64, refill_time: Duration },
+    /// `--net-egress-bandwidth-burst SIZE` and its like.
+    RateBurst { limit: RateFlag, burst: u64 },
+    /// `--net-budget SIZE[:DIRECTION][@TARGET,…]`: `targets` as they were written, `None` for the whole run.
+    Budget { bytes: u64, direction: Direction, targets: Option<String> },
     /// `--mtu`
     Mtu(u32),
     /// `--ipv4-pool`
@@ -54,6 +64,37 @@ pub enum FlagItem {
     Ipv6Pool(String),
     /// `--no-ipv6`
     NoIpv6,
+}
+
+/// Which rate limit a flag is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RateFlag {
+    EgressBandwidth,
+    EgressOps,
+    IngressBandwidth,
+    IngressOps,
+}
+
+impl RateFlag {
+    /// The flag, without `--` and without `-burst`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            RateFlag::EgressBandwidth => "net-egress-bandwidth",
+            RateFlag::EgressOps => "net-egress-ops",
+            RateFlag::IngressBandwidth => "net-ingress-bandwidth",
+            RateFlag::IngressOps => "net-ingress-ops",
+        }
+    }
+
+    fn of(self, rates: &mut RateLimits) -> &mut Option<BucketConfig> {
+        match self {
+            RateFlag::EgressBandwidth => &mut rates.egress.bandwidth,
+            RateFlag::EgressOps => &mut rates.egress.ops,
+            RateFlag::IngressBandwidth => &mut rates.ingress.bandwidth,
+            RateFlag::IngressOps => &mut rates.ingress.ops,
+        }
+    }
 }
 
 /// What the flags about the policy add up to.
@@ -126,6 +167,20 @@ pub fn from_flags(items: &[FlagItem]) -> Result<NetworkConfig, ConfigErrors> {
                 flags.published = true;
                 ports::add("--publish", ports::parse_port(text), &mut config.ports, &mut errors);
             }
+            FlagItem::Rate { limit, size, refill_time } => {
+                let bucket = values::bucket(*size, refill_time.as_millis(), 0);
+                let place = limit.of(&mut config.limits.rates);
+                take(&mut errors, format!("--{}", limit.name()), bucket, |bucket| *place = Some(bucket));
+            }
+            // Behind the limits themselves, wherever they stand.
+            FlagItem::RateBurst { .. } => {}
+            FlagItem::Budget { bytes, direction, targets } => {
+                let origin = "--net-budget";
+                let targets = targets.iter().flat_map(|targets| targets.split(',')).map(str::trim);
+                let destinations = targets.flat_map(|text| budget_target(origin, text, &mut errors)).collect();
+                let budget = BudgetConfig { bytes: *bytes, direction: *direction, destinations };
+                push_budget(origin, budget, &mut config, &mut errors);
+            }
             FlagItem::Mtu(mtu) => take(&mut errors, "--mtu", values::mtu(*mtu), |mtu| config.interface.mtu = mtu),
             FlagItem::Ipv4Pool(text) => {
                 take(&mut errors, "--ipv4-pool", values::ipv4_pool(text), |pool| config.interface.ipv4_pool = pool);
@@ -134,6 +189,16 @@ pub fn from_flags(items: &[FlagItem]) -> Result<NetworkConfig, ConfigErrors> {
                 take(&mut errors, "--ipv6-pool", values::ipv6_pool(text), |pool| config.interface.ipv6_pool = pool);
             }
             FlagItem::NoIpv6 => config.interface.ipv6 = Some(false),
+        }
+    }
+    for item in items {
+        let FlagItem::RateBurst { limit, burst } = item else { continue };
+        match limit.of(&mut config.limits.rates) {
+            Some(bucket) => bucket.one_time_burst = *burst,
+            None => {
+                let message = format!("a burst on top of a limit that is not there; give `--{}` as well", limit.name());
+                errors.push(ConfigError::new(format!("--{}-burst", limit.name()), message));
+            }
         }
     }
     if !nameservers.is_empty() {
@@ -174,6 +239,9 @@ fn read_file(items: &[FlagItem], config: &mut NetworkConfig, errors: &mut Vec<Co
         | FlagItem::MaxUdpConnections(_)
         | FlagItem::MaxInboundConnections(_)
         | FlagItem::Publish(_)
+        | FlagItem::Rate { .. }
+        | FlagItem::RateBurst { .. }
+        | FlagItem::Budget { .. }
         | FlagItem::Mtu(_)
         | FlagItem::Ipv4Pool(_)
         | FlagItem::Ipv6Pool(_)

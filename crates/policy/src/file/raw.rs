@@ -70,11 +70,13 @@ pub(super) struct RawNetwork {
     pub(super) strict: Option<bool>,
     /// How long the gateway waits for a remote to accept a connection.
     pub(super) connect_timeout_ms: Option<u64>,
+    /// How fast all flows together may be.
+    pub(super) rate_limiter: Option<RawRateLimits>,
+    /// How much flows may carry in all.
+    pub(super) budgets: Option<Vec<RawBudget>>,
 
     #[schemars(skip)]
     pub(super) tls: Option<IgnoredAny>,
-    #[schemars(skip)]
-    pub(super) rate_limiter: Option<IgnoredAny>,
     #[schemars(skip)]
     pub(super) secrets: Option<IgnoredAny>,
     #[schemars(skip)]
@@ -82,20 +84,68 @@ pub(super) struct RawNetwork {
 }
 
 /// Fields that a struct knows and that are not supported yet, by struct: an error does not list them as expected.
-pub(super) const UNSUPPORTED: [&[&str]; 2] = [&["tls", "rate_limiter", "secrets", "trust_host_cas"], &["mac"]];
+pub(super) const UNSUPPORTED: [&[&str]; 2] = [&["tls", "secrets", "trust_host_cas"], &["mac"]];
 
 impl RawNetwork {
     /// Fields of the wire form that are known and not supported yet, with whether they are there.
     pub(super) fn unsupported(&self) -> impl Iterator<Item = &'static str> {
         let fields = [
             ("tls", self.tls.is_some()),
-            ("rate_limiter", self.rate_limiter.is_some()),
             ("secrets", self.secrets.is_some()),
             ("trust_host_cas", self.trust_host_cas.is_some()),
             ("interface.mac", self.interface.as_ref().is_some_and(|interface| interface.mac.is_some())),
         ];
         fields.into_iter().filter(|(_, there)| *there).map(|(name, _)| name)
     }
+}
+
+/// Rate limits by the direction of the bytes, whoever has opened the flow.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "RateLimits")]
+pub(super) struct RawRateLimits {
+    /// Out of the sandbox.
+    pub(super) egress: Option<RawRateLimiter>,
+    /// Into the sandbox.
+    pub(super) ingress: Option<RawRateLimiter>,
+}
+
+/// The rate limits of one direction.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "RateLimiter")]
+pub(super) struct RawRateLimiter {
+    /// Bytes of payload.
+    pub(super) bandwidth: Option<RawBucket>,
+    /// Datagrams of UDP, messages of ICMP, attempts to connect.
+    pub(super) ops: Option<RawBucket>,
+}
+
+/// A token bucket.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "TokenBucket")]
+pub(super) struct RawBucket {
+    /// Bytes, or operations, that may pass at once, and that come back within `refill_time_ms`.
+    pub(super) size: u64,
+    /// In milliseconds.
+    pub(super) refill_time_ms: u64,
+    /// What may pass beyond that once.
+    #[serde(default)]
+    pub(super) one_time_burst: u64,
+}
+
+/// Bytes that flows may carry in all.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "Budget")]
+pub(super) struct RawBudget {
+    pub(super) bytes: u64,
+    /// Which bytes are counted; both ways without it.
+    pub(super) direction: Option<Direction>,
+    /// Flows to any of these; every flow of the run without it.
+    #[serde(default)]
+    pub(super) destinations: Vec<RawDestination>,
 }
 
 /// Defaults and ordered rules. A missing default is deny for egress and allow for ingress.

@@ -1,15 +1,16 @@
 //! From a raw configuration to a validated one.
 
 use cofferdam_model::{
-    Action, Destination, Direction, Group, NetworkConfig, NetworkMode, PolicyConfig, PolicyLayer, PortRange, Protocol,
+    Action, BudgetConfig, Destination, Direction, Group, NetworkConfig, NetworkMode, PolicyConfig, PolicyLayer, PortRange,
+    Protocol,
     ProtocolSet, Rule,
 };
 
 use crate::Policy;
 use crate::file::error::ConfigError;
 use crate::file::raw::{
-    RawCeiling, RawDestination, RawDestinationObject, RawDns, RawInterface, RawNetwork, RawPolicy, RawPort,
-    RawProtocol, RawRule, RawRuleEntry,
+    RawBudget, RawCeiling, RawDestination, RawDestinationObject, RawDns, RawInterface, RawNetwork, RawPolicy, RawPort,
+    RawProtocol, RawRateLimits, RawRule, RawRuleEntry,
 };
 use crate::file::{ports, values};
 use crate::grammar;
@@ -96,6 +97,13 @@ pub(super) fn apply(
         take(errors, origin("connect_timeout_ms"), values::timeout(ms), |timeout| {
             config.limits.connect_timeout = timeout
         });
+    }
+    apply_rates(name, raw.rate_limiter.unwrap_or_default(), config, errors);
+    if let Some(budgets) = raw.budgets {
+        config.limits.budgets.clear();
+        for (at, raw) in budgets.into_iter().enumerate() {
+            budget(&origin(&format!("budgets[{at}]")), raw, config, errors);
+        }
     }
     apply_dns(name, raw.dns.unwrap_or_default(), config, errors);
     apply_interface(name, raw.interface.unwrap_or_default(), config, errors);
@@ -190,6 +198,78 @@ fn apply_ceiling(origin: &str, raw: RawCeiling, config: &mut NetworkConfig, erro
         deny_doh,
         rebind_protection: raw.rebind_protection.unwrap_or(true),
     });
+}
+
+fn apply_rates(name: &str, raw: RawRateLimits, config: &mut NetworkConfig, errors: &mut Vec<ConfigError>) {
+    let rates = &mut config.limits.rates;
+    for (way, raw, limiter) in [("egress", raw.egress, &mut rates.egress), ("ingress", raw.ingress, &mut rates.ingress)]
+    {
+        let raw = raw.unwrap_or_default();
+        let buckets = [("bandwidth", raw.bandwidth, &mut limiter.bandwidth), ("ops", raw.ops, &mut limiter.ops)];
+        for (kind, raw, bucket) in buckets {
+            let Some(raw) = raw else { continue };
+            let origin = format!("{name}: rate_limiter.{way}.{kind}");
+            let value = values::bucket(raw.size, u128::from(raw.refill_time_ms), raw.one_time_burst);
+            take(errors, origin, value, |value| *bucket = Some(value));
+        }
+    }
+}
+
+fn budget(origin: &str, raw: RawBudget, config: &mut NetworkConfig, errors: &mut Vec<ConfigError>) {
+    let mut destinations = Vec::new();
+    for (at, raw) in raw.destinations.iter().enumerate() {
+        let origin = format!("{origin}.destinations[{at}]");
+        match target_text(raw) {
+            Ok(text) => destinations.extend(budget_target(&origin, &text, errors)),
+            Err((message, help)) => errors.push(ConfigError::new(origin, message).help(help)),
+        }
+    }
+    let direction = raw.direction.unwrap_or(Direction::Any);
+    push_budget(origin, BudgetConfig { bytes: raw.bytes, direction, destinations }, config, errors);
+}
+
+/// Adds a budget, if it is one.
+pub(super) fn push_budget(
+    origin: &str,
+    budget: BudgetConfig,
+    config: &mut NetworkConfig,
+    errors: &mut Vec<ConfigError>,
+) {
+    let budgets = &mut config.limits.budgets;
+    if budget.bytes == 0 {
+        let help = "what may carry nothing is denied by a rule".to_owned();
+        errors.push(ConfigError::new(origin, "a budget of 0 bytes").help(help));
+    } else if budgets.len() >= values::MAX_BUDGETS {
+        errors.push(ConfigError::new(origin, format!("more than {} budgets", values::MAX_BUDGETS)));
+    } else {
+        budgets.push(budget);
+    }
+}
+
+/// The destinations that a target of the short grammar stands for.
+pub(super) fn budget_target(origin: &str, text: &str, errors: &mut Vec<ConfigError>) -> Vec<Destination> {
+    let rule = Rule {
+        action: Action::Allow,
+        direction: Direction::Egress,
+        destination: Destination::Any,
+        protocols: ProtocolSet::ANY,
+        ports: Vec::new(),
+        opaque: false,
+        allow_private: false,
+    };
+    match grammar::with_target(rule, text) {
+        Ok(rules) if rules.iter().all(|rule| rule.ports.is_empty()) => {
+            rules.into_iter().map(|rule| rule.destination).collect()
+        }
+        Ok(_) => {
+            errors.push(ConfigError::new(origin, format!("{text:?} is no destination that a budget can be for")));
+            Vec::new()
+        }
+        Err(grammar::RuleErrors(wrong)) => {
+            errors.extend(wrong.into_iter().map(|error| ConfigError::rule(origin, error)));
+            Vec::new()
+        }
+    }
 }
 
 fn apply_dns(name: &str, raw: RawDns, config: &mut NetworkConfig, errors: &mut Vec<ConfigError>) {

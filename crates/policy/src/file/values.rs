@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use cofferdam_model::{DomainName, Nameserver, NameserverHost, NameserverOver};
+use cofferdam_model::{BucketConfig, DomainName, Nameserver, NameserverHost, NameserverOver};
 use ipnet::{Ipv4Net, Ipv6Net};
 
 /// Why a value is refused.
@@ -39,6 +39,10 @@ pub(super) enum ValueError {
         "{ms} ms is out of bounds for the shortest time that a name stays bound to an address; expected {min} to {max}"
     )]
     PinFloor { ms: u64, min: u64, max: u64 },
+    #[error("a rate limit with a size of 0 would let nothing pass; leave it out for no limit")]
+    BucketSize,
+    #[error("a refill time of {ms} ms is out of bounds; expected 1 to {max}")]
+    RefillTime { ms: u128, max: u64 },
 }
 
 const DNS_PORT: u16 = 53;
@@ -184,6 +188,18 @@ pub(super) fn pin_floor(ms: u64) -> Result<Duration, ValueError> {
     match ms {
         PIN_FLOOR_MIN_MS..=TIMEOUT_MAX_MS => Ok(Duration::from_millis(ms)),
         _ => Err(ValueError::PinFloor { ms, min: PIN_FLOOR_MIN_MS, max: TIMEOUT_MAX_MS }),
+    }
+}
+
+/// Budgets of one sandbox; the gate has a bit for each.
+pub(super) const MAX_BUDGETS: usize = 64;
+
+pub(super) fn bucket(size: u64, refill_time_ms: u128, one_time_burst: u64) -> Result<BucketConfig, ValueError> {
+    let refill_time = u64::try_from(refill_time_ms).ok().filter(|ms| (1..=TIMEOUT_MAX_MS).contains(ms));
+    match refill_time {
+        _ if size == 0 => Err(ValueError::BucketSize),
+        Some(ms) => Ok(BucketConfig { size, refill_time: Duration::from_millis(ms), one_time_burst }),
+        None => Err(ValueError::RefillTime { ms: refill_time_ms, max: TIMEOUT_MAX_MS }),
     }
 }
 

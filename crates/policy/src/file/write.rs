@@ -4,18 +4,19 @@
 use std::time::Duration;
 
 use cofferdam_model::{
-    DnsConfig, InterfaceConfig, LimitsConfig, Nameserver, NameserverHost, NameserverOver, NetworkConfig, PolicyConfig,
-    PolicyLayer,
+    BucketConfig, BudgetConfig, DnsConfig, InterfaceConfig, LimitsConfig, Nameserver, NameserverHost, NameserverOver,
+    NetworkConfig, PolicyConfig, PolicyLayer, RateLimiter, RateLimits,
 };
 use serde_json::{Map, Value, json};
 
-use crate::grammar::format_rule;
+use crate::grammar::{format_destination, format_rule};
 
 /// The wire form of `config`. Reading it gives the same configuration.
 pub(super) fn network(config: &NetworkConfig) -> Value {
     // Taken apart by name: a field that is new has to be written as well.
     let NetworkConfig { enabled, ceilings, policy, deny_with, dns, interface, limits, ports } = config;
-    let LimitsConfig { max_connections, max_inbound_connections, max_udp_connections, connect_timeout } = limits;
+    let LimitsConfig { max_connections, max_inbound_connections, max_udp_connections, connect_timeout, rates, budgets } =
+        limits;
     json!({
         "enabled": enabled,
         "ceilings": ceilings.iter().map(ceiling).collect::<Vec<_>>(),
@@ -29,6 +30,34 @@ pub(super) fn network(config: &NetworkConfig) -> Value {
         "max_inbound_connections": max_inbound_connections,
         "max_udp_connections": max_udp_connections,
         "connect_timeout_ms": milliseconds(*connect_timeout),
+        "rate_limiter": rates_value(rates),
+        "budgets": budgets.iter().map(budget).collect::<Vec<_>>(),
+    })
+}
+
+fn rates_value(rates: &RateLimits) -> Value {
+    let RateLimits { egress, ingress } = rates;
+    json!({ "egress": limiter(egress), "ingress": limiter(ingress) })
+}
+
+fn limiter(limiter: &RateLimiter) -> Value {
+    let RateLimiter { bandwidth, ops } = limiter;
+    let mut value = Map::new();
+    value.extend(bandwidth.map(|config| ("bandwidth".to_owned(), bucket(config))));
+    value.extend(ops.map(|config| ("ops".to_owned(), bucket(config))));
+    Value::Object(value)
+}
+
+fn bucket(BucketConfig { size, refill_time, one_time_burst }: BucketConfig) -> Value {
+    json!({ "size": size, "refill_time_ms": milliseconds(refill_time), "one_time_burst": one_time_burst })
+}
+
+fn budget(budget: &BudgetConfig) -> Value {
+    let BudgetConfig { bytes, direction, destinations } = budget;
+    json!({
+        "bytes": bytes,
+        "direction": direction,
+        "destinations": destinations.iter().map(format_destination).collect::<Vec<_>>(),
     })
 }
 
