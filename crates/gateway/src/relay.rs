@@ -676,6 +676,43 @@ mod tests {
     }
 
     #[test]
+    fn a_lane_waits_for_its_rate_and_loses_nothing() {
+        let mut world = World::new();
+        let mut limits = cofferdam_policy::file::default_network().limits;
+        let refill_time = Duration::from_secs(1);
+        limits.rates.egress.bandwidth =
+            Some(cofferdam_model::BucketConfig { size: 1_000, refill_time, one_time_burst: 0 });
+        world.limits = Limits::new(&limits, Time::ZERO);
+        world.guest.write_all(&[7; 5_000]).unwrap();
+        world.guest.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut total = world.read().len();
+        assert_eq!(total, 1_000, "a full bucket");
+        // The other direction does not notice.
+        world.remote.write_all(&[9; 3_000]).unwrap();
+        world.settle();
+        assert_eq!(world.guest.read(&mut [0; 4_000]).unwrap(), 3_000);
+        let mut wakes = 0;
+        while let Some(due) = world.queues.poll_timeout(&world.limits) {
+            assert!(due > world.now, "it is woken for nothing");
+            world.now = due;
+            wakes += 1;
+            for (flow, most) in world.queues.due(&mut world.limits, due, Way::Egress) {
+                let turn = Some((flow, Way::Egress, most));
+                let mut pace = Pace::new(&mut world.limits, &mut world.queues, due).serving(turn);
+                world.ended.extend(world.relay.pump(&world.poller, &mut pace, flow));
+            }
+            total += world.read().len();
+        }
+        assert_eq!((total, world.now), (5_000, Time::ZERO + Duration::from_secs(4)));
+        assert_eq!(wakes, 8, "half a bucket at a time");
+        // The end came through, and only one way.
+        assert_eq!(world.remote.read(&mut [0; 1]).unwrap(), 0);
+        world.remote.write_all(b"x").unwrap();
+        world.settle();
+        assert_eq!(world.guest.read(&mut [0; 4]).unwrap(), 1);
+    }
+
+    #[test]
     fn passes_small_exchanges_without_a_pipe() {
         let mut world = World::new();
         for i in 0..100u8 {
