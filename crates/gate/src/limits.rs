@@ -128,7 +128,7 @@ impl Limits {
     }
 
     /// Puts other limits in the place of these. Debts stay, and what a budget has spent stays with it where the new ones have
-    /// one for the same destinations and direction. The budgets of live flows have to be told anew with [`Limits::open`].
+    /// one for the same destinations and direction. The budgets of live flows have to be found anew.
     pub fn replace(&mut self, now: Time, config: &LimitsConfig) {
         self.egress.replace(now, &config.rates.egress);
         self.ingress.replace(now, &config.rates.ingress);

@@ -12,7 +12,7 @@
 //! | name, allow rule | a name pinned to the peer, asked for itself (no alias), matches |
 //! | name, deny rule | every such name is denied by this rule or an earlier one; or there is at most one such name and an alias matches |
 //!
-//! Before the rules of egress come the ways around the gateway's resolver ([`BuiltIn`]), and while `deny_doh` is on, a
+//! Before the rules of egress come the ways around the gateway's resolver ([`BuiltIn`](crate::BuiltIn)), and while `deny_doh` is on, a
 //! known resolver is only open to a rule for exactly its name or address.
 //!
 //! The last row keeps the other names on a shared address working: with several names on one address nothing in the packet

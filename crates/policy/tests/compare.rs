@@ -21,7 +21,7 @@ proptest! {
 
     #[test]
     fn a_subset_has_no_flow_that_the_other_denies(configs in pair(), flows in vec(possible(), 1..40)) {
-        let [child, parent] = configs.each_ref().map(|config| Policy::compile(config, classifier()));
+        let [child, parent] = configs.each_ref().map(|config| Policy::of_layer(&layer(Layer::Run, config), classifier()));
         let excess = excess(&configs);
         // What is found is there: asked, both say so.
         if let Some(difference) = &excess {
@@ -45,7 +45,7 @@ proptest! {
         port in select(vec![80_u16, 443]),
         peer in select(vec!["8.8.8.8", "10.0.0.1", "2606:4700::1"]),
     ) {
-        let [child, parent] = configs.each_ref().map(|config| Policy::compile(config, classifier()));
+        let [child, parent] = configs.each_ref().map(|config| Policy::of_layer(&layer(Layer::Run, config), classifier()));
         let excess = excess(&configs);
         let peer: std::net::IpAddr = peer.parse().unwrap();
         let protocol = match flow.protocol {
@@ -79,7 +79,7 @@ proptest! {
 
     #[test]
     fn whatever_changes_is_in_the_difference(configs in pair(), flows in vec(possible(), 1..40)) {
-        let [old, new] = configs.each_ref().map(|config| Policy::compile(config, classifier()));
+        let [old, new] = configs.each_ref().map(|config| Policy::of_layer(&layer(Layer::Run, config), classifier()));
         let [one, other] = configs.each_ref().map(|config| layer(Layer::Run, config));
         let diff = compare::diff(&one, &other, &classifier()).unwrap();
         for Difference { example, first, second } in &diff.told {

@@ -1,5 +1,7 @@
 //! Rates and budgets as real clients meet them: iperf3, curl, ping, and sockets.
 
+use std::sync::{Mutex, PoisonError};
+
 use cofferdam_world_tests::{Family, Ran, World, long};
 
 /// A rate in bits per second and how it is asked for: a twentieth of a second's worth in a twentieth of a second, so that
@@ -39,7 +41,10 @@ fn number(ran: &Ran, part: &str, field: &str) -> f64 {
     value.parse().unwrap_or_else(|_| panic!("no {field}\n{ran}"))
 }
 
+/// One at a time: the server refuses a second client.
 fn iperf3(family: Family, flags: &str, arguments: &[&str]) -> Ran {
+    static SERVER: Mutex<()> = Mutex::new(());
+    let _alone = SERVER.lock().unwrap_or_else(PoisonError::into_inner);
     let sandbox = World::shared().sandbox().flags(flags);
     let command = [&["iperf3", family.flag(), "-J", "-t", seconds(), "-c", family.web()][..], arguments].concat();
     let ran = sandbox.run(&command);

@@ -1,6 +1,9 @@
 //! What a run may do on the network: what the session allows *and* what the run asks for.
 
-use cofferdam_model::{Action, Classifier, DnsConfig, Layer, LimitsConfig, NetworkConfig, PolicyConfig, PolicyLayer};
+use cofferdam_model::{
+    Action, BucketConfig, Classifier, DnsConfig, Layer, LimitsConfig, NetworkConfig, PolicyConfig, PolicyLayer,
+    RateLimiter, RateLimits,
+};
 use cofferdam_policy::compare::{self, Narrowing};
 
 /// How many kinds of flows that a run does not get are told of.
@@ -117,7 +120,8 @@ fn resolvers(session: &DnsConfig, run: DnsConfig, clipped: &mut Vec<String>) -> 
 }
 
 fn limited(session: &LimitsConfig, run: &LimitsConfig, clipped: &mut Vec<String>) -> LimitsConfig {
-    let LimitsConfig { max_connections, max_inbound_connections, max_udp_connections, connect_timeout } = run;
+    let LimitsConfig { max_connections, max_inbound_connections, max_udp_connections, connect_timeout, rates, budgets } =
+        run;
     let usual = cofferdam_policy::file::default_network().limits;
     let mut least = |what: &str, session: u32, run: u32, usual: u32| {
         // 0 stands for unlimited.
@@ -143,7 +147,25 @@ fn limited(session: &LimitsConfig, run: &LimitsConfig, clipped: &mut Vec<String>
             usual.max_udp_connections,
         ),
         connect_timeout: session.connect_timeout.min(*connect_timeout),
+        rates: RateLimits {
+            egress: slower(&session.rates.egress, &rates.egress),
+            ingress: slower(&session.rates.ingress, &rates.ingress),
+        },
+        // The session's first: where there are too many, those count.
+        budgets: session.budgets.iter().chain(budgets).cloned().collect(),
     }
+}
+
+/// The lower rate of each kind. It holds for the run's network by itself, as the session's does for its own.
+fn slower(session: &RateLimiter, run: &RateLimiter) -> RateLimiter {
+    let lower = |session: Option<BucketConfig>, run: Option<BucketConfig>| match (session, run) {
+        (Some(session), Some(run)) => {
+            let rate = |of: BucketConfig, over: BucketConfig| u128::from(of.size) * over.refill_time.as_nanos();
+            Some(if rate(run, session) < rate(session, run) { run } else { session })
+        }
+        (session, run) => session.or(run),
+    };
+    RateLimiter { bandwidth: lower(session.bandwidth, run.bandwidth), ops: lower(session.ops, run.ops) }
 }
 
 #[cfg(test)]
@@ -165,6 +187,25 @@ mod tests {
         assert_eq!(narrowed_run.clipped.len(), 1);
         assert!(narrowed(&session, open(), Mode::Check).unwrap_err().to_string().contains("no network"));
         assert!(narrowed(&session, session.clone(), Mode::Check).is_ok());
+    }
+
+    #[test]
+    fn the_lower_rate_holds_and_every_budget_does() {
+        let rate = |size, refill_ms| {
+            let text = format!(
+                r#"{{"rate_limiter": {{"egress": {{"bandwidth": {{"size": {size}, "refill_time_ms": {refill_ms}}}}}}}, "budgets": [{{"bytes": {size}}}]}}"#
+            );
+            cofferdam_policy::file::parse("x.json", &text).unwrap()
+        };
+        // 100 bytes in 10 ms are more than 5,000 in a second.
+        for (session, run) in [(rate(100, 10), rate(5_000, 1_000)), (rate(5_000, 1_000), rate(100, 10))] {
+            let got = narrowed(&session, run, Mode::Clip).unwrap().network.limits;
+            assert_eq!(got.rates.egress.bandwidth.unwrap().size, 5_000);
+            assert_eq!((got.rates.ingress.bandwidth, got.budgets.len()), (None, 2));
+        }
+        let usual = cofferdam_policy::file::default_network();
+        let got = narrowed(&rate(7, 1_000), usual, Mode::Clip).unwrap().network.limits;
+        assert_eq!(got.rates.egress.bandwidth.unwrap().size, 7);
     }
 
     #[test]

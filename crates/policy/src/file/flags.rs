@@ -67,7 +67,8 @@ pub enum FlagItem {
 }
 
 /// Which rate limit a flag is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum RateFlag {
     EgressBandwidth,
     EgressOps,

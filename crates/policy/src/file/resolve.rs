@@ -1,9 +1,8 @@
 //! From a raw configuration to a validated one.
 
 use cofferdam_model::{
-    Action, BudgetConfig, Destination, Direction, Group, NetworkConfig, NetworkMode, PolicyConfig, PolicyLayer, PortRange,
-    Protocol,
-    ProtocolSet, Rule,
+    Action, BudgetConfig, Destination, Direction, Group, NetworkConfig, NetworkMode, PolicyConfig, PolicyLayer,
+    PortRange, Protocol, ProtocolSet, Rule,
 };
 
 use crate::Policy;
