@@ -20,12 +20,14 @@ pub(crate) struct Watch {
     /// What is left to decide; `None` under a policy that allows the flow whatever it shows.
     pending: Option<Box<Pending>>,
     passed: Vec<DomainName>,
-    last: Option<Last>,
+    /// What has to be decided again under another policy: over TCP what the flow showed last, over UDP all that it showed,
+    /// because one mapping carries any number of connections and each goes on without another word.
+    standing: Vec<Standing>,
 }
 
-/// What a flow showed last, for the case that it has to be decided again.
+/// What a flow showed, for the case that it has to be decided again.
 #[derive(Debug, PartialEq, Eq)]
-enum Last {
+enum Standing {
     /// The names, and whether each was pinned.
     Names(Vec<(DomainName, bool)>),
     Unreadable,
@@ -34,7 +36,7 @@ enum Last {
 
 impl Watch {
     pub(crate) fn new(pending: Box<Pending>) -> Watch {
-        Watch { pending: Some(pending), passed: Vec::new(), last: None }
+        Watch { pending: Some(pending), passed: Vec::new(), standing: Vec::new() }
     }
 
     /// The names that passed on this flow while they were pinned to its address.
@@ -68,11 +70,12 @@ impl Watch {
                         self.passed.push(name.name.clone());
                     }
                 }
-                self.last = Some(match flight {
-                    Flight::Names(names) => Last::Names(names.iter().map(|n| (n.name.clone(), n.pinned)).collect()),
-                    Flight::Unreadable => Last::Unreadable,
-                    Flight::Other => Last::Other,
-                });
+                let standing = match flight {
+                    Flight::Names(names) => Standing::Names(names.iter().map(|n| (n.name.clone(), n.pinned)).collect()),
+                    Flight::Unreadable => Standing::Unreadable,
+                    Flight::Other => Standing::Other,
+                };
+                self.remember(protocol, standing);
                 FlightAnswer::Pass
             }
             Some(FlightVerdict::Deny(denial)) => {
@@ -87,27 +90,44 @@ impl Watch {
         }
     }
 
-    /// Another policy is in force, and this is what it leaves to decide. The reason, when it denies what was shown last.
+    fn remember(&mut self, protocol: Protocol, standing: Standing) {
+        if protocol != Protocol::Udp {
+            self.standing.clear();
+        } else if self.standing.contains(&standing) {
+            return;
+        }
+        // More than is remembered cannot be told again, like what was never readable.
+        if self.standing.len() == REMEMBERED {
+            self.standing.pop();
+            self.standing.push(Standing::Unreadable);
+        } else {
+            self.standing.push(standing);
+        }
+    }
+
+    /// Another policy is in force, and this is what it leaves to decide. The reason, when it denies what was shown.
     /// `moved`: the address is in another group by now, so that names which led there count no more.
     pub(crate) fn renew(&mut self, policy: &Policy, pending: Option<Box<Pending>>, moved: bool) -> Result<(), Reason> {
         if moved {
             self.passed.clear();
         }
         self.pending = pending;
-        let (Some(pending), Some(last)) = (&self.pending, &self.last) else { return Ok(()) };
-        let names: Vec<ShownName<'_>>;
-        let flight = match last {
-            Last::Names(shown) => {
-                names = shown.iter().map(|(name, pinned)| ShownName { name, pinned: *pinned && !moved }).collect();
-                Flight::Names(&names)
+        let Some(pending) = &self.pending else { return Ok(()) };
+        for standing in &self.standing {
+            let names: Vec<ShownName<'_>>;
+            let flight = match standing {
+                Standing::Names(shown) => {
+                    names = shown.iter().map(|(name, pinned)| ShownName { name, pinned: *pinned && !moved }).collect();
+                    Flight::Names(&names)
+                }
+                Standing::Unreadable => Flight::Unreadable,
+                Standing::Other => Flight::Other,
+            };
+            if let FlightVerdict::Deny(denial) = policy.check_flight(pending, &flight) {
+                return Err(denial.reason().clone());
             }
-            Last::Unreadable => Flight::Unreadable,
-            Last::Other => Flight::Other,
-        };
-        match policy.check_flight(pending, &flight) {
-            FlightVerdict::Allow(_) => Ok(()),
-            FlightVerdict::Deny(denial) => Err(denial.reason().clone()),
         }
+        Ok(())
     }
 }
 
@@ -131,4 +151,56 @@ fn in_event(shown: &Shown) -> FirstFlight {
         Shown::Tls { .. } | Shown::Quic { .. } | Shown::Http { .. } | Shown::Other | Shown::Unfinished => None,
     };
     FirstFlight { protocol, names: shown.names().iter().map(DomainName::to_string).collect(), doubt }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic, reason = "a test may fail by panicking")]
+mod tests {
+    use cofferdam_model::{Classifier, Direction, HostNetwork, PolicyConfig};
+    use cofferdam_policy::grammar::parse_rules;
+    use cofferdam_policy::{Facts, Verdict};
+
+    use super::*;
+
+    fn pending(rules: &str, protocol: Protocol) -> (Policy, Box<Pending>) {
+        let config = PolicyConfig { rules: parse_rules(rules).unwrap(), ..PolicyConfig::default() };
+        let policy = Policy::compile(&config, Classifier::new(HostNetwork::default()));
+        let peer = "8.8.4.5".parse().unwrap();
+        let facts = Facts { direction: Direction::Egress, protocol, peer, port: Some(443), names: &[] };
+        let Verdict::Pending(_, pending) = policy.check(&facts) else { panic!("{rules} decides without names") };
+        (policy, Box::new(pending))
+    }
+
+    fn named(name: &str) -> Standing {
+        Standing::Names(vec![(name.parse().unwrap(), false)])
+    }
+
+    /// Whether a flow that showed `names` one after the other goes on once `denied` is denied.
+    fn goes_on(protocol: Protocol, names: &[&str], denied: &str) -> bool {
+        let (_, before) = pending("deny@other.example,allow@public", protocol);
+        let mut watch = Watch::new(before);
+        for name in names {
+            watch.remember(protocol, named(name));
+        }
+        let (policy, after) = pending(&format!("deny@{denied},allow@public"), protocol);
+        watch.renew(&policy, Some(after), false).is_ok()
+    }
+
+    #[test]
+    fn every_connection_of_a_mapping_is_decided_again() {
+        assert!(!goes_on(Protocol::Udp, &["a.example", "b.example"], "a.example"));
+        assert!(!goes_on(Protocol::Udp, &["a.example", "b.example"], "b.example"));
+        assert!(goes_on(Protocol::Udp, &["a.example", "b.example", "a.example"], "c.example"));
+        // Over TCP, what was asked before is over.
+        assert!(goes_on(Protocol::Tcp, &["a.example", "b.example"], "a.example"));
+        assert!(!goes_on(Protocol::Tcp, &["a.example", "b.example"], "b.example"));
+    }
+
+    #[test]
+    fn more_connections_than_are_remembered_do_not_outlive_a_policy() {
+        let names: Vec<String> = (0..=REMEMBERED).map(|n| format!("n{n}.example")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        assert!(goes_on(Protocol::Udp, names.split_last().unwrap().1, "c.example"));
+        assert!(!goes_on(Protocol::Udp, &names, "c.example"));
+    }
 }

@@ -524,7 +524,7 @@ fn the_schema_describes_both_forms() {
         schema.contains("\"domain_suffix\"")
             && schema.contains("\"network_mode\"")
             && schema.contains("\"allowlist\"")
-            && !schema.contains("rate_limiter")
+            && schema.contains("\"rate_limiter\"")
     );
 }
 

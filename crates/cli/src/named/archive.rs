@@ -207,7 +207,7 @@ fn is_contained(target: &[u8], depth: usize) -> bool {
         }
     }
     // The topmost directory is what was copied; what is beside it was there before.
-    up < depth || (up == depth && depth == 0 && down)
+    up < depth
 }
 
 fn make_parents(directory: &OwnedFd, parents: &[CString]) -> io::Result<OwnedFd> {
@@ -342,12 +342,21 @@ mod tests {
 
     #[test]
     fn only_links_that_cannot_lead_out_are_contained() {
-        for (target, depth) in [("a", 0), ("a/b", 0), ("a", 1), ("./a", 2), ("../a", 2), ("../../a/b", 3), ("..", 2)] {
+        for (target, depth) in [("a", 1), ("a/b", 1), ("./a", 2), ("../a", 2), ("../../a/b", 3), ("..", 2)] {
             assert!(is_contained(target.as_bytes(), depth), "{target} {depth}");
         }
-        for (target, depth) in
-            [("/a", 3), ("..", 0), ("..", 1), ("../a", 1), ("../../a", 2), ("a/../..", 3), ("a/..", 3), ("", 0)]
-        {
+        for (target, depth) in [
+            ("a", 0),
+            ("a/b", 0),
+            ("/a", 3),
+            ("..", 0),
+            ("..", 1),
+            ("../a", 1),
+            ("../../a", 2),
+            ("a/../..", 3),
+            ("a/..", 3),
+            ("", 0),
+        ] {
             assert!(!is_contained(target.as_bytes(), depth), "{target} {depth}");
         }
     }

@@ -122,10 +122,12 @@ struct Run {
 impl Run {
     /// The session has another policy: the run's has to be within it, or the run ends.
     fn narrow(&mut self, spec: Option<OwnedFd>, commands: Option<&mut Commands>) -> Vec<Order> {
-        let (Some(asked), Some(commands)) = (&self.asked, commands) else {
-            // It has the session's own network, or none.
+        // It has the session's own network, or none.
+        let Some(asked) = self.asked.as_ref().filter(|asked| asked.enabled) else {
             return self.say(&FromRun::Narrowed);
         };
+        // A gateway that cannot be told has the former policy.
+        let Some(commands) = commands else { return vec![Order::End] };
         let told = || -> Option<u32> {
             let json = protocol::read_memory_file(spec?).ok()?;
             let session = NamedSpec::parse(&json).ok()?.network().ok()?;
