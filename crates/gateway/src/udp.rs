@@ -12,7 +12,8 @@ use std::os::fd::OwnedFd;
 use cofferdam_gate::{Fragmentation, Gate, UdpError};
 use cofferdam_model::{FlowId, Time};
 use cofferdam_policy::Permit;
-use cofferdam_sys::socket::{self, RecvBatch};
+use cofferdam_sys::datagram::{self, Datagram, Inbox};
+use cofferdam_sys::socket;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
@@ -39,7 +40,7 @@ const ERRORS: usize = 16;
 pub(crate) struct Udp {
     sockets: HashMap<FlowId, (OwnedFd, Path), FlowHash>,
     row: Row,
-    batch: RecvBatch,
+    inbox: Inbox,
     joined: Vec<u8>,
     /// Cleared for good when the kernel refuses to segment.
     segmentation: bool,
@@ -63,7 +64,7 @@ impl Udp {
         Udp {
             sockets: HashMap::default(),
             row: Row::default(),
-            batch: RecvBatch::new(),
+            inbox: Inbox::new(),
             joined: Vec::new(),
             segmentation: true,
         }
@@ -115,7 +116,7 @@ impl Udp {
         {
             path.prepare(&*socket, row.size, fragmentation);
             let segment = u16::try_from(row.size).ok();
-            match socket::send_segments(socket, &row.payload, segment).map_err(errno_of) {
+            match datagram::send(socket, &row.payload, segment).map_err(errno_of) {
                 Ok(()) | Err(Errno::AGAIN) => {}
                 Err(Errno::INVAL | Errno::IO | Errno::OPNOTSUPP) => {
                     self.segmentation = false;
@@ -138,7 +139,7 @@ impl Udp {
             // The first error may belong to an earlier datagram (udp(7)): it is told, and this one has its own attempt.
             let mut told = None;
             for _ in 0..2 {
-                let Err(error) = socket::send_segments(&*socket, datagram, None) else { return };
+                let Err(error) = datagram::send(&*socket, datagram, None) else { return };
                 let Some(error) = errno::udp_error(errno_of(error), path.mtu(&*socket)) else { return };
                 if told.replace(error) != Some(error) {
                     gate.handle_udp_error(now, flow, error);
@@ -169,10 +170,10 @@ impl Udp {
             let _ = rustix::net::sockopt::socket_error(socket);
         }
         for _ in 0..TURNS {
-            match self.batch.recv(socket) {
+            match self.inbox.recv(socket) {
                 Ok(count) => {
-                    hand_over(gate, now, flow, &self.batch, &mut self.joined);
-                    if count < socket::BATCH {
+                    hand_over(gate, now, flow, &self.inbox, &mut self.joined);
+                    if count < datagram::BATCH {
                         break;
                     }
                 }
@@ -214,10 +215,10 @@ impl Row {
 }
 
 /// Gives received datagrams to the gate, equal ones in rows.
-fn hand_over(gate: &mut Gate, now: Time, flow: FlowId, batch: &RecvBatch, joined: &mut Vec<u8>) {
+fn hand_over(gate: &mut Gate, now: Time, flow: FlowId, inbox: &Inbox, joined: &mut Vec<u8>) {
     let (mut size, mut count) = (0, 0);
     joined.clear();
-    for (payload, segment) in batch.iter() {
+    for Datagram { payload, segment, .. } in inbox.iter() {
         let fits = count > 0
             && segment.is_none()
             && payload.len() == size
