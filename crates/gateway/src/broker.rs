@@ -14,12 +14,13 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use cofferdam_sys::confine::{self, Answer, Call, Capability, Filter, FilterError, Test};
+use cofferdam_sys::confine::{Call, Capability, Test};
 use cofferdam_sys::fdpass;
 use cofferdam_sys::transparent::{IpVersion, transparent_socket};
 use rustix::event::{PollFd, PollFlags};
 
 use crate::netns::CONGESTION_CONTROL;
+use crate::seal::{SealError, confine};
 
 /// Below so many the gateway asks for more, which come while these are used up: a connection takes longer than a socket.
 const LOW: usize = 32;
@@ -29,17 +30,8 @@ const REFILL: u8 = 64;
 /// Why there is no broker any more.
 #[derive(Debug, thiserror::Error)]
 pub enum BrokerError {
-    #[error("cannot give up capabilities")]
-    Capabilities { source: io::Error },
-    #[error("cannot set no_new_privs")]
-    NoNewPrivileges { source: io::Error },
-    #[error("cannot restrict access to files with Landlock")]
-    Landlock { source: io::Error },
-    #[error("cannot restrict system calls with seccomp")]
-    Seccomp {
-        #[from]
-        source: FilterError,
-    },
+    #[error(transparent)]
+    Seal(#[from] SealError),
     #[error("cannot serve the gateway")]
     Serve { source: io::Error },
 }
@@ -89,10 +81,7 @@ pub fn serve_broker(channel: &OwnedFd, lifeline: &OwnedFd) -> Result<(), BrokerE
     }
 }
 
-fn seal() -> Result<(), BrokerError> {
-    confine::keep_capabilities(&[Capability::NET_ADMIN]).map_err(|source| BrokerError::Capabilities { source })?;
-    confine::no_new_privileges().map_err(|source| BrokerError::NoNewPrivileges { source })?;
-    confine::landlock_deny_all_fs().map_err(|source| BrokerError::Landlock { source })?;
+fn seal() -> Result<(), SealError> {
     let any = [
         // The loop.
         #[cfg(target_arch = "x86_64")]
@@ -128,11 +117,7 @@ fn seal() -> Result<(), BrokerError> {
     // The standard library looks whether what it closes is open, in builds with debug assertions.
     let commands = [only(libc::SYS_fcntl, 1, libc::F_GETFD)];
     let calls = any.into_iter().map(Call::new).chain(families).chain(commands).collect();
-    let executable = u32::try_from(libc::PROT_EXEC).unwrap_or(4);
-    let mapping = Call::new(libc::SYS_mmap).when(2, Test::Bit(executable));
-    confine::install_seccomp(&Filter::deny(vec![mapping], Answer::Errno(libc::EPERM))?)?;
-    confine::install_seccomp(&Filter::allow(calls, Answer::Errno(libc::EPERM))?)?;
-    Ok(())
+    confine(&[Capability::NET_ADMIN], calls)
 }
 
 fn version(family: u8) -> Option<IpVersion> {

@@ -11,7 +11,7 @@
 
 use std::io;
 
-use cofferdam_sys::confine::{self, Answer, Call, Filter, FilterError, Test};
+use cofferdam_sys::confine::{self, Answer, Call, Capability, Filter, FilterError, Test};
 
 /// Proof that the process is confined. Only [`seal`] makes one, and the loop takes it.
 #[derive(Debug)]
@@ -43,7 +43,13 @@ pub(crate) enum Needs {
 
 /// Confines the calling thread for good.
 pub(crate) fn seal(needs: Needs) -> Result<Sealed, SealError> {
-    confine::drop_all_capabilities().map_err(|source| SealError::Capabilities { source })?;
+    confine(&[], calls(needs))?;
+    Ok(Sealed(()))
+}
+
+/// Leaves the calling thread `kept` and `calls`, for good: no path, no other privilege, and no memory that can be executed.
+pub(crate) fn confine(kept: &[Capability], calls: Vec<Call>) -> Result<(), SealError> {
+    confine::keep_capabilities(kept).map_err(|source| SealError::Capabilities { source })?;
     confine::no_new_privileges().map_err(|source| SealError::NoNewPrivileges { source })?;
     confine::landlock_deny_all_fs().map_err(|source| SealError::Landlock { source })?;
     let executable = u32::try_from(libc::PROT_EXEC).unwrap_or(4);
@@ -51,8 +57,8 @@ pub(crate) fn seal(needs: Needs) -> Result<Sealed, SealError> {
     confine::install_seccomp(&Filter::deny(mapping.into(), Answer::Errno(libc::EPERM))?)?;
     // EPERM rather than a kill: the call does not happen either way, and a library that asks for something it can do
     // without must not take the sandbox's network down.
-    confine::install_seccomp(&Filter::allow(calls(needs), Answer::Errno(libc::EPERM))?)?;
-    Ok(Sealed(()))
+    confine::install_seccomp(&Filter::allow(calls, Answer::Errno(libc::EPERM))?)?;
+    Ok(())
 }
 
 /// Every system call of the loop, and who makes it.
