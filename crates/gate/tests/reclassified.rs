@@ -18,7 +18,7 @@ use cofferdam_gate::{Accepted, Output};
 use cofferdam_model::{
     Classifier, CloseReason, DenyWith, Destination, EventBody, FlowCounters, FlowId, Group, HostNetwork, PolicyConfig,
 };
-use common::{BOTH, Family, World, actions, at, emitted, events, names, packet};
+use common::{BOTH, Family, World, actions, at, emitted, events, flow, names, packet};
 
 fn guest(family: Family, port: u16) -> SocketAddr {
     at(family.guest(), port)
@@ -36,14 +36,6 @@ fn machine_has(world: &mut World, addresses: &[IpAddr], on_link: &[IpAddr]) -> V
     let policy = world.gate.policy().with_classifier(Classifier::new(host));
     world.gate.handle_reclassified(world.now, Arc::new(policy));
     world.drain()
-}
-
-fn flow(outputs: &[Output]) -> FlowId {
-    let flow = outputs.iter().find_map(|output| match output {
-        Output::Dial { flow, .. } | Output::OpenUdp { flow, .. } | Output::OpenEcho { flow, .. } => Some(*flow),
-        _ => None,
-    });
-    flow.unwrap_or_else(|| panic!("nothing was opened: {outputs:?}"))
 }
 
 fn dial(world: &mut World, guest: SocketAddr, remote: SocketAddr) -> FlowId {

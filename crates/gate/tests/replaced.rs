@@ -19,7 +19,7 @@ use cofferdam_gate::{Accepted, FlightAnswer, Output};
 use cofferdam_model::{CloseReason, DenyWith, EventBody, FlowCounters, FlowId, PolicyConfig};
 use cofferdam_policy::Policy;
 use cofferdam_policy::grammar::parse_rules;
-use common::{BOTH, Family, World, actions, at, events, names, packet};
+use common::{BOTH, Family, World, actions, at, events, flow, names, packet};
 
 /// Only what `rules` allow.
 fn only(rules: &str) -> PolicyConfig {
@@ -43,14 +43,6 @@ fn ended(outputs: &[Output]) -> u64 {
         _ => None,
     });
     counts.sum()
-}
-
-fn flow(outputs: &[Output]) -> FlowId {
-    let flow = outputs.iter().find_map(|output| match output {
-        Output::Dial { flow, .. } | Output::OpenUdp { flow, .. } | Output::OpenEcho { flow, .. } => Some(*flow),
-        _ => None,
-    });
-    flow.unwrap_or_else(|| panic!("nothing was opened: {outputs:?}"))
 }
 
 fn establish(world: &mut World, guest: SocketAddr, remote: SocketAddr) -> (FlowId, Accepted) {

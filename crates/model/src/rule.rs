@@ -107,6 +107,22 @@ pub struct Rule {
     pub allow_private: bool,
 }
 
+impl Rule {
+    /// A rule for egress that says nothing but where to.
+    #[must_use]
+    pub fn egress(action: Action, destination: Destination) -> Rule {
+        Rule {
+            action,
+            direction: Direction::Egress,
+            destination,
+            protocols: ProtocolSet::ANY,
+            ports: Vec::new(),
+            opaque: false,
+            allow_private: false,
+        }
+    }
+}
+
 /// Whose rules a layer of a policy holds. A flow needs a permit from every layer.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize, schemars::JsonSchema,

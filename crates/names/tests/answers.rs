@@ -3,7 +3,7 @@
 
 mod common;
 
-use cofferdam_model::{Action, EventBody, Group, Layer, NetworkConfig, PolicyConfig, PolicyLayer};
+use cofferdam_model::{Action, EventBody, Group, Layer, NetworkConfig, PolicyConfig, PolicyLayer, Rule};
 use cofferdam_names::{Output, Rebinding, Transport};
 use common::*;
 
@@ -197,9 +197,9 @@ fn rules_that_are_not_explicit_let_no_address_through() {
         |rule| cofferdam_model::Rule { ports: vec![cofferdam_model::PortRange { start: 443, end: 443 }], ..rule };
     let inwards =
         cofferdam_model::Rule { direction: cofferdam_model::Direction::Ingress, ..allow_group(Group::Private) };
-    let denied = rule(Action::Deny, cofferdam_model::Destination::Cidr("10.77.0.0/24".parse().unwrap()));
+    let denied = Rule::egress(Action::Deny, cofferdam_model::Destination::Cidr("10.77.0.0/24".parse().unwrap()));
     let cases = [
-        vec![rule(Action::Allow, cofferdam_model::Destination::Any)],
+        vec![Rule::egress(Action::Allow, cofferdam_model::Destination::Any)],
         vec![with_port(allow_net("10.77.0.0/16"))],
         vec![with_port(allow_group(Group::Private))],
         vec![inwards],

@@ -3,7 +3,9 @@
 
 mod common;
 
-use cofferdam_model::{Action, Destination, EventBody, Group, Layer, PolicyLayer, PortRange, Protocol, ProtocolSet};
+use cofferdam_model::{
+    Action, Destination, EventBody, Group, Layer, PolicyLayer, PortRange, Protocol, ProtocolSet, Rule,
+};
 use cofferdam_names::{Families, Output, Rebinding, Transport};
 use common::*;
 
@@ -423,7 +425,7 @@ fn under_the_default_preset_other_resolvers_can_be_asked() {
 fn an_any_rule_matches_the_query_itself() {
     let any = cofferdam_model::Rule {
         protocols: ProtocolSet::ANY.with(Protocol::Udp),
-        ..rule(Action::Allow, Destination::Any)
+        ..Rule::egress(Action::Allow, Destination::Any)
     };
     let mut world = World::new(only(vec![any]));
     world.ask_at(GATEWAY, Transport::Udp, &query(9, "example.org", A));

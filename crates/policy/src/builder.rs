@@ -326,15 +326,7 @@ impl RuleBuilder {
 
     fn target(mut self, action: Action, target: &str) -> RuleBuilder {
         // Whether the parts go together is asked once for all rules, in `build`.
-        let plain = Rule {
-            protocols: ProtocolSet::ANY,
-            ports: Vec::new(),
-            direction: Direction::Egress,
-            action,
-            destination: Destination::Any,
-            opaque: false,
-            allow_private: false,
-        };
+        let plain = Rule::egress(action, Destination::Any);
         if target == "dns" {
             return self.dns(action);
         }

@@ -10,9 +10,7 @@
 //! named list. IPv6 may stand without brackets and the constants of lists without `@`, since nothing can follow them here. A posture
 //! becomes ordinary rules, so that it is a wall like any other policy.
 
-use cofferdam_model::{
-    Action, Destination, Direction, Group, NetworkConfig, NetworkMode, PolicyConfig, ProtocolSet, Rule,
-};
+use cofferdam_model::{Action, Destination, Group, NetworkConfig, NetworkMode, PolicyConfig, Rule};
 use ipnet::IpNet;
 
 use crate::file::{ConfigError, ConfigErrors, default_network};
@@ -115,7 +113,7 @@ fn keep_loopback_closed(rules: Vec<Rule>) -> Vec<Rule> {
     let (wide, mut narrow): (Vec<Rule>, Vec<Rule>) =
         rules.into_iter().partition(|rule| is_around_loopback(&rule.destination));
     if !wide.is_empty() {
-        narrow.push(rule(Action::Deny, Destination::Group(Group::Loopback)));
+        narrow.push(Rule::egress(Action::Deny, Destination::Group(Group::Loopback)));
     }
     narrow.extend(wide);
     narrow
@@ -131,18 +129,6 @@ fn is_around_loopback(destination: &Destination) -> bool {
         // Addresses with 127.0.0.1 inside, such as 64:ff9b::7f00:1, are loopback as well, so that any network of them counts.
         Destination::Cidr(IpNet::V6(net)) => net.prefix_len() < 128,
         Destination::Any | Destination::Group(_) | Destination::Domain(_) | Destination::Suffix { .. } => false,
-    }
-}
-
-fn rule(action: Action, destination: Destination) -> Rule {
-    Rule {
-        action,
-        direction: Direction::Egress,
-        destination,
-        protocols: ProtocolSet::ANY,
-        ports: Vec::new(),
-        opaque: false,
-        allow_private: false,
     }
 }
 
@@ -162,7 +148,7 @@ fn entry(action: Action, text: &str) -> Result<Vec<Rule>, EntryError> {
         Err(_) if preset::LISTS.iter().any(|list| list.constant == text) => ("@", ""),
         Err(_) => ("", ""),
     };
-    let parsed = grammar::with_target(rule(action, Destination::Any), &format!("{before}{text}{after}"));
+    let parsed = grammar::with_target(Rule::egress(action, Destination::Any), &format!("{before}{text}{after}"));
     parsed.map_err(|RuleErrors(wrong)| {
         EntryError::Rule(RuleErrors(wrong.into_iter().map(|error| error.within(text, before.len())).collect()))
     })

@@ -1,8 +1,6 @@
 //! Presets, profiles and named lists: words for sets of rules.
 
-use cofferdam_model::{
-    Action, Destination, Direction, DomainName, Group, PolicyConfig, PortRange, Protocol, ProtocolSet, Rule,
-};
+use cofferdam_model::{Action, Destination, DomainName, Group, PolicyConfig, PortRange, Protocol, ProtocolSet, Rule};
 use ipnet::{IpNet, Ipv4Net};
 
 use crate::nearest::nearest;
@@ -157,15 +155,7 @@ impl Preset {
             Preset::None => PolicyConfig { default_ingress: Action::Deny, ..PolicyConfig::default() },
             Preset::AllowAll => PolicyConfig { default_egress: Action::Allow, ..PolicyConfig::default() },
             Preset::Profiles(groups) => {
-                let allow = groups.iter().map(|group| Rule {
-                    action: Action::Allow,
-                    direction: Direction::Egress,
-                    destination: Destination::Group(*group),
-                    protocols: ProtocolSet::ANY,
-                    ports: Vec::new(),
-                    opaque: false,
-                    allow_private: false,
-                });
+                let allow = groups.iter().map(|group| Rule::egress(Action::Allow, Destination::Group(*group)));
                 let rules = std::iter::once(allow_dns()).chain(allow).collect();
                 PolicyConfig { rules, ..PolicyConfig::default() }
             }
@@ -177,12 +167,8 @@ impl Preset {
 #[must_use]
 pub fn allow_dns() -> Rule {
     Rule {
-        action: Action::Allow,
-        direction: Direction::Egress,
-        destination: Destination::Group(Group::Host),
         protocols: ProtocolSet::default().with(Protocol::Tcp).with(Protocol::Udp),
         ports: vec![PortRange { start: 53, end: 53 }],
-        opaque: false,
-        allow_private: false,
+        ..Rule::egress(Action::Allow, Destination::Group(Group::Host))
     }
 }

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use cofferdam_gate::{Gate, GateConfig, Link4, Link6, Offload, Output};
 use cofferdam_model::{
-    Action, Classifier, DenyWith, Destination, Direction, EventBody, FlowId, Group, HostNetwork, LimitsConfig,
-    PolicyConfig, PortRange, ProtocolSet, RateLimits, Rule, Time,
+    Action, Classifier, DenyWith, Destination, EventBody, FlowId, Group, HostNetwork, LimitsConfig, PolicyConfig,
+    PortRange, RateLimits, Rule, Time,
 };
 use cofferdam_policy::Policy;
 
@@ -84,16 +84,7 @@ pub(crate) fn ms(milliseconds: u64) -> Duration {
 }
 
 pub(crate) fn allow(destination: Destination) -> Rule {
-    let protocols = ProtocolSet::ANY;
-    Rule {
-        action: Action::Allow,
-        direction: Direction::Egress,
-        destination,
-        protocols,
-        ports: Vec::new(),
-        opaque: false,
-        allow_private: false,
-    }
+    Rule::egress(Action::Allow, destination)
 }
 
 pub(crate) fn allow_host_port(port: u16) -> Rule {
@@ -241,4 +232,13 @@ pub(crate) fn names(outputs: &[Output]) -> Vec<&'static str> {
         },
     };
     outputs.iter().map(name).collect()
+}
+
+/// The flow that was asked for first.
+pub(crate) fn flow(outputs: &[Output]) -> FlowId {
+    let flow = outputs.iter().find_map(|output| match output {
+        Output::Dial { flow, .. } | Output::OpenUdp { flow, .. } | Output::OpenEcho { flow, .. } => Some(*flow),
+        _ => None,
+    });
+    flow.unwrap_or_else(|| panic!("nothing was opened: {outputs:?}"))
 }

@@ -15,8 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cofferdam_model::{
-    Action, Classifier, Destination, Direction, DomainName, EventBody, Group, HostNetwork, NetworkConfig, PolicyConfig,
-    ProtocolSet, Rule, Time,
+    Action, Classifier, Destination, DomainName, EventBody, Group, HostNetwork, NetworkConfig, PolicyConfig, Rule, Time,
 };
 use cofferdam_names::{
     ClientId, Families, Output, Rebinding, Resolver, ResolverConfig, Transport, Upstream, UpstreamId,
@@ -61,20 +60,8 @@ pub fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
-pub fn rule(action: Action, destination: Destination) -> Rule {
-    Rule {
-        action,
-        direction: Direction::Egress,
-        destination,
-        protocols: ProtocolSet::ANY,
-        ports: Vec::new(),
-        opaque: false,
-        allow_private: false,
-    }
-}
-
 pub fn allow_name(text: &str) -> Rule {
-    rule(Action::Allow, Destination::Domain(name(text)))
+    Rule::egress(Action::Allow, Destination::Domain(name(text)))
 }
 
 /// As [`allow_name`], and the name may lead to addresses that are not public.
@@ -83,15 +70,15 @@ pub fn allow_name_inside(text: &str) -> Rule {
 }
 
 pub fn deny_name(text: &str) -> Rule {
-    rule(Action::Deny, Destination::Domain(name(text)))
+    Rule::egress(Action::Deny, Destination::Domain(name(text)))
 }
 
 pub fn allow_group(group: Group) -> Rule {
-    rule(Action::Allow, Destination::Group(group))
+    Rule::egress(Action::Allow, Destination::Group(group))
 }
 
 pub fn allow_net(text: &str) -> Rule {
-    rule(Action::Allow, Destination::Cidr(text.parse().unwrap()))
+    Rule::egress(Action::Allow, Destination::Cidr(text.parse().unwrap()))
 }
 
 pub fn only(rules: Vec<Rule>) -> PolicyConfig {

@@ -247,15 +247,7 @@ pub(super) fn push_budget(
 
 /// The destinations that a target of the short grammar stands for.
 pub(super) fn budget_target(origin: &str, text: &str, errors: &mut Vec<ConfigError>) -> Vec<Destination> {
-    let rule = Rule {
-        action: Action::Allow,
-        direction: Direction::Egress,
-        destination: Destination::Any,
-        protocols: ProtocolSet::ANY,
-        ports: Vec::new(),
-        opaque: false,
-        allow_private: false,
-    };
+    let rule = Rule::egress(Action::Allow, Destination::Any);
     match grammar::with_target(rule, text) {
         Ok(rules) if rules.iter().all(|rule| rule.ports.is_empty()) => {
             rules.into_iter().map(|rule| rule.destination).collect()
@@ -350,15 +342,7 @@ fn deny_name(origin: &str, text: &str, kind: DenyName, rules: &mut Vec<Rule>, er
         DenyName::Suffix if text.starts_with("*.") || text.starts_with("suffix!=") => "",
         DenyName::Suffix => "suffix=",
     };
-    let rule = Rule {
-        action: Action::Deny,
-        direction: Direction::Egress,
-        destination: Destination::Any,
-        protocols: ProtocolSet::ANY,
-        ports: Vec::new(),
-        opaque: false,
-        allow_private: false,
-    };
+    let rule = Rule::egress(Action::Deny, Destination::Any);
     let parsed = grammar::with_target(rule, &format!("{prefix}{text}"));
     let parsed = parsed.map_err(|grammar::RuleErrors(wrong)| {
         grammar::RuleErrors(wrong.into_iter().map(|error| error.without_prefix(prefix.len())).collect())

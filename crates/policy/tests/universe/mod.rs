@@ -206,15 +206,8 @@ pub(crate) fn named_config() -> impl Strategy<Value = PolicyConfig> {
         1 => Just(Destination::Cidr("8.8.8.8/32".parse().unwrap())),
     ];
     let protocols = vec(protocol(), 0..2).prop_map(|set| set.into_iter().fold(ProtocolSet::ANY, ProtocolSet::with));
-    let rule = (action(), destination, protocols).prop_map(|(action, destination, protocols)| Rule {
-        action,
-        direction: Direction::Egress,
-        destination,
-        protocols,
-        ports: Vec::new(),
-        opaque: false,
-        allow_private: false,
-    });
+    let rule = (action(), destination, protocols)
+        .prop_map(|(action, destination, protocols)| Rule { protocols, ..Rule::egress(action, destination) });
     (action(), action(), vec(rule, 0..8)).prop_map(|(default_egress, default_ingress, rules)| PolicyConfig {
         default_egress,
         default_ingress,
