@@ -208,7 +208,7 @@ impl Context {
     /// Asks the policy about a flow that the one `before` it has allowed; when it is not allowed any more, reports that.
     ///
     /// A flow keeps the name that it was admitted by, unless its address has moved to another group. One that would have to
-    /// show something from here on, and is not looked at, is not allowed, unless `before` would say the same by now.
+    /// show something from here on, and is not looked at, is not allowed: what it has shown is not known.
     pub(crate) fn still_allows(
         &mut self,
         now: Time,
@@ -236,10 +236,7 @@ impl Context {
             (Verdict::Pending(_, pending), Some(watch)) => {
                 watch.renew(&self.policy, Some(Box::new(pending)), moved).err()
             }
-            (Verdict::Pending(permit, _), None) => {
-                let is_new = moved || self.is_new(now, before, &facts, permit.reason());
-                is_new.then(|| permit.reason().clone())
-            }
+            (Verdict::Pending(permit, _), None) => Some(permit.reason().clone()),
             (Verdict::Deny(denial), _) => Some(denial.reason().clone()),
         };
         let Some(reason) = reason else { return true };
@@ -247,15 +244,6 @@ impl Context {
         let about = About { direction: Direction::Egress, reason, names, shown: None, in_the_way: None };
         self.report_denied(now, protocol, ends, &about);
         false
-    }
-
-    /// Whether `before` would not let a flow pend as well, by the same rule.
-    fn is_new(&self, now: Time, before: &Policy, facts: &Facts<'_>, reason: &Reason) -> bool {
-        let known = self.pins.names_of(now, facts.peer).take(NAMES_FOR_EVENT).chain(facts.names);
-        let names: Vec<PinnedName> = known.cloned().collect();
-        let verdict = before.check(&Facts { names: &names, ..*facts });
-        let same = self.policy.rule_text(reason).text == before.rule_text(verdict.reason()).text;
-        !(matches!(verdict, Verdict::Pending(..)) && same)
     }
 
     /// The youngest names of an address, since these are what the guest probably has in mind. Those that were asked for come

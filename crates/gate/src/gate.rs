@@ -163,7 +163,14 @@ impl Gate {
         payload: &[u8],
         segment: Option<u16>,
     ) {
-        self.peers.handle_datagram(&mut self.cx, now, (port, published), (peer, local), (payload, segment));
+        self.peers.handle_datagram(
+            &mut self.cx,
+            &self.mappings,
+            now,
+            (port, published),
+            (peer, local),
+            (payload, segment),
+        );
     }
 
     /// A port is published no more. Its connections go on, its UDP peers are forgotten.

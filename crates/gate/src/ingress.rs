@@ -16,11 +16,13 @@
 //!
 //! A peer's datagram opens a *mapping*: it goes to the guest from an address that stands for the peer, and what the guest sends
 //! to that address from the service's port goes back to the peer, out of the published socket. The policy was asked about the
-//! peer and is not asked about answers. A mapping is idle after [`IDLE_TIMEOUT`].
+//! peer and is not asked about answers. A mapping is idle when its peer has sent nothing for [`IDLE_TIMEOUT`], whatever the guest
+//! sends: a single datagram under a forged address must not open a way there for as long as the guest likes.
 //!
 //! **Who stands for the peer.** The peer itself where the guest can answer to it. The gateway's own address stands for peers of
 //! the host's loopback, which a service inside might trust, for those of the other family, and for those whose address
-//! would be taken for something else on the guest's link. Several such peers are told apart by their ports.
+//! would be taken for something else on the guest's link, or has been sent to by the guest from the service's own port. Several
+//! such peers are told apart by their ports.
 //!
 //! **Rates and budgets.** A connection is an operation into the sandbox. Datagrams count the way they go, bytes of connections
 //! do in the shell. Of the budgets those of the whole run count; destinations are where a guest's own flows lead.
@@ -29,6 +31,7 @@
 //! the longest idle mapping makes room.
 
 use std::collections::HashMap;
+use std::hash::BuildHasher;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -42,7 +45,7 @@ use crate::key::Key;
 use crate::limits::{BudgetSet, Way};
 use crate::reply::MAX_SEGMENTS;
 use crate::table::{Slot, Table};
-use crate::udp::{pieces, within};
+use crate::udp::{Mappings, pieces, within};
 use crate::wire::ip::IpPacket;
 use crate::wire::udp::Datagram;
 use crate::wire::virtio::Offload;
@@ -54,8 +57,9 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(8);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Ports of the gateway that stand for peers: the dynamic ones (RFC 6335 §6).
 const STAND_INS: std::ops::RangeInclusive<u16> = 49_152..=65_535;
-/// Ports that are tried for one peer before the oldest mapping has to go.
-const TRIES: usize = 64;
+/// Ports that are tried for one peer: with the default bound of mappings, one of them is free. Beyond that a datagram is lost now and
+/// then, and its repetition goes on where this one ended.
+const TRIES: usize = 1_024;
 
 const DIALING: usize = 0;
 const LIVE: usize = 1;
@@ -102,11 +106,13 @@ impl Mapping {
 
 impl Peers {
     pub(crate) fn new(hasher: Seeded) -> Peers {
+        // The guest is not to know which port comes next.
+        let [first, second, ..] = hasher.hash_one(0_u64).to_le_bytes();
         Peers {
             connections: Table::new(hasher),
             mappings: Table::new(hasher),
             by_peer: HashMap::with_hasher(hasher),
-            next_stand_in: *STAND_INS.start(),
+            next_stand_in: u16::from_le_bytes([first, second]) | STAND_INS.start(),
         }
     }
 
@@ -201,10 +207,11 @@ impl Peers {
         true
     }
 
-    /// Datagrams of `peer` came to a published port; with `segment`, a batch of that size.
+    /// Datagrams of `peer` came to a published port; with `segment`, a batch of that size. `own`: what the guest has opened itself.
     pub(crate) fn handle_datagram(
         &mut self,
         cx: &mut Context,
+        own: &Mappings,
         now: Time,
         (port, published): (PortId, Published),
         (peer, local): (SocketAddr, Option<IpAddr>),
@@ -214,7 +221,7 @@ impl Peers {
         let known = self.by_peer.get(&peer_key(port, peer)).and_then(|flow| self.mappings.find_flow(*flow));
         let slot = match known {
             Some(slot) => slot,
-            None => match self.admit(cx, now, port, published, peer) {
+            None => match self.admit(cx, own, now, port, published, peer) {
                 Some(slot) => slot,
                 None => return,
             },
@@ -230,6 +237,7 @@ impl Peers {
     fn admit(
         &mut self,
         cx: &mut Context,
+        own: &Mappings,
         now: Time,
         port: PortId,
         published: Published,
@@ -256,7 +264,7 @@ impl Peers {
             cx.limit(now, LimitKind::InboundUdpMappings, u64::from(bound));
             self.close(cx, now, oldest, CloseReason::Limit);
         }
-        let remote = self.stand_in(cx, now, guest, peer)?;
+        let remote = self.stand_in(cx, own, now, guest, peer)?;
         let ends = Ends { guest, remote };
         let flow = cx.new_flow();
         cx.report_opened(flow, Protocol::Udp, told, &about);
@@ -266,26 +274,34 @@ impl Peers {
         Some(self.mappings.insert(now, 0, key(ends), flow, mapping))
     }
 
-    /// Who stands for the peer, so that the guest's answers can be told from all others.
-    fn stand_in(&mut self, cx: &mut Context, now: Time, guest: SocketAddr, peer: SocketAddr) -> Option<SocketAddr> {
-        let is_free = |peers: &Peers, remote| peers.mappings.find(&key(Ends { guest, remote })).is_none();
+    /// Who stands for the peer, so that the guest's answers can be told from all else it sends.
+    fn stand_in(
+        &mut self,
+        cx: &mut Context,
+        own: &Mappings,
+        now: Time,
+        guest: SocketAddr,
+        peer: SocketAddr,
+    ) -> Option<SocketAddr> {
+        let Peers { mappings, next_stand_in, .. } = self;
+        let is_free = |remote| {
+            let ends = Ends { guest, remote };
+            mappings.find(&key(ends)).is_none() && !own.contains(ends)
+        };
         // The gateway answers port 53 of any address, so that nobody else can.
-        if stands_for_itself(cx, guest, peer) && peer.port() != DNS_PORT && is_free(self, peer) {
+        if stands_for_itself(cx, guest, peer) && peer.port() != DNS_PORT && is_free(peer) {
             return Some(peer);
         }
         let gateway = cx.gateway(guest.ip())?;
         for _ in 0..TRIES {
-            let remote = SocketAddr::new(gateway, self.next_stand_in);
-            self.next_stand_in = self.next_stand_in.checked_add(1).unwrap_or(*STAND_INS.start());
-            if is_free(self, remote) {
+            let remote = SocketAddr::new(gateway, *next_stand_in);
+            *next_stand_in = next_stand_in.checked_add(1).unwrap_or(*STAND_INS.start());
+            if is_free(remote) {
                 return Some(remote);
             }
         }
-        let (oldest, _) = self.mappings.front(0)?;
         cx.limit(now, LimitKind::InboundUdpMappings, 0);
-        let remote = self.mappings.get_mut(oldest).map(|(_, mapping)| mapping.ends.remote)?;
-        self.close(cx, now, oldest, CloseReason::Limit);
-        (remote.ip() == gateway).then_some(remote)
+        None
     }
 
     /// A UDP packet of the guest. `true` when it is an answer to a peer, which is dealt with then.
@@ -318,7 +334,6 @@ impl Peers {
             let segment = segment.filter(|size| usize::from(*size) < piece.len());
             cx.output(Output::SendPeer { port, peer, local, payload: piece.to_vec(), segment, fragmentation });
         }
-        self.mappings.touch(now, slot, 0);
         true
     }
 

@@ -167,6 +167,11 @@ impl Mappings {
         Mappings { table: Table::new(hasher) }
     }
 
+    /// Whether the guest has a mapping between these ends.
+    pub(crate) fn contains(&self, ends: Ends) -> bool {
+        self.table.find(&key(ends)).is_some()
+    }
+
     /// A UDP packet of the guest: one datagram, or a batch of them.
     pub(crate) fn handle_packet(&mut self, cx: &mut Context, now: Time, offload: Offload, packet: &IpPacket<'_>) {
         let datagram = match Datagram::parse(packet, offload) {

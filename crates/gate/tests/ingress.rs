@@ -255,6 +255,68 @@ fn datagrams_go_both_ways_and_peers_are_told_apart() {
 }
 
 #[test]
+fn what_the_guest_sends_keeps_no_way_open() {
+    for family in BOTH {
+        let mut world = World::with(with("deny@any"), |_| {});
+        let peer = at(family.public(), 4000);
+        let answer = packet::udp(at(family.guest(), 80), peer, b"answer");
+        datagram(&mut world, peer, b"question");
+        for _ in 0..2 {
+            world.pass(Duration::from_secs(29));
+            assert_eq!(names(&world.send(&answer)), ["send peer"]);
+        }
+        assert_eq!(names(&world.pass(Duration::from_secs(2))), ["closed"], "its peer has been silent for a minute");
+        assert_eq!(names(&world.send(&answer)), ["denied", "emit"]);
+        // A peer that goes on is answered for as long as it does.
+        datagram(&mut world, peer, b"question");
+        for _ in 0..3 {
+            world.pass(Duration::from_secs(59));
+            assert_eq!(names(&datagram(&mut world, peer, b"again")), ["emit"]);
+        }
+        assert_eq!(names(&world.send(&answer)), ["send peer"]);
+    }
+}
+
+#[test]
+fn whom_the_guest_has_sent_to_comes_under_another_address() {
+    for family in BOTH {
+        let mut world = World::with(with("allow@public,allow@host"), |_| {});
+        let (service, peer) = (at(family.guest(), 80), at(family.public(), 4000));
+        let own = packet::udp(service, peer, b"by itself");
+        assert_eq!(names(&world.send(&own)), ["open udp", "opened", "send udp"]);
+        let stand_in = emitted(&datagram(&mut world, peer, b"question"))[0].from();
+        assert_eq!(stand_in.ip(), family.gateway());
+        assert_eq!(names(&world.send(&own)), ["send udp"], "the guest's own mapping goes on as it was");
+        let answer = packet::udp(service, stand_in, b"answer");
+        assert!(matches!(&world.send(&answer)[..], [Output::SendPeer { peer: to, .. }] if *to == peer));
+        // The same where the gateway stands for the host.
+        let next = at(family.gateway(), stand_in.port().checked_add(1).unwrap_or(49_152));
+        let own = packet::udp(service, next, b"to the host");
+        assert_eq!(names(&world.send(&own)), ["open udp", "opened", "send udp"]);
+        let other = emitted(&datagram(&mut world, loopback(family), b"question"))[0].from();
+        assert_ne!(other, next);
+        assert_eq!(names(&world.send(&own)), ["send udp"]);
+    }
+}
+
+#[test]
+fn more_peers_than_ports_that_are_tried_cost_nobody_a_mapping() {
+    for family in BOTH {
+        let mut world = World::with(with(""), |config| config.limits.max_udp_connections = 0);
+        let peer = |port| at(loopback(family).ip(), port);
+        let stand_in = |outputs: &[Output]| emitted(outputs).first().map(|packet| packet.from());
+        let mut taken = std::collections::HashSet::new();
+        for port in 1..=16_384 {
+            let from = stand_in(&datagram(&mut world, peer(port), b"x")).unwrap();
+            assert!(taken.insert(from), "{from} stands for two");
+        }
+        let outputs = datagram(&mut world, peer(16_385), b"x");
+        assert_eq!(names(&outputs), ["limit"], "nobody makes room");
+        assert_eq!(names(&datagram(&mut world, peer(1), b"x")), ["emit"]);
+    }
+}
+
+#[test]
 fn a_peer_that_comes_to_two_ports_is_two_peers() {
     for family in BOTH {
         let mut world = World::with(with(""), |_| {});
