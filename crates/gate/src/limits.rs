@@ -267,7 +267,7 @@ impl Limits {
     }
 
     /// Counts a message of the gateway's DNS against the budgets of the whole run. `false`: there is no room for it.
-    pub(crate) fn admit_dns(&mut self, way: Way, bytes: usize) -> bool {
+    pub fn admit_dns(&mut self, way: Way, bytes: usize) -> bool {
         if self.budgets.is_empty() {
             return true;
         }

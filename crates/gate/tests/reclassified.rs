@@ -14,10 +14,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use cofferdam_gate::{Accepted, Output};
+use cofferdam_flight::Shown;
+use cofferdam_gate::{Accepted, FlightAnswer, Output};
 use cofferdam_model::{
     Classifier, CloseReason, DenyWith, Destination, EventBody, FlowCounters, FlowId, Group, HostNetwork, PolicyConfig,
 };
+use cofferdam_policy::grammar::parse_rules;
 use common::{BOTH, Family, World, actions, at, emitted, events, flow, names, packet};
 
 fn guest(family: Family, port: u16) -> SocketAddr {
@@ -196,6 +198,74 @@ fn a_look_up_from_before_does_not_open_the_machine() {
         // The resolver has judged it anew and says that it may be.
         world.gate.handle_pin(world.now, &name, false, ours, Duration::from_secs(300)).unwrap();
         dial(&mut world, guest(family, 4), at(ours, 443));
+    }
+}
+
+/// A connection whose first flight is still to be looked at.
+fn pending(world: &mut World, guest: SocketAddr, remote: SocketAddr) -> FlowId {
+    let flow = dial(world, guest, remote);
+    world.dialed(flow, Ok(()));
+    assert_eq!(world.gate.handle_accepted(world.now, guest, remote), Some(Accepted::Check(flow)));
+    world.drain();
+    flow
+}
+
+fn with_rules(rules: &str) -> World {
+    World::with(PolicyConfig { rules: parse_rules(rules).unwrap(), ..PolicyConfig::default() }, |_| {})
+}
+
+fn hello(name: &str) -> Shown {
+    Shown::Tls { server_name: Some(name.parse().unwrap()), ech: false }
+}
+
+#[test]
+fn a_first_flight_that_is_waited_for_is_judged_by_what_the_address_is_then() {
+    for family in BOTH {
+        let mut world = with_rules("deny@evil.example,allow@public");
+        let (ours, other) = (family.nth_public(1), family.nth_public(2));
+        let [gone, stays] =
+            [(1, ours), (2, other)].map(|(port, to)| pending(&mut world, guest(family, port), at(to, 443)));
+        let outputs = machine_has(&mut world, &[ours], &[]);
+        assert!(matches!(actions(&outputs)[..], [Output::CloseFlow { flow }] if *flow == gone), "{outputs:?}");
+        assert!(matches!(world.gate.handle_flight(world.now, stays, &hello("evil.example")), FlightAnswer::Deny(_)));
+        assert_eq!(world.gate.handle_flight(world.now, stays, &hello("good.example")), FlightAnswer::Pass);
+    }
+}
+
+#[test]
+fn what_was_shown_before_the_address_moved_opens_nothing_there() {
+    for family in BOTH {
+        let mut world = with_rules("allow@web.example");
+        let (ours, other) = (family.nth_public(1), family.nth_public(2));
+        for address in [ours, other] {
+            let name = "web.example".parse().unwrap();
+            world.gate.handle_pin(world.now, &name, false, address, Duration::from_secs(300)).unwrap();
+        }
+        let flows = [(1, ours), (2, other), (3, ours), (4, other)]
+            .map(|(port, to)| pending(&mut world, guest(family, port), at(to, 443)));
+        for flow in &flows[..2] {
+            assert_eq!(world.gate.handle_flight(world.now, *flow, &hello("web.example")), FlightAnswer::Pass);
+        }
+        let outputs = machine_has(&mut world, &[], &[ours]);
+        let closed = actions(&outputs).into_iter().filter_map(|output| match output {
+            Output::CloseFlow { flow } => Some(*flow),
+            _ => None,
+        });
+        assert_eq!(closed.collect::<Vec<_>>(), [flows[0], flows[2]], "whether they have shown the name or not");
+        for flow in [flows[1], flows[3]] {
+            assert_eq!(world.gate.handle_flight(world.now, flow, &hello("web.example")), FlightAnswer::Pass);
+        }
+    }
+}
+
+#[test]
+fn where_the_machine_is_allowed_nothing_has_to_be_shown_any_more() {
+    for family in BOTH {
+        let mut world = with_rules("allow@host,deny@evil.example,allow@public");
+        let ours = family.nth_public(1);
+        let flow = pending(&mut world, guest(family, 1), at(ours, 443));
+        assert!(actions(&machine_has(&mut world, &[ours], &[])).is_empty());
+        assert_eq!(world.gate.handle_flight(world.now, flow, &hello("evil.example")), FlightAnswer::Pass);
     }
 }
 

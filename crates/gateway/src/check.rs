@@ -981,6 +981,23 @@ mod tests {
     }
 
     #[test]
+    fn a_reset_of_the_guest_arrives_though_the_remote_takes_nothing() {
+        let mut world = World::new();
+        let body = vec![7; 64 << 10];
+        world.say(format!("PUT / HTTP/1.1\r\nHost: good.example\r\nContent-Length: {}\r\n\r\n", u32::MAX).as_bytes());
+        while world.guest.write(&body).is_ok() {
+            world.settle();
+        }
+        assert!(!world.checks.flows[&FLOW].remote.queue.is_empty(), "the remote is full");
+        sockopt::set_socket_linger(&world.guest, Some(Duration::ZERO)).unwrap();
+        world.guest = connection().0;
+        world.settle();
+        assert_eq!(world.ended.unwrap().by, CloseReason::GuestReset);
+        assert_eq!(heard(&world.remote).1, Some(Err(ErrorKind::ConnectionReset)));
+        assert!(world.checks.flows.is_empty() && world.checks.kept == 0);
+    }
+
+    #[test]
     fn last_words_are_bounded() {
         let mut checks = Checks::new();
         let mut peers = Vec::new();

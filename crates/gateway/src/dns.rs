@@ -12,7 +12,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cofferdam_gate::{DnsClient, Gate};
+use cofferdam_gate::{DnsClient, Gate, Way};
 use cofferdam_model::{CloseReason, FlowCounters, FlowId, Time};
 use cofferdam_names::{ClientId, Output, Rebinding, Reply, Resolver, Transport, Upstream, UpstreamId};
 use cofferdam_policy::Policy;
@@ -286,6 +286,9 @@ impl Dns {
                 let Ok(len) = u16::try_from(message.len()) else { return };
                 connection.waiting = connection.waiting.saturating_sub(1);
                 connection.active = now;
+                if !gate.limits().admit_dns(Way::Ingress, message.len()) {
+                    return self.close(gate, now, id, CloseReason::Budget);
+                }
                 connection.output.extend_from_slice(&len.to_be_bytes());
                 connection.output.extend_from_slice(message);
                 match connection.write() {
@@ -319,6 +322,9 @@ impl Dns {
                 connection.waiting += 1;
                 connection.active = now;
                 let server = connection.server;
+                if !gate.limits().admit_dns(Way::Egress, message.len()) {
+                    return self.close(gate, now, id, CloseReason::Budget);
+                }
                 let client = self.client(Client::Tcp(id));
                 self.resolver.handle_query(now, client, Transport::Tcp, server, &message);
                 continue;
@@ -490,7 +496,7 @@ mod tests {
     use std::net::{IpAddr, TcpListener, TcpStream};
 
     use cofferdam_gate::{GateConfig, Link4};
-    use cofferdam_model::{Classifier, HostNetwork};
+    use cofferdam_model::{BudgetConfig, Classifier, Direction, HostNetwork, LimitsConfig};
     use cofferdam_names::{Families, Rebinding, ResolverConfig};
     use rustix::event::{PollFd, PollFlags};
 
@@ -507,12 +513,17 @@ mod tests {
 
     impl World {
         fn new() -> World {
+            World::asking(Vec::new(), &[])
+        }
+
+        /// With these resolvers to ask and these budgets of the whole run, in bytes.
+        fn asking(upstreams: Vec<Upstream>, budgets: &[u64]) -> World {
             let network = cofferdam_policy::file::default_network();
             let gateway: IpAddr = [172, 16, 0, 1].into();
             let host = HostNetwork { addresses: vec![gateway], ..HostNetwork::default() };
             let policy = Arc::new(Policy::compile(&network.policy, Classifier::new(host)));
             let resolver = ResolverConfig {
-                upstreams: Vec::new(),
+                upstreams,
                 gateway: vec![gateway],
                 families: Families { ipv4: true, ipv6: true },
                 query_timeout: Duration::from_secs(5),
@@ -524,7 +535,17 @@ mod tests {
                 v6: None,
                 mtu: 1500,
                 deny_with: network.deny_with,
-                limits: network.limits,
+                limits: LimitsConfig {
+                    budgets: budgets
+                        .iter()
+                        .map(|bytes| BudgetConfig {
+                            bytes: *bytes,
+                            direction: Direction::Any,
+                            destinations: Vec::new(),
+                        })
+                        .collect(),
+                    ..network.limits
+                },
                 pin_floor: network.dns.pin_floor,
                 seed: [1; 32],
             };
@@ -540,7 +561,11 @@ mod tests {
 
         /// A guest's connection to the gateway's resolver: its end. Connections are numbered from 0.
         fn connect(&mut self, now: Time) -> TcpStream {
-            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            self.connect_over("127.0.0.1:0", now)
+        }
+
+        fn connect_over(&mut self, address: &str, now: Time) -> TcpStream {
+            let listener = TcpListener::bind(address).unwrap();
             let guest = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
             let (ours, _) = listener.accept().unwrap();
             ours.set_nonblocking(true).unwrap();
@@ -553,7 +578,11 @@ mod tests {
 
         /// The guest sends queries, and they are served for one turn.
         fn ask(&mut self, now: Time, guest: &mut TcpStream, id: u64, count: u16) {
-            guest.write_all(&queries(count)).unwrap();
+            self.send(now, guest, id, &queries(count));
+        }
+
+        fn send(&mut self, now: Time, guest: &mut TcpStream, id: u64, bytes: &[u8]) {
+            guest.write_all(bytes).unwrap();
             let mut fds = [PollFd::new(&self.dns.connections[&id].socket, PollFlags::IN)];
             assert_eq!(rustix::event::poll(&mut fds, None).unwrap(), 1);
             self.dns.handle_connection(&mut self.gate, now, id, READABLE);
@@ -572,12 +601,114 @@ mod tests {
 
     /// Queries for a name of the gateway's own, as they stand in a stream.
     fn queries(count: u16) -> Vec<u8> {
-        let query = |id: u16| {
-            let name = b"\x09localhost\0\0\x01\0\x01";
-            let message = [&id.to_be_bytes()[..], &[1, 0, 0, 1, 0, 0, 0, 0, 0, 0], name].concat();
-            [&u16::try_from(message.len()).unwrap().to_be_bytes()[..], &message].concat()
-        };
-        (0..count).flat_map(query).collect()
+        (0..count).flat_map(|id| query(id, "localhost")).collect()
+    }
+
+    /// A query for the address of a name of one label.
+    fn query(id: u16, name: &str) -> Vec<u8> {
+        let name = [&[u8::try_from(name.len()).unwrap()], name.as_bytes(), b"\0\0\x01\0\x01"].concat();
+        let message = [&id.to_be_bytes()[..], &[1, 0, 0, 1, 0, 0, 0, 0, 0, 0], &name].concat();
+        [&u16::try_from(message.len()).unwrap().to_be_bytes()[..], &message].concat()
+    }
+
+    /// The next message that the guest receives.
+    fn message(guest: &mut TcpStream) -> Vec<u8> {
+        let mut length = [0; 2];
+        guest.read_exact(&mut length).unwrap();
+        let mut message = vec![0; usize::from(u16::from_be_bytes(length))];
+        guest.read_exact(&mut message).unwrap();
+        message
+    }
+
+    fn is_open(guest: &mut TcpStream) -> bool {
+        guest.set_nonblocking(true).unwrap();
+        let read = guest.read(&mut [0; 1]);
+        guest.set_nonblocking(false).unwrap();
+        read.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
+    }
+
+    const BOTH: [&str; 2] = ["127.0.0.1:0", "[::1]:0"];
+
+    #[test]
+    fn a_connection_ends_when_nothing_was_asked_or_answered_for_30_seconds() {
+        for address in BOTH {
+            let mut world = World::new();
+            let mut guest = world.connect_over(address, at(0));
+            world.ask(at(10), &mut guest, 0, 1);
+            world.drain(at(10));
+            message(&mut guest);
+            // Half a query is none.
+            world.send(at(20), &mut guest, 0, &queries(1)[..7]);
+            assert_eq!(world.dns.poll_timeout(), Some(at(40)));
+            world.dns.handle_timeout(&mut world.gate, at(39));
+            assert!(is_open(&mut guest));
+            world.dns.handle_timeout(&mut world.gate, at(40));
+            assert!(!is_open(&mut guest));
+            assert_eq!(world.dns.poll_timeout(), None);
+        }
+    }
+
+    #[test]
+    fn a_query_may_come_in_any_pieces() {
+        for address in BOTH {
+            let stream = queries(2);
+            let first = query(0, "localhost").len();
+            for cut in 1..stream.len() {
+                let mut world = World::new();
+                let mut guest = world.connect_over(address, at(0));
+                world.send(at(0), &mut guest, 0, &stream[..cut]);
+                assert_eq!(world.dns.clients.len(), usize::from(cut >= first), "cut at {cut}");
+                world.send(at(0), &mut guest, 0, &stream[cut..]);
+                world.drain(at(0));
+                for id in 0..2_u16 {
+                    assert_eq!(message(&mut guest)[..2], id.to_be_bytes(), "cut at {cut}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_answer_waits_for_no_other() {
+        for address in BOTH {
+            let server = TcpListener::bind(address).unwrap();
+            let mut world = World::asking(vec![server.local_addr().unwrap().into()], &[]);
+            let mut guest = world.connect_over(address, at(0));
+            world.send(at(0), &mut guest, 0, &[query(1, "slow"), query(2, "localhost")].concat());
+            world.drain(at(0));
+            assert_eq!(message(&mut guest)[..2], [0, 2], "the second one overtakes the first");
+            let asked = *world.dns.upstreams.keys().next().unwrap();
+            world.dns.handle_upstream(at(0), asked, Ready { write: true, ..READABLE });
+            let (mut server, _) = server.accept().unwrap();
+            let mut answer = message(&mut server);
+            // No such name, in its own words.
+            answer[2..4].copy_from_slice(&[0x81, 0x83]);
+            server.write_all(&u16::try_from(answer.len()).unwrap().to_be_bytes()).unwrap();
+            server.write_all(&answer).unwrap();
+            // It may be read in two pieces.
+            while let Some(Asked { socket, .. }) = world.dns.upstreams.get(&asked) {
+                assert_eq!(rustix::event::poll(&mut [PollFd::new(socket, PollFlags::IN)], None).unwrap(), 1);
+                world.dns.handle_upstream(at(1), asked, READABLE);
+                world.drain(at(1));
+            }
+            assert_eq!(message(&mut guest)[..2], [0, 1]);
+        }
+    }
+
+    #[test]
+    fn what_is_asked_and_answered_counts_against_the_budgets() {
+        for address in BOTH {
+            let one = query(0, "localhost").len() as u64 - 2;
+            let mut world = World::asking(Vec::new(), &[3 * one]);
+            let mut guest = world.connect_over(address, at(0));
+            world.ask(at(0), &mut guest, 0, 1);
+            world.drain(at(0));
+            // The answer is longer than the question; what is left is less than both once more.
+            message(&mut guest);
+            world.ask(at(0), &mut guest, 0, 1);
+            world.drain(at(0));
+            assert!(!is_open(&mut guest));
+            assert!(world.gate.limits().has_news(), "and it is told");
+        }
     }
 
     #[test]
@@ -615,11 +746,7 @@ mod tests {
         assert_eq!(taken, [64, 64, 22]);
         assert!(!world.dns.is_hungry());
         for id in 0..150_u16 {
-            let mut length = [0; 2];
-            guest.read_exact(&mut length).unwrap();
-            let mut message = vec![0; usize::from(u16::from_be_bytes(length))];
-            guest.read_exact(&mut message).unwrap();
-            assert_eq!(message[..2], id.to_be_bytes());
+            assert_eq!(message(&mut guest)[..2], id.to_be_bytes());
         }
     }
 

@@ -502,6 +502,26 @@ fn what_is_under_way_is_asked_of_the_new_resolvers_as_well() {
 }
 
 #[test]
+fn the_late_answer_of_a_former_resolver_is_for_those_who_wait_and_not_remembered() {
+    for new in ["192.0.2.7:53", "[2001:db8::7]:53"] {
+        for (answers, remembered) in [(0, false), (1, true)] {
+            let mut world = open();
+            let client = world.ask(&query(1, "example.org", A));
+            replace(&mut world, &[new]);
+            let [former, current] = [0, 1].map(|at| world.sent[at].clone());
+            let (first, late) = if answers == 0 { (&former, &current) } else { (&current, &former) };
+            world.answer(first, &good(first));
+            assert_eq!(world.reply(client).unwrap().rcode(), NOERROR);
+            // What comes after that is nobody's.
+            world.answer(late, &good(late));
+            world.ask(&query(2, "example.org", A));
+            let expected = if remembered { vec![FIRST, new] } else { vec![FIRST, new, new] };
+            assert_eq!(servers(&world), expected, "answer {answers}");
+        }
+    }
+}
+
+#[test]
 fn a_resolver_of_the_guests_choice_stays_who_is_asked() {
     let mut world = open();
     world.ask_at(OTHER, Transport::Udp, &query(1, "example.org", A));
