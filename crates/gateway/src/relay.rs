@@ -11,7 +11,8 @@
 //! | bytes in a pipe | – | ready | splice pipe → destination until empty; give the pipe back |
 //! | nothing | ready | ready | a small read and a send; when the read was full, splice source → pipe → destination |
 //! | nothing, source at its end | – | – | `shutdown(destination, SHUT_WR)`, once |
-//! | anything | reset | – | reset the destination (RST, not FIN) after what came before the reset was passed on |
+//! | nothing | reset | – | reset the destination (RST, not FIN): what came before the reset was passed on |
+//! | bytes in a pipe | the guest, reset | takes no more | reset the destination, which may not read for a long time; what waits is lost |
 //!
 //! A pipe is lent to a lane only while it holds bytes, so an idle flow owns two sockets and this struct, nothing more. When a
 //! destination stops reading, one pipe's worth waits here and the source's own window closes: back-pressure is the
@@ -105,6 +106,8 @@ struct Lane {
     destination_ready: bool,
     /// The source said FIN or something urgent, seen or announced by epoll: a short read does not mean that it is drained.
     source_ends: bool,
+    /// The source is in error, and what still waits is not worth waiting for.
+    abandoned: bool,
     /// The end of the source has been read.
     ended: bool,
     /// The end has been passed on.
@@ -233,6 +236,8 @@ impl Relay {
         };
         out.source_ready |= ready.read;
         out.source_ends |= ready.hang_up || ready.urgent;
+        // What a remote said before its reset is the guest's to read, however late it does.
+        out.abandoned |= ready.error && side == Side::Guest;
         back.destination_ready |= ready.write;
         self.pump(poller, pace, id)
     }
@@ -373,6 +378,7 @@ impl Lane {
         loop {
             match self.flush(destination, tools) {
                 Ok(true) => {}
+                Ok(false) if self.abandoned => return Pumped::Reset(source_side),
                 Ok(false) => return Pumped::Waiting,
                 Err(_) => return Pumped::Reset(destination_side),
             }
@@ -836,6 +842,25 @@ mod tests {
             let by = if from_remote { CloseReason::RemoteReset } else { CloseReason::GuestReset };
             assert_eq!(world.ended[0].by, by);
         }
+    }
+
+    #[test]
+    fn a_reset_of_the_guest_arrives_though_the_remote_takes_nothing() {
+        let mut world = World::new();
+        world.stuff(3);
+        rustix::net::sockopt::set_socket_linger(&world.guest, Some(Duration::ZERO)).unwrap();
+        world.guest = connection().0;
+        world.settle();
+        assert_eq!(world.ended.first().map(|ended| ended.by), Some(CloseReason::GuestReset));
+        let mut buffer = vec![0; 1 << 20];
+        let end = loop {
+            match world.remote.read(&mut buffer) {
+                Ok(0) => panic!("a FIN"),
+                Ok(_) => {}
+                Err(error) => break error.kind(),
+            }
+        };
+        assert_eq!(end, ErrorKind::ConnectionReset);
     }
 
     #[test]
