@@ -28,6 +28,7 @@ mod published;
 mod registry;
 mod remove;
 mod spec;
+mod told;
 
 pub use client::{Inspected, RunInfo, enter, inspect, ports, publish, set_policy, stop, withdraw};
 pub use exec::{ExecOptions, Session};

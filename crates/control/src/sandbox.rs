@@ -329,6 +329,7 @@ impl Sandbox {
         log.write(&own_event(started, EventBody::SandboxStarted { command, policy, guest }));
         let mut record = Record { log, summary, tell, started, missed: 0, companion };
         let outcome = running.run_to_end(&mut record);
+        record.hear_the_last();
         let Record { log, summary, mut missed, .. } = record;
         let exit_status = exit_status(&outcome, fail_on_deny && summary.denied_anything());
         let duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -366,6 +367,16 @@ pub(crate) trait Companion {
     fn sources(&self) -> Vec<BorrowedFd<'_>>;
     fn deadline(&self) -> Option<Instant>;
     fn handle(&mut self, ready: &[bool], commands: Option<&mut Commands>) -> Vec<Order>;
+    /// The gateway has reported something.
+    fn event(&mut self, _event: &Event, _line: &[u8]) {}
+    /// What others have reported that the run has to hear: lines of its event stream.
+    fn heard(&mut self) -> Vec<Vec<u8>> {
+        Vec::new()
+    }
+    /// The program has ended: the last of what others have to report, and how many lines of theirs are missing.
+    fn ended(&mut self) -> (Vec<Vec<u8>>, u64) {
+        (Vec::new(), 0)
+    }
     fn answered(&mut self, answer: CommandAnswer) -> Vec<Order>;
     /// The gateway has ended.
     fn gateway_died(&mut self);
@@ -403,15 +414,39 @@ impl Companion for Alone {
     }
 }
 
-impl Observer for Record<'_> {
-    fn event(&mut self, line: &[u8]) {
+impl Record<'_> {
+    fn hear_the_last(&mut self) {
+        let (lines, lost) = self.companion.ended();
+        for line in &lines {
+            self.keep(line);
+        }
+        if lost > 0 {
+            let event =
+                own_event(self.started, EventBody::LimitReached { limit: LimitKind::Events, bound: 0, count: lost });
+            self.log.write(&event);
+            self.summary.record(&event);
+        }
+    }
+
+    /// A line of the event stream. The event, if it can be understood.
+    fn keep(&mut self, line: &[u8]) -> Option<Event> {
         if self.log.has_room() {
             self.missed = self.missed.saturating_add(tell_lost(self.log, self.started));
         }
         self.log.write_line(line);
-        match serde_json::from_slice::<Event>(line) {
-            Ok(event) => self.summary.record(&event),
-            Err(_) => self.summary.note("the gateway sent an event that this version does not understand"),
+        let event = serde_json::from_slice::<Event>(line).ok();
+        match &event {
+            Some(event) => self.summary.record(event),
+            None => self.summary.note("the gateway sent an event that this version does not understand"),
+        }
+        event
+    }
+}
+
+impl Observer for Record<'_> {
+    fn event(&mut self, line: &[u8]) {
+        if let Some(event) = self.keep(line) {
+            self.companion.event(&event, line);
         }
     }
 
@@ -435,7 +470,11 @@ impl Observer for Record<'_> {
     }
 
     fn handle(&mut self, ready: &[bool], commands: Option<&mut Commands>) -> Vec<Order> {
-        self.companion.handle(ready, commands)
+        let orders = self.companion.handle(ready, commands);
+        for line in self.companion.heard() {
+            self.keep(&line);
+        }
+        orders
     }
 
     fn answered(&mut self, answer: CommandAnswer) -> Vec<Order> {

@@ -6,11 +6,12 @@
 //!
 //! | Bytes | What |
 //! |---|---|
-//! | 1 | `S` settings, `P` publish a port, `U` withdraw a port, `A` answer |
+//! | 1 | `S` settings, `P` publish a port, `U` withdraw a port, `T` tell what there is to tell, `A` answer |
 //! | 4 | number of the command |
 //! | `S`: – | with one descriptor: a file of [`MAX_SETTINGS`] bytes at most, a network in the wire form, read from where it stands |
 //! | `P`: rest | with the bound sockets: the port, as JSON |
 //! | `U`: 4 | number of the port |
+//! | `T`: – | answered when the events of all that happened before have been sent |
 //! | `A`: 1, rest | 1: done; 0: not done, and why |
 //!
 //! A command that cannot be read ends the gateway: what it was to be is not known, and it may have been to close something.
@@ -34,6 +35,7 @@ pub(crate) const MAX_SETTINGS: usize = 8 << 20;
 const SETTINGS: u8 = b'S';
 const PUBLISH: u8 = b'P';
 const WITHDRAW: u8 = b'U';
+const TELL: u8 = b'T';
 const ANSWER: u8 = b'A';
 
 /// What is to change.
@@ -45,6 +47,8 @@ pub(crate) enum Command {
     Publish { port: Vec<u8>, sockets: Vec<OwnedFd> },
     /// A port that was published.
     Withdraw { port: u32 },
+    /// Events that are gathered are to be sent.
+    Tell,
 }
 
 /// A port as it is told to the gateway.
@@ -86,6 +90,7 @@ fn parse(message: &[u8], mut fds: Vec<OwnedFd>) -> Option<(u32, Command)> {
     let command = match (*kind, fds.len()) {
         (SETTINGS, 1) if rest.is_empty() => Command::Settings { file: fds.pop()? },
         (PUBLISH, 1..) => Command::Publish { port: rest.to_vec(), sockets: fds },
+        (TELL, 0) if rest.is_empty() => Command::Tell,
         (WITHDRAW, 0) => Command::Withdraw { port: u32::from_be_bytes(rest.try_into().ok()?) },
         (_, _) => return None,
     };
@@ -165,6 +170,14 @@ impl Commands {
         self.send(WITHDRAW, &port.to_be_bytes(), &[])
     }
 
+    /// Has the events of everything that happened before sent ahead of the answer.
+    ///
+    /// # Errors
+    /// As for [`Commands::replace`].
+    pub fn tell(&mut self) -> io::Result<u32> {
+        self.send(TELL, &[], &[])
+    }
+
     fn send(&mut self, kind: u8, rest: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<u32> {
         let number = self.next;
         let message = [&[kind][..], &number.to_be_bytes(), rest].concat();
@@ -226,6 +239,7 @@ mod tests {
         let published = PortSocket { id: PortId(9), port, socket };
         assert_eq!(commands.publish(&published).unwrap(), 1);
         assert_eq!(commands.withdraw(PortId(7)).unwrap(), 2);
+        assert_eq!(commands.tell().unwrap(), 3);
         let Received::Command(0, Command::Settings { file }) = receive(&theirs) else { panic!() };
         let mut text = vec![0; 1 << 16];
         let len = rustix::io::read(&file, &mut text).unwrap();
@@ -235,6 +249,7 @@ mod tests {
         assert_eq!(serde_json::from_slice::<Publication>(&told).unwrap(), Publication { id: PortId(9), port });
         assert_eq!(sockets.len(), 1);
         assert!(matches!(receive(&theirs), Received::Command(2, Command::Withdraw { port: 7 })));
+        assert!(matches!(receive(&theirs), Received::Command(3, Command::Tell)));
         assert!(matches!(receive(&theirs), Received::Nothing));
         drop(commands);
         assert!(matches!(receive(&theirs), Received::Closed));
@@ -252,6 +267,8 @@ mod tests {
             (b"U\0\0\0\0\0\0\0", &[]),
             (b"U\0\0\0\0\0\0\0\0\0", &[]),
             (b"U\0\0\0\0\0\0\0\0", &[file.as_fd()]),
+            (b"T\0\0\0\0x", &[]),
+            (b"T\0\0\0\0", &[file.as_fd()]),
             (b"A\0\0\0\0\x01", &[]),
             (b"x\0\0\0\0", &[]),
         ] {

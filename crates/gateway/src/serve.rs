@@ -136,6 +136,8 @@ struct Gateway {
     events: EventWriter,
     machine: OwnedFd,
     live: Option<Live>,
+    /// Commands that are answered once the events of this turn are sent.
+    tells: Vec<u32>,
     /// Descriptors that this process may have.
     descriptors: Option<u64>,
     /// The gateway's addresses, which are the machine's to a guest.
@@ -252,6 +254,7 @@ impl Gateway {
             events: EventWriter::new(events),
             machine,
             live,
+            tells: Vec::new(),
             descriptors,
             own: own_addresses(&config),
             frame: vec![0; FRAME],
@@ -321,6 +324,9 @@ impl Gateway {
             self.udp.flush(&mut self.gate, now);
             self.drain(now);
             self.events.flush(now);
+            for number in std::mem::take(&mut self.tells) {
+                self.answer(number, Ok(()));
+            }
         }
         let now = self.clock.now();
         let checked = self.checks.reset_all(now, CloseReason::Shutdown);
@@ -483,6 +489,8 @@ impl Gateway {
                     let result = self.withdraw_command(now, PortId(port));
                     self.answer(number, result);
                 }
+                // When this turn's are sent.
+                Command::Tell => self.tells.push(number),
             }
         }
     }
@@ -1008,6 +1016,21 @@ mod tests {
         }
         drop(served.lifeline);
         assert!(served.thread.join().unwrap().is_ok());
+    }
+
+    #[test]
+    fn what_has_happened_is_told_before_it_says_so() {
+        let mut served = serve_one();
+        for address in ["192.0.2.9", "2001:db8::9"] {
+            rustix::io::write(&served.tun, &datagram(address.parse().unwrap())).unwrap();
+            // The packet may be read in the turn of the command, or in one before.
+            let number = served.commands.tell().unwrap();
+            assert_eq!(wait_for(&served.commands), crate::CommandAnswer { number, result: Ok(()) });
+            let mut buffer = [0; 4096];
+            let flags = rustix::net::RecvFlags::DONTWAIT;
+            let (len, _) = rustix::net::recv(&served.events, &mut buffer[..], flags).unwrap();
+            assert!(String::from_utf8_lossy(&buffer[..len]).contains("flow.denied"));
+        }
     }
 
     #[test]

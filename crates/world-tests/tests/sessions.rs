@@ -83,6 +83,41 @@ fn no_run_gets_more_than_its_session() {
 }
 
 #[test]
+fn a_run_in_the_sessions_network_says_what_it_was_denied() {
+    for family in Family::BOTH {
+        let (web, other) = (family.in_url(family.web()), family.in_url(family.other()));
+        let ran = script(&format!(
+            r#"
+            $C create s --no-cwd --net-default-egress deny --net-rule 'allow@{web}'
+            # The denial is the last thing that happens, and is told all the same, every time.
+            for n in $(seq 20); do
+                $C exec --json-summary "$XDG_STATE_HOME/summary" s -- curl -s -o /dev/null http://{other}/ 2>"$XDG_STATE_HOME/said" || true
+                grep -q 'blocked .*default egress deny (session)' "$XDG_STATE_HOME/said" || {{ echo "not told at $n"; cat "$XDG_STATE_HOME/said"; }}
+                grep -q '"flows_denied": 1,' "$XDG_STATE_HOME/summary" || {{ echo "not counted at $n"; cat "$XDG_STATE_HOME/summary"; }}
+            done
+            grep share "$XDG_STATE_HOME/said"
+            $C exec --events "$XDG_STATE_HOME/events" --fail-on-deny --quiet s -- curl -s -o /dev/null http://{other}/ || echo "failed $?"
+            grep -o '"type":"flow.denied".*"layer":"session"' "$XDG_STATE_HOME/events" | wc -l
+            # Names as well, and nothing is said where nothing was denied.
+            $C exec s -- getent hosts denied.example 2>&1 | grep -c 'blocked .*denied.example (look-up)'
+            $C exec s -- curl -s -o /dev/null http://{web}/
+            # A run with a network of its own hears of its own alone.
+            $C exec --net-default-egress deny --net-rule 'allow@{web}' s -- sh -c '
+                touch /tmp/ready; until [ -e /tmp/done ]; do sleep 0.01; done
+            ' 2>"$XDG_STATE_HOME/own" &
+            until_ $C exec --quiet s -- test -e /tmp/ready
+            $C exec --quiet s -- sh -c 'curl -s -o /dev/null http://{other}/; touch /tmp/done'
+            wait
+            cat "$XDG_STATE_HOME/own"
+            "#
+        ));
+        ran.exits(0).never_says("not told").never_says("not counted").says("failed 124\n1\n1\n");
+        assert_eq!(ran.stdout().matches("share").count(), 1, "{ran:?}");
+        assert!(!ran.stdout().contains("blocked"), "{ran:?}");
+    }
+}
+
+#[test]
 fn loopback_is_up_whatever_the_network() {
     let ran = script(
         r#"

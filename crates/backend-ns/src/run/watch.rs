@@ -43,6 +43,9 @@ const FAREWELL: Duration = Duration::from_secs(2);
 /// The longest line an event may be; longer ones are cut off.
 const LONGEST_EVENT: usize = 1 << 20;
 
+/// More messages than wait in the gateway's socket: each takes a page there, and `net.core.wmem_default` is 208 KiB.
+const MESSAGES: usize = 256;
+
 /// What is read from a terminal or the gateway at once.
 const CHUNK: usize = 64 * 1024;
 
@@ -196,7 +199,7 @@ impl<'a> Watch<'a> {
                     }
                 }
                 Source::Signals => self.signal(observer)?,
-                Source::Events => self.read_events(observer),
+                Source::Events => drop(self.read_events(observer)),
                 Source::GatewayEnd => self.gateway_ended(observer),
                 Source::Answers => self.answers(observer),
                 Source::Machine => self.tell_gateway(Machine::handle_news),
@@ -224,6 +227,12 @@ impl<'a> Watch<'a> {
     }
 
     fn answers(&mut self, observer: &mut dyn Observer) {
+        // What it has reported before comes before what it answers.
+        for _ in 0..MESSAGES {
+            if !self.read_events(observer) {
+                break;
+            }
+        }
         let Some(gateway) = &mut self.running.processes.gateway else { return };
         let Some(commands) = &gateway.commands else { return };
         let orders = match commands.answer() {
@@ -396,23 +405,27 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Reads once: others wait too.
-    fn read_events(&mut self, observer: &mut dyn Observer) {
-        if let Some(gateway) = self.running.processes.gateway.take() {
-            self.take_events(&gateway.events, observer);
-            self.running.processes.gateway = Some(gateway);
-        }
+    /// Reads once: others wait too. Whether there was something.
+    fn read_events(&mut self, observer: &mut dyn Observer) -> bool {
+        let Some(gateway) = self.running.processes.gateway.take() else { return false };
+        let has_read = self.take_events(&gateway.events, observer);
+        self.running.processes.gateway = Some(gateway);
+        has_read
     }
 
-    fn take_events(&mut self, events: &OwnedFd, observer: &mut dyn Observer) {
+    fn take_events(&mut self, events: &OwnedFd, observer: &mut dyn Observer) -> bool {
         let mut buffer = vec![0; CHUNK];
         match rustix::io::read(events, &mut buffer) {
             // The end of its process is near, and is noticed as such.
             Ok(0) => self.events_open = false,
-            Ok(len) => self.lines.take(buffer.get(..len).unwrap_or_default(), &mut |line| observer.event(line)),
+            Ok(len) => {
+                self.lines.take(buffer.get(..len).unwrap_or_default(), &mut |line| observer.event(line));
+                return true;
+            }
             Err(Errno::AGAIN | Errno::INTR) => {}
             Err(_) => self.events_open = false,
         }
+        false
     }
 
     /// Reads the events that are there.

@@ -13,6 +13,7 @@ use super::exec::Session;
 use super::protocol::{self, Link, Reply, Request};
 use super::registry::{Entry, NamedError};
 use super::spec::NamedSpec;
+use super::told::Listener;
 
 /// How long a keeper may take to answer. It does nothing that takes long.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -55,9 +56,10 @@ pub fn enter(entry: &Entry) -> Result<Session, NamedError> {
     let (keeper, reply, mut fds) = ask(entry, &Request::Enter, None)?;
     let Reply::Entered(entered) = reply else { return Err(unexpected(entry, &reply)) };
     let broken = |what: String| NamedError::Keeper { name: entry.name().clone(), what };
-    if fds.len() != HANDLE_COUNT + 1 {
+    if fds.len() != HANDLE_COUNT + 2 {
         return Err(broken("has handed over something else than its sandbox".to_owned()));
     }
+    let listener = fds.pop().map(Listener::new);
     let json = fds.pop().map(protocol::read_memory_file).transpose();
     let json = json.map_err(|error| broken(format!("has handed over nothing that can be read: {error}")))?;
     let spec = NamedSpec::parse(&json.unwrap_or_default())
@@ -65,7 +67,7 @@ pub fn enter(entry: &Entry) -> Result<Session, NamedError> {
     let handles = Handles::from_parts(fds, entered.identity, entered.cgroup)
         .map_err(|error| broken(format!("has handed over something else than its sandbox: {error}")))?;
     let link = entered.link.as_ref().map(Link::addresses);
-    Ok(Session { spec, directory: entry.path().to_owned(), handles, link, keeper })
+    Ok(Session { spec, directory: entry.path().to_owned(), handles, link, keeper, listener })
 }
 
 /// Looks at a running sandbox.

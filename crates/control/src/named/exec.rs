@@ -16,6 +16,7 @@ use super::keeper::chain;
 use super::narrow::{self, Mode, enforced, narrowed};
 use super::protocol::{self, FromRun, ToRun};
 use super::spec::NamedSpec;
+use super::told::Listener;
 use crate::sandbox::{Companion, EXIT_SETUP, classifier};
 use crate::{EventLog, Finished, RunError, Sandbox, Terminal};
 
@@ -31,6 +32,8 @@ pub struct Session {
     pub(super) link: Option<LinkAddresses>,
     /// Open for as long as the run lasts.
     pub(super) keeper: OwnedFd,
+    /// What the session's gateway denies.
+    pub(super) listener: Option<Listener>,
 }
 
 /// Everything a caller decides about one run.
@@ -70,7 +73,7 @@ impl Session {
         log: &mut EventLog,
         tell: &mut dyn FnMut(&str),
     ) -> Result<Finished, RunError> {
-        let Session { spec, directory, handles, link, keeper } = self;
+        let Session { spec, directory, handles, link, keeper, listener } = self;
         let own = options.own;
         let unusable = |error: super::SpecError| RunError::Spec(chain(&error));
         let shown: Vec<_> = options.command.iter().map(|word| word.to_string_lossy()).collect();
@@ -103,8 +106,15 @@ impl Session {
                 (Sandbox::plan_at(run, &host, seed, link)?.live(), Attachment::Own)
             }
         };
-        let mut run = Run { keeper: Some(keeper), command: shown, asked, waiting: None };
-        sandbox.run_by(|spec| launch_inside(spec, handles, attachment, own), log, tell, &mut run)
+        // A run that has a network of its own hears from a gateway of its own, or has nothing that could be denied.
+        let listener = listener.filter(|_| attachment == Attachment::Session);
+        let mut run = Run { keeper: Some(keeper), listener, heard: Vec::new(), command: shown, asked, waiting: None };
+        let mut finished = sandbox.run_by(|spec| launch_inside(spec, handles, attachment, own), log, tell, &mut run)?;
+        if attachment == Attachment::Session && finished.summary.denied_anything() {
+            let shared = "what was denied was denied in the session's network, to this run or to others that share it";
+            finished.notices.push(shared.to_owned());
+        }
+        Ok(finished)
     }
 }
 
@@ -112,6 +122,9 @@ impl Session {
 struct Run {
     /// `None` when it is gone.
     keeper: Option<OwnedFd>,
+    listener: Option<Listener>,
+    /// What was heard and not asked for yet.
+    heard: Vec<Vec<u8>>,
     command: String,
     /// The network of its own that was asked for.
     asked: Option<NetworkConfig>,
@@ -160,15 +173,24 @@ impl Companion for Run {
     }
 
     fn sources(&self) -> Vec<BorrowedFd<'_>> {
-        self.keeper.iter().map(AsFd::as_fd).collect()
+        let listener = self.listener.iter().map(AsFd::as_fd);
+        listener.chain(self.keeper.iter().map(AsFd::as_fd)).collect()
     }
 
     fn deadline(&self) -> Option<Instant> {
         None
     }
 
-    fn handle(&mut self, _ready: &[bool], commands: Option<&mut Commands>) -> Vec<Order> {
-        let Some(keeper) = &self.keeper else { return Vec::new() };
+    fn handle(&mut self, ready: &[bool], commands: Option<&mut Commands>) -> Vec<Order> {
+        // In the order of `sources`.
+        let mut ready = ready.iter().copied();
+        let mut is_ready = |is_there: bool| is_there && ready.next() == Some(true);
+        let (has_heard, is_asked) = (is_ready(self.listener.is_some()), is_ready(self.keeper.is_some()));
+        if has_heard {
+            let heard = &mut self.heard;
+            self.listener.take_if(|listener| !listener.take(heard));
+        }
+        let Some(keeper) = self.keeper.as_ref().filter(|_| is_asked) else { return Vec::new() };
         match protocol::receive::<ToRun>(keeper) {
             // A stopped program would not see it.
             Ok(Some((ToRun::Terminate, _))) => vec![Order::Signal(Signal::TERM), Order::Signal(Signal::CONT)],
@@ -179,6 +201,21 @@ impl Companion for Run {
                 Vec::new()
             }
         }
+    }
+
+    fn heard(&mut self) -> Vec<Vec<u8>> {
+        std::mem::take(&mut self.heard)
+    }
+
+    fn ended(&mut self) -> (Vec<Vec<u8>>, u64) {
+        let Some(listener) = self.listener.take() else { return (Vec::new(), 0) };
+        let said = self.keeper.as_ref().is_some_and(|keeper| protocol::send(keeper, &FromRun::Ended, &[]).is_ok());
+        if said {
+            return listener.rest();
+        }
+        let mut lines = Vec::new();
+        listener.take(&mut lines);
+        (lines, 0)
     }
 
     fn answered(&mut self, answer: CommandAnswer) -> Vec<Order> {
@@ -244,7 +281,7 @@ pub(super) fn main_command(main: Main<'_>) -> u8 {
         allow_changes_default: false,
         fail_on_deny: false,
     };
-    let session = Session { spec: spec.clone(), directory, handles, link, keeper };
+    let session = Session { spec: spec.clone(), directory, handles, link, keeper, listener: None };
     let mut say = |text: &str| eprintln!("cofferdam: {text}");
     match session.exec(options, &mut EventLog::none(), &mut say) {
         Ok(finished) => finished.exit_status,

@@ -10,6 +10,8 @@
 //! | running | end of the main command | its status is written down; stopping |
 //! | running | `Policy` | the gateway is told; once it has answered, it is written down and every run is told |
 //! | running | a run has not narrowed in time | it is killed |
+//! | running | the gateway denies something | every run is told ([`told`](super::told)) |
+//! | running | a run's program has ended | once the gateway has told everything, so has the keeper |
 //! | stopping | no run is left, or the time is up | the sandbox is ended, and with it whatever runs in it |
 //!
 //! The main command is a run like others, in a process of its own that is forked before this one has a thread; so every
@@ -27,6 +29,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use cofferdam_backend_ns::{Handles, Order, Running};
 use cofferdam_gateway::{CommandAnswer, Commands};
+use cofferdam_model::Event;
 use cofferdam_sys::ns::{self, Child, Fork};
 use cofferdam_sys::{fdpass, process};
 use rustix::fs::{AtFlags, Mode, OFlags};
@@ -41,6 +44,7 @@ use super::protocol::{self, Entered, FromRun, Link, MAX_RUNS, Reply, Request, Ru
 use super::published::Published;
 use super::registry::{CONTROL, Entry, Locked, NamedError, SPEC, replace_file, write_new};
 use super::spec::NamedSpec;
+use super::told::{self, Teller};
 use crate::sandbox::{Companion, EXIT_SETUP};
 use crate::{EventLog, RunError, Sandbox};
 
@@ -186,6 +190,7 @@ fn serve(
         main: None,
         stopping: None,
         change: None,
+        tellings: Vec::new(),
         published: Published::new(sandbox.published()),
         has_gateway,
         notices: Vec::new(),
@@ -267,6 +272,8 @@ struct Keeper<'a> {
     /// When what still runs is killed.
     stopping: Option<Instant>,
     change: Option<Change>,
+    /// Runs that wait for the gateway to tell everything, by the number of the command.
+    tellings: Vec<(u32, u64)>,
     published: Published,
     has_gateway: bool,
     notices: Vec<String>,
@@ -295,6 +302,8 @@ struct Connection {
     kind: Kind,
     /// Whether it has not said yet that it is within the session's newest policy.
     owes: bool,
+    /// Where a run is told what the gateway denies, for as long as it listens.
+    teller: Option<Teller>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -345,7 +354,7 @@ impl Keeper<'_> {
         };
         // Whoever may not ask gets no word.
         let Some(peer) = protocol::trusted_peer(&socket) else { return };
-        self.add(Connection { socket, peer, kind: Kind::New, owes: false });
+        self.add(Connection { socket, peer, kind: Kind::New, owes: false, teller: None });
     }
 
     fn add(&mut self, connection: Connection) {
@@ -357,7 +366,7 @@ impl Keeper<'_> {
         let Some(connection) = self.connections.get(&id) else { return };
         let keeps = match &connection.kind {
             Kind::New => self.answer(id, commands).unwrap_or(false),
-            Kind::Run { .. } => self.hear_run(id).unwrap_or(false),
+            Kind::Run { .. } => self.hear_run(id, commands).unwrap_or(false),
             Kind::Waits => false,
         };
         if !keeps {
@@ -390,9 +399,11 @@ impl Keeper<'_> {
                     link: self.link.clone(),
                 });
                 let spec = protocol::memory_file(self.spec.to_json().as_bytes())?;
+                let (teller, listener) = fdpass::pair()?;
                 let mut fds: Vec<BorrowedFd<'_>> = handles.fds().into();
-                fds.push(spec.as_fd());
+                fds.extend([spec.as_fd(), listener.as_fd()]);
                 protocol::send(&connection.socket, &entered, &fds)?;
+                connection.teller = Some(Teller::new(teller));
                 connection.kind = Kind::Run { command: None, is_main: false };
                 Ok(true)
             }
@@ -530,7 +541,7 @@ impl Keeper<'_> {
         }
     }
 
-    fn hear_run(&mut self, id: u64) -> io::Result<bool> {
+    fn hear_run(&mut self, id: u64, commands: Option<&mut Commands>) -> io::Result<bool> {
         let Some(connection) = self.connections.get_mut(&id) else { return Ok(false) };
         let Some((said, _)) = protocol::receive::<FromRun>(&connection.socket)? else { return Ok(false) };
         let Kind::Run { command, is_main } = &mut connection.kind else { return Ok(false) };
@@ -546,6 +557,13 @@ impl Keeper<'_> {
                 connection.owes = false;
                 Ok(true)
             }
+            FromRun::Ended => {
+                match commands.filter(|_| self.has_gateway).map(Commands::tell) {
+                    Some(Ok(number)) => self.tellings.push((number, id)),
+                    Some(Err(_)) | None => self.told_everything(id),
+                }
+                Ok(true)
+            }
             FromRun::Failed { why, status } => {
                 if *is_main && self.ready.is_some() {
                     self.failed = Some((why, status));
@@ -554,6 +572,12 @@ impl Keeper<'_> {
                 }
                 Ok(false)
             }
+        }
+    }
+
+    fn told_everything(&mut self, id: u64) {
+        if let Some(teller) = self.connections.get_mut(&id).and_then(|connection| connection.teller.take()) {
+            teller.end();
         }
     }
 
@@ -648,7 +672,8 @@ impl Companion for Keeper<'_> {
             rustix::fs::fcntl_setfl(fd, OFlags::NONBLOCK).map_err(|errno| refused(errno.into()))?;
         }
         let peer = child.pid.as_raw_nonzero().get().unsigned_abs();
-        self.add(Connection { socket, peer, kind: Kind::Run { command: None, is_main: true }, owes: false });
+        let kind = Kind::Run { command: None, is_main: true };
+        self.add(Connection { socket, peer, kind, owes: false, teller: None });
         self.main = Some(MainRun { child, output: Some(output) });
         self.handles = Some(handles);
         Ok(())
@@ -690,7 +715,19 @@ impl Companion for Keeper<'_> {
         if self.is_over() { vec![Order::End] } else { Vec::new() }
     }
 
+    fn event(&mut self, event: &Event, line: &[u8]) {
+        if told::concerns_runs(event) {
+            for connection in self.connections.values_mut() {
+                let told = connection.teller.as_mut().is_some_and(|teller| teller.tell(line));
+                connection.teller.take_if(|_| !told);
+            }
+        }
+    }
+
     fn answered(&mut self, answer: CommandAnswer) -> Vec<Order> {
+        for (_, run) in self.tellings.extract_if(.., |(number, _)| *number == answer.number).collect::<Vec<_>>() {
+            self.told_everything(run);
+        }
         let ended = self.published.answered(answer.number, &answer.result);
         self.end_port_change(ended);
         let is_ours = self.change.as_ref().is_some_and(|change| change.step == ChangeStep::Gateway(answer.number));
@@ -704,6 +741,9 @@ impl Companion for Keeper<'_> {
 
     fn gateway_died(&mut self) {
         self.has_gateway = false;
+        for (_, run) in std::mem::take(&mut self.tellings) {
+            self.told_everything(run);
+        }
         let ended = self.published.gateway_died();
         self.end_port_change(ended);
         if self.change.as_ref().is_some_and(|change| matches!(change.step, ChangeStep::Gateway(_))) {

@@ -19,7 +19,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// The version of what follows.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// The longest message. A list of [`MAX_RUNS`] runs fits.
 const LONGEST: usize = 128 * 1024;
@@ -66,7 +66,7 @@ pub(super) enum Request {
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub(super) enum Reply {
-    /// With the handles and the specification.
+    /// With the handles, the specification, and a socket for what the session's gateway denies ([`Told`](super::told::Told)).
     Entered(Entered),
     Inspected(Status),
     /// It is done, or will be when the connection closes.
@@ -119,6 +119,8 @@ pub(super) enum FromRun {
     },
     /// It holds what the session's changed policy says.
     Narrowed,
+    /// Its program has ended, and it waits for the last of what the session's gateway has denied.
+    Ended,
     /// It did not start; in words, and as an exit status.
     Failed {
         why: String,
@@ -257,11 +259,11 @@ mod tests {
     #[test]
     fn what_is_unknown_or_of_another_version_is_refused() {
         for (message, kind) in [
-            (r#"{"v":2,"say":"enter"}"#, io::ErrorKind::Unsupported),
-            (r#"{"v":2,"say":{"fly":1}}"#, io::ErrorKind::Unsupported),
-            (r#"{"v":1,"say":"fly"}"#, io::ErrorKind::InvalidData),
-            (r#"{"v":1,"say":"enter","more":1}"#, io::ErrorKind::InvalidData),
-            (r#"{"v":1,"say":{"stop":{"grace_ms":1,"more":1}}}"#, io::ErrorKind::InvalidData),
+            (r#"{"v":9,"say":"enter"}"#, io::ErrorKind::Unsupported),
+            (r#"{"v":9,"say":{"fly":1}}"#, io::ErrorKind::Unsupported),
+            (r#"{"v":2,"say":"fly"}"#, io::ErrorKind::InvalidData),
+            (r#"{"v":2,"say":"enter","more":1}"#, io::ErrorKind::InvalidData),
+            (r#"{"v":2,"say":{"stop":{"grace_ms":1,"more":1}}}"#, io::ErrorKind::InvalidData),
             (r#"{"say":"enter"}"#, io::ErrorKind::InvalidData),
             ("\0", io::ErrorKind::InvalidData),
         ] {
