@@ -333,7 +333,12 @@ impl Mappings {
         let Some(removed) = self.table.find_flow(flow).and_then(|slot| self.table.remove(slot)) else { return };
         cx.outputs.retain(|output| !matches!(output, Output::SendUdp { flow: other, .. } if *other == flow));
         cx.output(Output::CloseUdp { flow });
-        tell(cx, now, &removed.value, error);
+        if error == UdpError::NetUnreachable {
+            // A program on the machine itself is told so when it connects: this one must not wait for an answer either.
+            cx.emit_error(removed.value.ends.guest.ip(), IcmpError::NoRoute, removed.value.quote.bytes());
+        } else {
+            tell(cx, now, &removed.value, error);
+        }
         cx.report_failed(flow, Protocol::Udp, removed.value.ends, &error);
     }
 

@@ -62,6 +62,9 @@ pub(crate) fn emit_echo_reply(ends: IpEnds, ident: u16, sequence: u16, payload: 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum IcmpError {
     NetUnreachable,
+    /// As [`IcmpError::NetUnreachable`], in words that a kernel passes on to UDP sockets as well: the usual ones are "only a
+    /// hint" (RFC 1122 §3.2.2.1), which Linux keeps to itself unless the program asks for such.
+    NoRoute,
     HostUnreachable,
     PortUnreachable,
     Prohibited,
@@ -78,6 +81,8 @@ impl IcmpError {
     fn fields(self, ends: IpEnds) -> (u8, u8, [u8; 4]) {
         match (ends, self) {
             (IpEnds::V4 { .. }, IcmpError::NetUnreachable) => (3, 0, [0; 4]),
+            // "Destination network unknown".
+            (IpEnds::V4 { .. }, IcmpError::NoRoute) => (3, 6, [0; 4]),
             (IpEnds::V4 { .. }, IcmpError::HostUnreachable) => (3, 1, [0; 4]),
             (IpEnds::V4 { .. }, IcmpError::UnknownProtocol) => (3, 2, [0; 4]),
             (IpEnds::V4 { .. }, IcmpError::PortUnreachable) => (3, 3, [0; 4]),
@@ -87,6 +92,8 @@ impl IcmpError {
             }
             (IpEnds::V4 { .. }, IcmpError::Prohibited) => (3, 13, [0; 4]),
             (IpEnds::V6 { .. }, IcmpError::NetUnreachable) => (1, 0, [0; 4]),
+            // "Reject route to destination".
+            (IpEnds::V6 { .. }, IcmpError::NoRoute) => (1, 6, [0; 4]),
             (IpEnds::V6 { .. }, IcmpError::Prohibited) => (1, 1, [0; 4]),
             (IpEnds::V6 { .. }, IcmpError::HostUnreachable) => (1, 3, [0; 4]),
             (IpEnds::V6 { .. }, IcmpError::PortUnreachable) => (1, 4, [0; 4]),
