@@ -26,6 +26,8 @@ use crate::seal::{SealError, confine};
 const LOW: usize = 32;
 /// How many it asks for.
 const REFILL: u8 = 64;
+/// The most that the gateway has in stock, of both families: below [`LOW`], and then what it asks for.
+pub(crate) const STOCK: u64 = 2 * (LOW as u64 + REFILL as u64);
 
 /// Why there is no broker any more.
 #[derive(Debug, thiserror::Error)]
@@ -72,11 +74,17 @@ pub fn serve_broker(channel: &OwnedFd, lifeline: &OwnedFd) -> Result<(), BrokerE
                 (0..left.min(fdpass::MAX_FDS)).map_while(|_| transparent_socket(version, CONGESTION_CONTROL).ok());
             let sockets: Vec<OwnedFd> = made.collect();
             let borrowed: Vec<BorrowedFd<'_>> = sockets.iter().map(AsFd::as_fd).collect();
-            fdpass::send_fds(channel, &[family], &borrowed).map_err(serve)?;
-            if sockets.is_empty() {
-                break;
+            let sent = match fdpass::send_fds(channel, &[family], &borrowed) {
+                // The user has as many descriptors under way, of all processes, as one process may have (unix(7)).
+                Err(error) if error.raw_os_error() == Some(libc::ETOOMANYREFS) => {
+                    fdpass::send_fds(channel, &[family], &[]).map(|()| 0)
+                }
+                sent => sent.map(|()| sockets.len()),
+            };
+            match sent.map_err(serve)? {
+                0 => break,
+                sent => left -= sent,
             }
-            left -= sockets.len();
         }
     }
 }
@@ -147,7 +155,9 @@ struct Shelf {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Delivered {
     Sockets,
-    /// It has none to give.
+    /// Nothing yet.
+    NotYet,
+    /// It has none to give, or there is no descriptor left to take one.
     Nothing,
     /// The broker is gone.
     Gone,
@@ -180,23 +190,39 @@ impl Stock {
 
     /// Takes in what has been sent.
     pub(crate) fn receive(&mut self) -> Delivered {
-        let mut delivered = Delivered::Nothing;
+        let (mut come, mut refused, mut lost) = (false, false, false);
         let mut family = [0; 1];
         loop {
-            match fdpass::recv_fds(&self.channel, &mut family) {
+            let received = fdpass::recv_fds(&self.channel, &mut family);
+            let shelf = if family == [6] { &mut self.v6 } else { &mut self.v4 };
+            match received {
                 Ok((0, _)) => return Delivered::Gone,
-                Ok((_, sockets)) => {
-                    let [family] = family;
-                    let shelf = if family == 6 { &mut self.v6 } else { &mut self.v4 };
-                    if sockets.is_empty() {
-                        shelf.coming = 0;
-                    } else {
-                        delivered = Delivered::Sockets;
-                        shelf.coming = shelf.coming.saturating_sub(sockets.len());
-                        shelf.sockets.extend(sockets);
-                    }
+                Ok((_, sockets)) if sockets.is_empty() => {
+                    refused = true;
+                    shelf.coming = 0;
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return delivered,
+                Ok((_, sockets)) => {
+                    come = true;
+                    shelf.coming = shelf.coming.saturating_sub(sockets.len());
+                    shelf.sockets.extend(sockets);
+                }
+                // The message has come without its sockets, for want of descriptors here.
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                    (refused, lost) = (true, true);
+                    shelf.coming = shelf.coming.saturating_sub(fdpass::MAX_FDS);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if lost && !come {
+                        // What the other family has in stock makes room for the next one to ask.
+                        self.v4.sockets.clear();
+                        self.v6.sockets.clear();
+                    }
+                    return match (come, refused) {
+                        (true, _) => Delivered::Sockets,
+                        (false, true) => Delivered::Nothing,
+                        (false, false) => Delivered::NotYet,
+                    };
+                }
                 Err(_) => return Delivered::Gone,
             }
         }
@@ -209,11 +235,12 @@ impl Stock {
 
 #[cfg(test)]
 mod tests {
+    use std::mem::MaybeUninit;
     use std::net::SocketAddr;
 
     use rustix::fs::{Mode, OFlags};
     use rustix::io::Errno;
-    use rustix::net::{AddressFamily, RecvFlags, SocketType};
+    use rustix::net::{AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketType};
 
     use super::*;
 
@@ -255,6 +282,7 @@ mod tests {
         let socket = rustix::net::socket(AddressFamily::INET6, SocketType::STREAM, None).unwrap();
         fdpass::send_fds(&theirs, &[6], &[socket.as_fd(); fdpass::MAX_FDS]).unwrap();
         assert_eq!(stock.receive(), Delivered::Sockets);
+        assert_eq!(stock.receive(), Delivered::NotYet);
         assert!(stock.take(true).is_some());
         assert_eq!(requests(), 0, "the rest is still on its way");
         // Refused by the system: what was asked for does not come, and is asked for again.
@@ -264,5 +292,32 @@ mod tests {
         assert_eq!(requests(), 1);
         drop(theirs);
         assert_eq!(stock.receive(), Delivered::Gone);
+    }
+
+    #[test]
+    fn sockets_that_find_no_descriptor_left_are_asked_for_again() {
+        let (ours, theirs) = fdpass::pair().unwrap();
+        rustix::io::ioctl_fionbio(&ours, true).unwrap();
+        let mut stock = Stock::new(ours);
+        let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        fdpass::send_fds(&theirs, &[4], &[socket.as_fd()]).unwrap();
+        assert_eq!(stock.receive(), Delivered::Sockets);
+        assert!(stock.take(true).is_none());
+        // More than the receiver asks for looks to it as no descriptor left does.
+        const MANY: usize = 2 * fdpass::MAX_FDS;
+        let many = [socket.as_fd(); MANY];
+        for _ in 0..3 {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MANY))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            assert!(control.push(SendAncillaryMessage::ScmRights(&many)));
+            rustix::net::sendmsg(&theirs, &[io::IoSlice::new(&[6])], &mut control, SendFlags::empty()).unwrap();
+        }
+        assert_eq!(stock.receive(), Delivered::Nothing);
+        let mut request = [0; 2];
+        assert_eq!(rustix::io::read(&theirs, &mut request), Ok(2));
+        assert_eq!(rustix::net::recv(&theirs, &mut request, RecvFlags::DONTWAIT).err(), Some(Errno::AGAIN));
+        assert!(stock.take(true).is_none());
+        assert_eq!(rustix::io::read(&theirs, &mut request), Ok(2));
+        assert!(stock.take(false).is_none(), "the other family's have made room");
     }
 }

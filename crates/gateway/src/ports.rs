@@ -185,7 +185,8 @@ impl Ports {
                     ends.extend(self.attempt(poller, flow).map(|result| (flow, result)));
                 }
             }
-            Delivered::Nothing => ends.extend(self.waiting.pop_front().map(|flow| (flow, Err(DialError::Resources)))),
+            Delivered::NotYet => {}
+            Delivered::Nothing => ends.extend(self.waiting.drain(..).map(|flow| (flow, Err(DialError::Resources)))),
             Delivered::Gone => {
                 self.stock = None;
                 ends.extend(self.waiting.drain(..).map(|flow| (flow, Err(DialError::Resources))));

@@ -17,6 +17,7 @@ use cofferdam_names::{Families, Reach, Rebinding, Resolver, ResolverConfig, Upst
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
 
+use crate::broker;
 use crate::check::{Ask, Checks, HandOver, MAX_KEPT, Outcome};
 use crate::clock::Clock;
 use crate::commands::{self, Command, Received};
@@ -53,7 +54,7 @@ const LITTLE_PACKETS: usize = 1;
 /// The `virtio_net_hdr` and the largest packet.
 const FRAME: usize = cofferdam_gate::wire::virtio::HEADER_LEN + 65_535 + 40;
 
-/// Descriptors kept free for what is not a TCP flow: TUN, listeners, channels, pipes, and some sockets for DNS and UDP.
+/// Descriptors kept free for what is not a TCP flow, beside the stock of the broker: TUN, listeners, channels, pipes, and some sockets for DNS and UDP.
 const RESERVED_DESCRIPTORS: u64 = 100;
 
 /// Why the gateway could not serve, or stopped.
@@ -138,8 +139,7 @@ struct Gateway {
     live: Option<Live>,
     /// Commands that are answered once the events of this turn are sent.
     tells: Vec<u32>,
-    /// Descriptors that this process may have.
-    descriptors: Option<u64>,
+    room: Room,
     /// The gateway's addresses, which are the machine's to a guest.
     own: Vec<IpAddr>,
     frame: Vec<u8>,
@@ -164,26 +164,39 @@ fn raise_descriptor_limit() -> Option<u64> {
     getrlimit(Resource::Nofile).current
 }
 
-/// The bound on TCP flows, two descriptors each, that the descriptors allow; 0 stands for unlimited.
-fn connections_within(wanted: u32, descriptors: Option<u64>) -> u32 {
-    let Some(descriptors) = descriptors else { return wanted };
-    let room = u32::try_from(descriptors.saturating_sub(RESERVED_DESCRIPTORS) / 2).unwrap_or(u32::MAX).max(1);
-    if wanted == 0 { room } else { wanted.min(room) }
+/// What the descriptors of this process have to do for.
+#[derive(Debug, Clone, Copy)]
+struct Room {
+    /// How many it may have; `None` for any number.
+    descriptors: Option<u64>,
+    /// Whether connections come in by published ports as well.
+    has_ports: bool,
 }
 
-/// The bounds that can be held with so many descriptors.
-fn limits_within(limits: &LimitsConfig, descriptors: Option<u64>) -> LimitsConfig {
-    let max_connections = connections_within(limits.max_connections, descriptors);
-    LimitsConfig { max_connections, ..limits.clone() }
+impl Room {
+    /// The bounds on TCP flows, two descriptors each, that can be held. Where not all fit, each direction has half of the room, and
+    /// what the other leaves of its own.
+    fn limits(self, wanted: &LimitsConfig) -> LimitsConfig {
+        let Some(descriptors) = self.descriptors else { return wanted.clone() };
+        let reserved = RESERVED_DESCRIPTORS + if self.has_ports { broker::STOCK } else { 0 };
+        let flows = u32::try_from(descriptors.saturating_sub(reserved) / 2).unwrap_or(u32::MAX);
+        // 0 stands for unlimited; one flow may always be tried.
+        let within = |wanted: u32, room: u32| if wanted == 0 { room.max(1) } else { wanted.min(room.max(1)) };
+        let LimitsConfig { max_connections, max_inbound_connections, .. } = *wanted;
+        let inbound = if self.has_ports { within(max_inbound_connections, flows / 2) } else { 0 };
+        let max_connections = within(max_connections, flows.saturating_sub(inbound));
+        let max_inbound_connections = within(max_inbound_connections, flows.saturating_sub(max_connections));
+        LimitsConfig { max_connections, max_inbound_connections, ..wanted.clone() }
+    }
 }
 
-fn gate_config(config: &GatewayConfig, descriptors: Option<u64>) -> GateConfig {
+fn gate_config(config: &GatewayConfig, room: Room) -> GateConfig {
     GateConfig {
         v4: Link4 { guest: config.link.guest4, gateway: config.link.gateway4, prefix: config.link.prefix4 },
         v6: config.link.v6.as_ref().map(|v6| Link6 { guest: v6.guest, gateway: v6.gateway }),
         mtu: config.network.interface.mtu,
         deny_with: config.network.deny_with,
-        limits: limits_within(&config.network.limits, descriptors),
+        limits: room.limits(&config.network.limits),
         pin_floor: config.network.dns.pin_floor,
         seed: config.seed,
     }
@@ -235,6 +248,7 @@ impl Gateway {
             poller.add(broker, Token::Broker, Watch::Read)?;
         }
         let published: Vec<PortSocket> = fds.ports;
+        let room = Room { descriptors, has_ports: ports.can_publish() };
         let resolver = Resolver::new(resolver_config(&config), Arc::clone(&config.policy));
         let mut gateway = Gateway {
             poller,
@@ -243,7 +257,7 @@ impl Gateway {
             spare: fds.tun.try_clone().ok(),
             tun: fds.tun,
             listeners: fds.listeners,
-            gate: Gate::new(gate_config(&config, descriptors), Arc::clone(&config.policy)),
+            gate: Gate::new(gate_config(&config, room), Arc::clone(&config.policy)),
             dials: Dials::default(),
             checks: Checks::new(),
             relay: Relay::new(),
@@ -255,7 +269,7 @@ impl Gateway {
             machine,
             live,
             tells: Vec::new(),
-            descriptors,
+            room,
             own: own_addresses(&config),
             frame: vec![0; FRAME],
             expected: [0; 2],
@@ -539,7 +553,7 @@ impl Gateway {
                     let rebinding = Rebinding::of_network(&network, classifier);
                     (Arc::new(policy.with_classifier(classifier.clone())), rebinding)
                 };
-                self.gate.handle_limits(now, limits_within(&network.limits, self.descriptors));
+                self.gate.handle_limits(now, self.room.limits(&network.limits));
                 self.gate.handle_deny_with(network.deny_with);
                 self.gate.handle_pin_floor(network.dns.pin_floor);
                 self.dns.handle_policy(now, Arc::clone(&policy), rebinding, network.dns.query_timeout);
@@ -887,11 +901,27 @@ mod tests {
 
     #[test]
     fn sizes_itself_to_the_descriptors_it_has() {
-        assert_eq!(connections_within(4096, Some(20_000)), 4096);
-        assert_eq!(connections_within(0, Some(20_000)), 9950);
-        assert_eq!(connections_within(4096, Some(1024)), 462);
-        assert_eq!(connections_within(4096, Some(10)), 1);
-        assert_eq!(connections_within(0, None), 0);
+        let bounds = |wanted: (u32, u32), descriptors, has_ports| {
+            let (max_connections, max_inbound_connections) = wanted;
+            let limits = cofferdam_policy::file::default_network().limits;
+            let wanted = LimitsConfig { max_connections, max_inbound_connections, ..limits };
+            let limits = Room { descriptors, has_ports }.limits(&wanted);
+            (limits.max_connections, limits.max_inbound_connections)
+        };
+        let outward = |wanted, descriptors| bounds((wanted, 1024), descriptors, false).0;
+        assert_eq!(outward(4096, Some(20_000)), 4096);
+        assert_eq!(outward(0, Some(20_000)), 9950);
+        assert_eq!(outward(4096, Some(1024)), 462);
+        assert_eq!(outward(4096, Some(10)), 1);
+        assert_eq!(outward(0, None), 0);
+        // With published ports both directions have to fit, and neither starves the other.
+        assert_eq!(bounds((4096, 1024), Some(20_000), true), (4096, 1024));
+        assert_eq!(bounds((0, 0), Some(20_000), true), (4927, 4927));
+        assert_eq!(bounds((4096, 1024), Some(1024), true), (183, 183));
+        assert_eq!(bounds((4096, 10), Some(1024), true), (356, 10));
+        assert_eq!(bounds((100, 0), Some(1024), true), (100, 266));
+        assert_eq!(bounds((4096, 1024), Some(10), true), (1, 1));
+        assert_eq!(bounds((0, 0), None, true), (0, 0));
     }
 
     /// A gateway in a thread of its own, which is sealed for good, with sockets in place of TUN and supervisor.
