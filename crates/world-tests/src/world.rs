@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::{Marked, Ran, Sandbox};
 
 /// What `world/up.sh` and its neighbours need beside them; in the binary, so that a test can be run from anywhere.
-const FILES: [(&str, &str); 24] = [
+const FILES: [(&str, &str); 25] = [
     ("up.sh", include_str!("../world/up.sh")),
     ("enter.sh", include_str!("../world/enter.sh")),
     ("as_guest.sh", include_str!("../world/as_guest.sh")),
@@ -36,7 +36,22 @@ const FILES: [(&str, &str); 24] = [
     ("capture.py", include_str!("../world/capture.py")),
     ("flights.py", include_str!("../world/flights.py")),
     ("sockets.py", include_str!("../world/sockets.py")),
+    ("ports.py", include_str!("../world/ports.py")),
 ];
+
+/// What every script on the host begins with.
+const PRELUDE: &str = r#"
+set -eu
+export XDG_STATE_HOME=$(mktemp -d)
+servers=
+serve() { "$WORLD/files/as_guest.sh" "$@" </dev/null >>log 2>&1 & servers="$servers $!"; }
+trap 'kill $servers 2>/dev/null || true; $C ls --quiet | xargs -r $C rm --force >/dev/null 2>&1 || true; rm -rf "$XDG_STATE_HOME"' EXIT
+# Waits until a condition holds; there is no event to wait for where another process has to end.
+until_() { n=0; until "$@"; do n=$((n + 1)); [ $n -lt 500 ] || { echo "never: $*" >&2; exit 97; }; sleep 0.02; done; }
+state() { $C inspect --json "$1" | sed -n 's/^  "state": "\(.*\)".*/\1/p'; }
+number() { $C inspect --json "$1" | sed -n 's/^  "'"$2"'": \([0-9]*\).*/\1/p'; }
+is() { [ "$(state "$1")" = "$2" ]; }
+"#;
 
 /// The two namespaces and the servers in them, for as long as this lives.
 #[derive(Debug)]
@@ -92,6 +107,19 @@ impl World {
     pub fn with_everything() -> &'static World {
         static WORLD: OnceLock<World> = OnceLock::new();
         WORLD.get_or_init(|| World::start_with(&["WORLD_RESOLVERS", "WORLD_EVERYTHING"]))
+    }
+
+    /// A world whose host has this family alone.
+    ///
+    /// # Panics
+    ///
+    /// As [`World::start`] does.
+    #[must_use]
+    pub fn with_only(family: Family) -> World {
+        World::start_with(match family {
+            Family::V4 => &["WORLD_NO_IPV6"],
+            Family::V6 => &["WORLD_NO_IPV4"],
+        })
     }
 
     /// Makes a world.
@@ -194,6 +222,34 @@ impl World {
     #[must_use]
     pub fn from_outside(&self, command: &[&str]) -> Ran {
         self.sandbox().outside().without_a_sandbox(command)
+    }
+
+    /// Runs a piece of bash on the host, where `$C` is the program under test and sandboxes that stay have a place of their
+    /// own; what is made there is removed at the end. `until_ CONDITION` waits, `state NAME` and `number NAME FIELD` look, and
+    /// `serve CMD` starts a server that ends with the script.
+    ///
+    /// One script holds a whole story, since as a plain user without root every command that the world is entered with is
+    /// in another user namespace, and sandboxes are for one user in one.
+    ///
+    /// # Panics
+    ///
+    /// When the world cannot be entered.
+    #[track_caller]
+    #[must_use]
+    pub fn script(&self, text: &str) -> Ran {
+        self.script_in(self.sandbox().patience(Duration::from_secs(120)), text)
+    }
+
+    /// As [`World::script`], in the folder of a sandbox and with its patience.
+    ///
+    /// # Panics
+    ///
+    /// When the world cannot be entered.
+    #[track_caller]
+    #[must_use]
+    pub fn script_in(&self, sandbox: Sandbox<'_>, text: &str) -> Ran {
+        let text = format!("C='{}'\nWORLD='{}'\n{PRELUDE}\n{text}", self.cofferdam.display(), self.folder.display());
+        sandbox.without_a_sandbox(&["bash", "-c", &text])
     }
 
     /// Changes the host, with privilege there.
@@ -346,6 +402,42 @@ impl Family {
         match self {
             Family::V4 => "10.77.0.5",
             Family::V6 => "fd12:3456:789a::5",
+        }
+    }
+
+    /// The name that has addresses of this family alone, those of [`Family::web`].
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Family::V4 => "v4.wall-test.com",
+            Family::V6 => "v6.wall-test.com",
+        }
+    }
+
+    /// The host as it reaches itself.
+    #[must_use]
+    pub const fn loopback(self) -> &'static str {
+        match self {
+            Family::V4 => "127.0.0.1",
+            Family::V6 => "::1",
+        }
+    }
+
+    /// The host as the world reaches it.
+    #[must_use]
+    pub const fn host(self) -> &'static str {
+        match self {
+            Family::V4 => "192.168.77.2",
+            Family::V6 => "2606:4700:77::2",
+        }
+    }
+
+    /// The world as a client of the host.
+    #[must_use]
+    pub const fn beyond(self) -> &'static str {
+        match self {
+            Family::V4 => "192.168.77.1",
+            Family::V6 => "2606:4700:77::1",
         }
     }
 

@@ -1,82 +1,14 @@
 //! Published ports: real servers in a sandbox, real clients on the host and beyond.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
-use std::process::Child;
 use std::time::Duration;
 
-use cofferdam_world_tests::{Family, Ran, Sandbox, World, long};
+use cofferdam_world_tests::{Family, Ran, Sandbox, Served, World, long};
 
-const PROGRAM: &str = include_str!("../world/ports.py");
-
-/// A server in a sandbox, for as long as this lives.
-struct Served {
-    child: Child,
-    output: BufReader<std::process::ChildStdout>,
-}
-
-impl Served {
-    /// Starts the server of `ports.py`.
-    #[track_caller]
-    fn start(sandbox: &Sandbox<'_>) -> Served {
-        Served::run(sandbox, &["python3", "-c", PROGRAM, "serve"], "up\n")
-    }
-
-    /// Starts a program, and waits until it says so.
-    #[track_caller]
-    fn run(sandbox: &Sandbox<'_>, command: &[&str], ready: &str) -> Served {
-        let mut child = sandbox.start(command);
-        let mut output = BufReader::new(child.stdout.take().expect("a pipe"));
-        let mut line = String::new();
-        output.read_line(&mut line).expect("the server's output can be read");
-        if line != ready {
-            let mut errors = String::new();
-            drop(child.stdin.take());
-            let _ = child.stderr.take().expect("a pipe").read_to_string(&mut errors);
-            panic!("the server did not come up: {line:?}\n{errors}");
-        }
-        Served { child, output }
-    }
-
-    /// Ends the server and returns what the sandbox said on its standard error.
-    fn end(mut self) -> String {
-        drop(self.child.stdin.take());
-        let mut errors = String::new();
-        let _ = self.output.read_to_string(&mut String::new());
-        let _ = self.child.stderr.take().expect("a pipe").read_to_string(&mut errors);
-        self.child.wait().expect("it was started");
-        errors
-    }
-}
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        drop(self.child.stdin.take());
-        // It ends by itself; a test that has failed must not wait for ever.
-        let _ = self.child.wait();
-    }
-}
-
-/// The host as it is reached from itself and from the world.
-fn loopback(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "127.0.0.1",
-        Family::V6 => "::1",
-    }
-}
-
-fn lan(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "192.168.77.2",
-        Family::V6 => "2606:4700:77::2",
-    }
-}
-
-fn beyond(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "192.168.77.1",
-        Family::V6 => "2606:4700:77::1",
-    }
+/// Starts the server of `ports.py`.
+#[track_caller]
+fn serve(sandbox: &Sandbox<'_>) -> Served {
+    Served::start(sandbox, &["python3", "-c", World::shared().program("ports.py"), "serve"])
 }
 
 fn any(family: Family) -> &'static str {
@@ -86,16 +18,21 @@ fn any(family: Family) -> &'static str {
     }
 }
 
+/// Where `ports.py` is, outside of a sandbox.
+fn program() -> String {
+    World::shared().path("files/ports.py").display().to_string()
+}
+
 /// A client of `ports.py` on the host.
 #[track_caller]
 fn client(words: &[&str]) -> Ran {
-    World::shared().on_the_host(&[&["python3", "-c", PROGRAM], words].concat())
+    World::shared().on_the_host(&[&["python3", &program()], words].concat())
 }
 
 /// A client of `ports.py` in the world.
 #[track_caller]
 fn client_beyond(words: &[&str]) -> Ran {
-    World::shared().from_outside(&[&["python3", "-c", PROGRAM], words].concat())
+    World::shared().from_outside(&[&["python3", &program()], words].concat())
 }
 
 /// "seen as ADDRESS PORT is ADDRESS PORT".
@@ -109,35 +46,12 @@ fn seen_as(ran: &Ran) -> (String, String) {
 }
 
 #[test]
-fn nginx_inside_is_reached_with_curl_from_the_host() {
-    let world = World::shared();
-    let sandbox = world.sandbox().flags("-p 21080:80 -p [::1]:21080:80");
-    let folder = sandbox.folder().display().to_string();
-    let conf = format!(
-        "daemon off; pid {folder}/pid; error_log stderr; events {{ }}\n\
-         http {{ access_log off; client_body_temp_path {folder}/b; proxy_temp_path {folder}/p; fastcgi_temp_path {folder}/f;\n\
-         uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;\n\
-         server {{ listen 80; listen [::]:80; location / {{ return 200 'from within to $remote_addr\\n'; }} }} }}\n"
-    );
-    fs::write(sandbox.folder().join("nginx.conf"), conf).expect("the folder is ours");
-    let start = "nginx -e stderr -c $PWD/nginx.conf & until curl -sf http://[::1]/ >/dev/null; do sleep 0.05; done; \
-                 echo up; cat; kill $!";
-    let served = Served::run(&sandbox, &["sh", "-c", start], "up\n");
-    for family in Family::BOTH {
-        let url = format!("http://{}:21080/", family.in_url(loopback(family)));
-        let ran = world.on_the_host(&["curl", "-sS", &url]);
-        ran.exits(0).says("from within to ").never_says("127.0.0.1").never_says("to ::1");
-    }
-    drop(served);
-}
-
-#[test]
 fn half_closes_bulk_and_a_thousand_connections_at_once() {
-    let served = Served::start(&World::shared().sandbox().flags("-p 21007:7 -p [::1]:21007:7"));
+    let served = serve(&World::shared().sandbox().flags("-p 21007:7 -p [::1]:21007:7"));
     // More than every buffer on the way holds: four of the machine's sockets, 32 MiB each at most on most.
     let size = if long() { 1 << 30 } else { 256 << 20 }.to_string();
     for family in Family::BOTH {
-        let address = loopback(family);
+        let address = family.loopback();
         client(&["halfclose", address, "21007"]).exits(0).says("whole");
         client(&["bulk", address, "21007", &size])
             .exits(0)
@@ -151,18 +65,18 @@ fn half_closes_bulk_and_a_thousand_connections_at_once() {
 #[test]
 fn a_client_on_loopback_is_the_gateway_and_any_other_is_itself() {
     let flags = "-p 0.0.0.0:21008:8 -p [::]:21008:8 -p 0.0.0.0:21008:8/udp -p [::]:21008:8/udp";
-    let served = Served::start(&World::shared().sandbox().flags(flags));
+    let served = serve(&World::shared().sandbox().flags(flags));
     for family in Family::BOTH {
         for who in ["who", "whoudp"] {
-            let (seen, _) = seen_as(&client(&[who, loopback(family), "21008"]));
+            let (seen, _) = seen_as(&client(&[who, family.loopback(), "21008"]));
             let gateway = if family == Family::V4 { "172." } else { "fd42:6d73:62:" };
             assert!(seen.starts_with(gateway), "{family:?} {who}: {seen}");
-            let (seen, is) = seen_as(&client_beyond(&[who, lan(family), "21008"]));
+            let (seen, is) = seen_as(&client_beyond(&[who, family.host(), "21008"]));
             assert_eq!(seen, is, "{family:?} {who}");
-            assert!(is.starts_with(beyond(family)), "{is}");
+            assert!(is.starts_with(family.beyond()), "{is}");
         }
         // The host itself, by an address that is not its loopback.
-        let (seen, is) = seen_as(&client(&["who", lan(family), "21008", lan(family)]));
+        let (seen, is) = seen_as(&client(&["who", family.host(), "21008", family.host()]));
         assert_eq!(seen, is);
     }
     drop(served);
@@ -171,9 +85,9 @@ fn a_client_on_loopback_is_the_gateway_and_any_other_is_itself() {
 #[test]
 fn udp_answers_go_to_whoever_asked() {
     let flags = "-p 21007:7/udp -p [::1]:21007:7/udp";
-    let served = Served::start(&World::shared().sandbox().flags(flags));
+    let served = serve(&World::shared().sandbox().flags(flags));
     for family in Family::BOTH {
-        client(&["udp", loopback(family), "21007", "10"]).exits(0).says("40 good");
+        client(&["udp", family.loopback(), "21007", "10"]).exits(0).says("40 good");
     }
     drop(served);
 }
@@ -185,15 +99,15 @@ fn denied_peers_are_reset_or_hear_nothing() {
         let flags =
             format!("--net-rule deny:ingress@private -p {bind}:21108:8 -p {bind}:21108:8/udp --events events --quiet");
         let sandbox = World::shared().sandbox().flags(&flags);
-        let served = Served::start(&sandbox);
-        client_beyond(&["reset", lan(family), "21108"]).exits(0).says("ECONNRESET");
-        client_beyond(&["silence", lan(family), "21108"]).exits(0).says("silence");
-        seen_as(&client(&["who", loopback(family), "21108"]));
+        let served = serve(&sandbox);
+        client_beyond(&["reset", family.host(), "21108"]).exits(0).says("ECONNRESET");
+        client_beyond(&["silence", family.host(), "21108"]).exits(0).says("silence");
+        seen_as(&client(&["who", family.loopback(), "21108"]));
         let events_at = sandbox.folder().join("events");
-        served.end();
+        let said = served.end();
         let events = fs::read_to_string(events_at).expect("events were written");
         let denied: Vec<&str> = events.lines().filter(|line| line.contains("flow.denied")).collect();
-        assert!(denied.len() >= 2, "{events}");
+        assert!(denied.len() >= 2, "{said}\n{events}");
         assert!(
             denied.iter().all(|line| line.contains("\"ingress\"") && line.contains("deny:ingress@private")),
             "{events}"
@@ -203,32 +117,32 @@ fn denied_peers_are_reset_or_hear_nothing() {
 
 #[test]
 fn a_service_that_is_not_there_resets_its_clients() {
-    let served = Served::start(&World::shared().sandbox().flags("-p 21009:9 -p [::1]:21009:9"));
+    let served = serve(&World::shared().sandbox().flags("-p 21009:9 -p [::1]:21009:9"));
     for family in Family::BOTH {
-        client(&["reset", loopback(family), "21009"]).exits(0).says("ECONNRESET");
+        client(&["reset", family.loopback(), "21009"]).exits(0).says("ECONNRESET");
     }
     drop(served);
 }
 
 #[test]
 fn a_port_is_open_where_it_was_published_and_nowhere_else() {
-    let served = Served::start(&World::shared().sandbox().flags("-p 21208:8 -p [::1]:21208:8 -p 0.0.0.0:21209:8"));
+    let served = serve(&World::shared().sandbox().flags("-p 21208:8 -p [::1]:21208:8 -p 0.0.0.0:21209:8"));
     for family in Family::BOTH {
-        seen_as(&client(&["who", loopback(family), "21208"]));
-        client_beyond(&["reset", lan(family), "21208"]).exits(0).says("ECONNREFUSED");
+        seen_as(&client(&["who", family.loopback(), "21208"]));
+        client_beyond(&["reset", family.host(), "21208"]).exits(0).says("ECONNREFUSED");
         for port in ["8", "7"] {
-            client_beyond(&["reset", lan(family), port]).exits(0).never_says("seen").never_says("got");
+            client_beyond(&["reset", family.host(), port]).exits(0).never_says("seen").never_says("got");
         }
     }
-    seen_as(&client_beyond(&["who", lan(Family::V4), "21209"]));
-    client_beyond(&["reset", lan(Family::V6), "21209"]).exits(0).says("ECONNREFUSED");
+    seen_as(&client_beyond(&["who", Family::V4.host(), "21209"]));
+    client_beyond(&["reset", Family::V6.host(), "21209"]).exits(0).says("ECONNREFUSED");
     drop(served);
 }
 
 #[test]
 fn a_port_that_is_taken_starts_nothing_and_says_who_has_it() {
     let world = World::shared();
-    let first = Served::start(&world.sandbox().flags("-p 21308:8 -p [::1]:21308:8 -p 21308:8/udp"));
+    let first = serve(&world.sandbox().flags("-p 21308:8 -p [::1]:21308:8 -p 21308:8/udp"));
     for (flags, named) in [
         ("-p 21308:80", "127.0.0.1:21308:80/tcp: tcp port 21308 of the host is taken"),
         ("-p 0.0.0.0:21308:80", "0.0.0.0:21308:80/tcp: tcp port 21308 of the host is taken"),
@@ -240,7 +154,7 @@ fn a_port_that_is_taken_starts_nothing_and_says_who_has_it() {
     }
     drop(first);
     // It is free again at once.
-    drop(Served::start(&world.sandbox().flags("-p 21308:8")));
+    drop(serve(&world.sandbox().flags("-p 21308:8")));
     // A process of the same user is named.
     let listen = "import socket, sys; s = socket.create_server(('127.0.0.1', 21309)); sys.stdin.read()";
     let script = format!(
@@ -257,13 +171,13 @@ fn a_port_of_the_systems_choice_is_told() {
     for family in Family::BOTH {
         let bind = if family == Family::V4 { "" } else { "[::1]:" };
         let sandbox = World::shared().sandbox().flags(&format!("-p {bind}0:8 --events events"));
-        let served = Served::start(&sandbox);
+        let served = serve(&sandbox);
         let events = fs::read_to_string(sandbox.folder().join("events")).expect("events are written");
         let line = events.lines().find(|line| line.contains("port.published")).expect("the port is told");
         let (_, rest) = line.split_once("\"host\":\"").expect("the host's end is in it");
         let host = rest.split('"').next().expect("it ends").to_owned();
         let (_, port) = host.rsplit_once(':').expect("an address and a port");
-        seen_as(&client(&["who", loopback(family), port]));
+        seen_as(&client(&["who", family.loopback(), port]));
         let said = served.end();
         assert!(said.contains(&format!("{host} on this machine is tcp port 8 of the sandbox")), "{said}");
     }
@@ -271,10 +185,10 @@ fn a_port_of_the_systems_choice_is_told() {
 
 #[test]
 fn ranges_lead_port_by_port() {
-    let served = Served::start(&World::shared().sandbox().flags("-p 21407-21408:7-8 -p [::1]:21407-21408:7-8"));
+    let served = serve(&World::shared().sandbox().flags("-p 21407-21408:7-8 -p [::1]:21407-21408:7-8"));
     for family in Family::BOTH {
-        client(&["halfclose", loopback(family), "21407"]).exits(0).says("whole");
-        seen_as(&client(&["who", loopback(family), "21408"]));
+        client(&["halfclose", family.loopback(), "21407"]).exits(0).says("whole");
+        seen_as(&client(&["who", family.loopback(), "21408"]));
     }
     drop(served);
 }
@@ -282,11 +196,11 @@ fn ranges_lead_port_by_port() {
 #[test]
 fn beyond_the_bound_connections_are_reset_and_those_before_go_on() {
     let flags = "-p 21507:7 -p [::1]:21507:7 --max-inbound-connections 10";
-    let served = Served::start(&World::shared().sandbox().flags(flags));
+    let served = serve(&World::shared().sandbox().flags(flags));
     for family in Family::BOTH {
-        client(&["hold", loopback(family), "21507", "10"]).exits(0).says("10 good");
-        client(&["hold", loopback(family), "21507", "11"]).fails().complains("ConnectionResetError");
-        client(&["halfclose", loopback(family), "21507"]).exits(0).says("whole");
+        client(&["hold", family.loopback(), "21507", "10"]).exits(0).says("10 good");
+        client(&["hold", family.loopback(), "21507", "11"]).fails().complains("ConnectionResetError");
+        client(&["halfclose", family.loopback(), "21507"]).exits(0).says("whole");
     }
     drop(served);
 }
@@ -310,7 +224,7 @@ fn ports_with_mistakes_and_ports_without_a_network_start_nothing() {
 
 #[test]
 fn connections_end_with_the_sandbox_and_the_port_is_closed() {
-    let served = Served::start(&World::shared().sandbox().flags("-p 21708:8"));
+    let served = serve(&World::shared().sandbox().flags("-p 21708:8"));
     seen_as(&client(&["who", "127.0.0.1", "21708"]));
     drop(served);
     client(&["reset", "127.0.0.1", "21708"]).exits(0).says("ECONNREFUSED").within(Duration::from_secs(10));

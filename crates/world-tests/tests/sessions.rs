@@ -1,30 +1,14 @@
 //! Sandboxes that stay: what runs in them, who sees whom, what outlives what, and what does not.
 //!
-//! Each test is one script on the world's host, with a state directory of its own: as a plain user without root every
-//! command that the world is entered with is in another user namespace, and sandboxes are for one user in one.
+//! Each test is one [script](World::script) on the world's host.
 
 use std::time::Duration;
 
 use cofferdam_world_tests::{Family, Ran, World};
 
-/// `$C` is the program, `$XDG_STATE_HOME` a fresh directory; what is made is removed at the end.
-const PRELUDE: &str = r#"
-set -eu
-export XDG_STATE_HOME=$(mktemp -d)
-trap '$C ls --quiet | xargs -r $C rm --force >/dev/null 2>&1 || true; rm -rf "$XDG_STATE_HOME"' EXIT
-# Waits until a condition holds; there is no event to wait for where another process has to end.
-until_() { n=0; until "$@"; do n=$((n + 1)); [ $n -lt 500 ] || { echo "never: $*" >&2; exit 97; }; sleep 0.02; done; }
-state() { $C inspect --json "$1" | sed -n 's/^  "state": "\(.*\)".*/\1/p'; }
-number() { $C inspect --json "$1" | sed -n 's/^  "'"$2"'": \([0-9]*\).*/\1/p'; }
-is() { [ "$(state "$1")" = "$2" ]; }
-"#;
-
 #[track_caller]
-fn script(script: &str) -> Ran {
-    let world = World::shared();
-    let sandbox = world.sandbox().patience(Duration::from_secs(120));
-    let text = format!("C='{}'\n{PRELUDE}\n{script}", world.cofferdam().display());
-    sandbox.without_a_sandbox(&["bash", "-c", &text])
+fn script(text: &str) -> Ran {
+    World::shared().script(text)
 }
 
 #[test]

@@ -1,12 +1,15 @@
-"""Writes a package index page and one wheel, which nobody had to download, into the folder given."""
+"""Writes a package index page and one wheel, which nobody had to download.
+
+    make_wheel.py NAME FOLDER [URL]    URL: where the page says that the wheel is; beside the page without it
+"""
 
 import base64
 import hashlib
 import sys
 import zipfile
 
-NAME, VERSION = "wallpkg", "1.0"
-FOLDER = sys.argv[1]
+NAME, FOLDER, VERSION = sys.argv[1], sys.argv[2], "1.0"
+URL = "".join(sys.argv[3:])
 INFO = f"{NAME}-{VERSION}.dist-info"
 files = {
     f"{NAME}.py": "GREETING = 'hello from a wheel'\n",
@@ -26,4 +29,4 @@ with zipfile.ZipFile(f"{FOLDER}/{wheel}", "w") as archive:
     for path, text in files.items():
         archive.writestr(path, text)
 with open(f"{FOLDER}/index.html", "w") as page:
-    page.write(f'<!DOCTYPE html><html><body><a href="{wheel}">{wheel}</a></body></html>\n')
+    page.write(f'<!DOCTYPE html><html><body><a href="{URL}{wheel}">{wheel}</a></body></html>\n')

@@ -1,10 +1,14 @@
 """A server to run in a sandbox whose ports are published, and its clients.
 
-    ports.py serve                 echo on 7, "your address and port" on 8 (both protocols, both families); says "up"
+    ports.py serve                 echo on 7, "your address and port" on 8 (both protocols, both families); says "up", and ends
+                                   with its input
+    ports.py serve ECHO WHO        the same on these ports, without an end
     ports.py CLIENT ADDR PORT...   see below; says what it found, and fails loudly
 """
-import asyncio, errno, hashlib, os, select, socket, sys, threading
+import asyncio, errno, hashlib, os, resource, select, socket, sys, threading
 
+# A thousand connections are more than most shells let a program have.
+resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
 PATTERN = hashlib.sha256(b"a").digest() * 2048  # 64 KiB
 
 
@@ -22,7 +26,7 @@ def listening(kind, address, port):
     return s
 
 
-def serve():
+def serve(echo_port=7, who_port=8):
     async def echo(reader, writer):
         try:
             while data := await reader.read(65536):
@@ -40,11 +44,13 @@ def serve():
 
     async def forever():
         for address in ("0.0.0.0", "::"):
-            for port, handler in ((7, echo), (8, who)):
+            for port, handler in ((echo_port, echo), (who_port, who)):
                 await asyncio.start_server(handler, sock=listening(socket.SOCK_STREAM, address, port), backlog=2048)
-            for port in (7, 8):
+            for port in (echo_port, who_port):
                 threading.Thread(target=datagrams, args=(address, port), daemon=True).start()
         print("up", flush=True)
+        if len(sys.argv) > 2:
+            await asyncio.Event().wait()
         # The end of our input is the end of the test.
         await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
         os._exit(0)
@@ -53,7 +59,7 @@ def serve():
         s = listening(socket.SOCK_DGRAM, address, port)
         while True:
             data, peer = s.recvfrom(65536)
-            s.sendto(data if port == 7 else ("%s %d" % peer[:2]).encode(), peer)
+            s.sendto(data if port == echo_port else ("%s %d" % peer[:2]).encode(), peer)
 
     asyncio.run(forever())
 
@@ -104,6 +110,30 @@ def client_hold(address, port, count):
         s.sendall(b"%08d" % number)
     good = sum(s.recv(8, socket.MSG_WAITALL) == b"%08d" % number for number, s in enumerate(sockets))
     print(good, "good")
+
+
+def client_burst(address, port, count):
+    """So many connections that begin in one moment, and a word on each."""
+    asyncio.run(burst(address, port, int(count)))
+
+
+async def burst(address, port, count):
+    async def one(number):
+        try:
+            reader, writer = await asyncio.open_connection(address, port)
+            writer.write(b"%08d" % number)
+            word = await reader.readexactly(8)
+            held.append(writer)
+            return "good" if word == b"%08d" % number else "broken"
+        except (OSError, asyncio.IncompleteReadError):
+            return "lost"
+
+    # All are there at once: none is closed before the last has had its word.
+    held = []
+    ends = await asyncio.wait_for(asyncio.gather(*map(one, range(count))), 60)
+    print(*(f"{ends.count(end)} {end}" for end in ("good", "broken", "lost")))
+    for writer in held:
+        writer.close()
 
 
 def client_bulk(address, port, size):
@@ -171,7 +201,7 @@ def client_silence(address, port):
 
 
 if sys.argv[1] == "serve":
-    serve()
+    serve(*map(int, sys.argv[2:]))
 else:
     address, port, *more = sys.argv[2:]
     globals()["client_" + sys.argv[1]](address, int(port), *more)

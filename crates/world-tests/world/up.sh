@@ -19,6 +19,8 @@
 #   lan     192.168.77.50                            the same servers on the host's own network
 #   prohibited, unreachable, silent: 93.184.215.97, .98, .99 and 2606:2800:21f:cb07::97, ::98, ::99
 #
+# web is pypi.org as well, whose pages lead to files.pythonhosted.org, which is other.
+#
 # With WORLD_RESOLVERS=1 there are more resolvers, each with both families, 2606:2800:21f:cb07::54 and so on:
 #
 #   93.184.215.54  knot: names-test.com, and signed-test.com which it signs
@@ -27,6 +29,9 @@
 #   93.184.215.56  names.py: script-test.com; over TLS as well, once with a bad certificate
 #   93.184.215.57  nothing listens
 #   93.184.215.58  named, of bind9: a recursive resolver as unbound is
+#
+# With WORLD_NO_IPV4=1 or WORLD_NO_IPV6=1 the host has neither address nor route of that family beyond its loopback, and asks the
+# resolver over the other. The world has both all the same.
 #
 # With WORLD_EVERYTHING=1 there are these too, and a capture of all that passes between the two, log/lan.frames:
 #
@@ -40,7 +45,7 @@ export PATH
 umask 022
 chmod 0755 "$DIR"
 mkdir -p "$DIR/etc" "$DIR/log" "$DIR/run/nginx" "$DIR/home/.ssh" "$DIR/work" "$DIR/www/files" "$DIR/www/upload" \
-	"$DIR/www/simple/wallpkg" "$DIR/git"
+	"$DIR/www/simple/wallpkg" "$DIR/pypi/simple" "$DIR/pythonhosted/packages" "$DIR/git"
 exec 2>"$DIR/log/up"
 set -x
 
@@ -56,14 +61,21 @@ for in_namespace in "" world; do
 		net.ipv6.conf.default.accept_ra=0 net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0
 done
 ip link add lan0 type veth peer name lan0 netns $WORLD
-ip addr add 192.168.77.2/24 dev lan0
-ip -6 addr add 2606:4700:77::2/64 dev lan0 nodad
 world ip addr add 192.168.77.1/24 dev lan0
 world ip -6 addr add 2606:4700:77::1/64 dev lan0 nodad
 ip link set lan0 up
 world ip link set lan0 up
-ip route add default via 192.168.77.1
-ip -6 route add default via 2606:4700:77::1
+resolver=93.184.215.53
+if [ "${WORLD_NO_IPV4:-0}" = 1 ]; then
+	resolver=2606:2800:21f:cb07::53
+else
+	ip addr add 192.168.77.2/24 dev lan0
+	ip route add default via 192.168.77.1
+fi
+if [ "${WORLD_NO_IPV6:-0}" != 1 ]; then
+	ip -6 addr add 2606:4700:77::2/64 dev lan0 nodad
+	ip -6 route add default via 2606:4700:77::1
+fi
 # Distributions open ping sockets to everyone by this; a fresh namespace has them closed.
 if [ "$WORLD_HAS_ROOT" = 1 ]; then ping_groups="0 2147483647"; else ping_groups="0 0"; fi
 sysctl -qw "net.ipv4.ping_group_range=$ping_groups"
@@ -90,7 +102,7 @@ world sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 net.ipv4.i
 	net.ipv6.icmp.ratelimit=0 net.ipv4.ip_unprivileged_port_start=0
 
 # ---- what its machines know ----
-printf 'nameserver 93.184.215.53\noptions timeout:2 attempts:2\n' >"$DIR/etc/resolv.conf"
+printf 'nameserver %s\noptions timeout:2 attempts:2\n' $resolver >"$DIR/etc/resolv.conf"
 { cat /etc/passwd; echo "guest:x:1500:1500::$DIR/home:/bin/bash"; } >"$DIR/etc/passwd"
 # Without a group `tty`, sshd leaves a terminal to its user's group and needs no privilege for it.
 { grep -v ^tty: /etc/group; echo "guest:x:1500:"; } >"$DIR/etc/group"
@@ -98,7 +110,7 @@ for file in resolv.conf passwd group; do mount --bind "$DIR/etc/$file" /etc/$fil
 for file in dnsmasq.conf nginx.conf sshd.conf knot.conf unbound.conf named.conf names-test.com.zone signed-test.com.zone; do sed "s|@DIR@|$DIR|g" "$FILES/$file" >"$DIR/etc/$file"; done
 
 # ---- keys and content ----
-names=DNS:wall-test.com,DNS:*.wall-test.com,IP:93.184.215.14,IP:151.101.1.69,IP:10.77.0.5
+names=DNS:wall-test.com,DNS:*.wall-test.com,DNS:pypi.org,DNS:files.pythonhosted.org,IP:93.184.215.14,IP:151.101.1.69,IP:10.77.0.5
 names=$names,IP:93.184.215.55,IP:93.184.215.56,IP:2606:2800:21f:cb07::55,IP:2606:2800:21f:cb07::56
 names=$names,IP:2606:2800:21f:cb07::14,IP:2a04:4e42::645,IP:fd12:3456:789a::5
 curve="-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes"
@@ -116,7 +128,13 @@ echo "hello from the world" >"$DIR/www/index.html"
 # Neither compressible nor periodic, so that a block that is swapped, lost or repeated shows in the checksum.
 head -c "$WORLD_BIG_FILE_BYTES" /dev/zero | openssl enc -aes-128-ctr -pass pass:world -pbkdf2 -nosalt >"$DIR/www/files/big"
 sha256sum <"$DIR/www/files/big" | cut -d" " -f1 >"$DIR/etc/big.sha256"
-python3 "$FILES/make_wheel.py" "$DIR/www/simple/wallpkg"
+python3 "$FILES/make_wheel.py" wallpkg "$DIR/www/simple/wallpkg"
+# An index and its files on two machines, as pypi.org has them.
+for package in wallpkg walltools; do
+	mkdir "$DIR/pypi/simple/$package"
+	python3 "$FILES/make_wheel.py" $package "$DIR/pypi/simple/$package" https://files.pythonhosted.org/packages/
+	mv "$DIR/pypi/simple/$package"/*.whl "$DIR/pythonhosted/packages"
+done
 
 GIT_CONFIG_GLOBAL=$DIR/etc/gitconfig GIT_CONFIG_SYSTEM=/dev/null HOME=$DIR/home
 export GIT_CONFIG_GLOBAL GIT_CONFIG_SYSTEM HOME
@@ -173,7 +191,7 @@ fi
 if [ "${WORLD_EVERYTHING:-0}" = 1 ]; then
 	world python3 "$FILES/capture.py" lan0 "$DIR/log/lan.frames" </dev/null >/dev/null 2>"$DIR/log/capture" &
 	gccgo -static-libgo -O1 -o "$DIR/etc/golookup" "$FILES/lookup.go"
-	serve postgres "$FILES/postgres.sh" "$DIR"
+	serve postgres "$FILES/postgres.sh" "$DIR/run/postgres" -c ssl=on -c ssl_cert_file="$DIR/etc/web.pem" -c ssl_key_file="$DIR/etc/web.key"
 	for address in 93.184.215.14 2606:2800:21f:cb07::14; do
 		serve "quic.$address" gtlsserver -q -d "$DIR/www" $address 443 "$DIR/etc/web.key" "$DIR/etc/web.pem"
 	done

@@ -2,7 +2,7 @@
 
 use cofferdam_world_tests::{Family, Ran};
 
-use crate::{name, sandbox};
+use crate::sandbox;
 
 const ASK: &str = "SELECT 6 * 7000, (SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid())";
 
@@ -19,7 +19,7 @@ fn psql(flags: &str, connection: &str) -> Ran {
 #[test]
 fn psql_works_by_name_in_the_clear_and_over_tls() {
     for family in Family::BOTH {
-        let host = name(family);
+        let host = family.name();
         for (tls, said) in [
             ("sslmode=disable", "42000|f"),
             ("sslmode=prefer", "42000|t"),
@@ -34,7 +34,7 @@ fn psql_works_by_name_in_the_clear_and_over_tls() {
 #[test]
 fn psql_moves_more_than_a_window_both_ways() {
     for family in Family::BOTH {
-        let host = name(family);
+        let host = family.name();
         let script = format!(
             "export PGHOST={host} PGUSER=guest PGDATABASE=postgres PGSSLMODE=require
             seq 300000 | psql --no-psqlrc -qAtc 'CREATE TEMPORARY TABLE n (i int)' -c '\\copy n FROM pstdin' -c '\\copy n TO pstdout' | sha256sum
@@ -50,7 +50,7 @@ fn psql_moves_more_than_a_window_both_ways() {
 #[test]
 fn denied_is_psql_by_another_name_by_address_and_on_another_port() {
     for family in Family::BOTH {
-        let host = name(family);
+        let host = family.name();
         for tls in ["sslmode=disable", "sslmode=require"] {
             psql("--allow other.wall-test.com", &format!("host={host} {tls}"))
                 .exits(2)
@@ -68,7 +68,7 @@ fn denied_is_psql_by_another_name_by_address_and_on_another_port() {
 #[test]
 fn denied_is_another_name_where_tls_comes_first_on_the_port_of_a_database() {
     for family in Family::BOTH {
-        let host = name(family);
+        let host = family.name();
         let hello = |name: &str| {
             sandbox(&format!("--allow {host}:5432"))
                 .sh(&format!("openssl s_client -connect {host}:5432 -servername {name} </dev/null 2>&1 || true"))

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use cofferdam_world_tests::{Family, Ran, Sandbox, World};
 
-use crate::{gateway, name, sandbox, unbound};
+use crate::{gateway, sandbox, unbound};
 
 const AT_ONCE: Duration = Duration::from_secs(5);
 
@@ -24,7 +24,7 @@ fn fetch(flags: &str, url: &str) -> Ran {
 #[test]
 fn node_fetches_from_an_allowed_name() {
     for family in Family::BOTH {
-        let host = name(family);
+        let host = family.name();
         for scheme in ["http", "https"] {
             fetch(&format!("--allow {host}"), &format!("{scheme}://{host}/who"))
                 .exits(0)
@@ -37,7 +37,7 @@ fn node_fetches_from_an_allowed_name() {
 #[test]
 fn denied_node_sees_what_a_network_would_say() {
     for family in Family::BOTH {
-        let host = name(family);
+        let host = family.name();
         fetch("--allow other.wall-test.com", &format!("https://{host}/who"))
             .exits(1)
             .says("fetch failed ENOTFOUND")
@@ -144,7 +144,7 @@ fn python(flags: &str, url: &str) -> Ran {
 #[test]
 fn python_gets_from_an_allowed_name() {
     for family in Family::BOTH {
-        let host = name(family);
+        let host = family.name();
         for scheme in ["http", "https"] {
             let ran = python(&format!("--allow {host}"), &format!("{scheme}://{host}/who"));
             let expected = format!("{} HTTP/1.1 {host}\n", family.web()).repeat(2);
@@ -156,7 +156,7 @@ fn python_gets_from_an_allowed_name() {
 #[test]
 fn denied_python_sees_what_a_network_would_say() {
     for family in Family::BOTH {
-        let host = name(family);
+        let host = family.name();
         let address = family.in_url(family.web());
         for (url, said) in [
             (format!("https://{host}/who"), "Name or service not known"),

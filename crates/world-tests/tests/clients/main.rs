@@ -30,14 +30,6 @@ const fn knot(family: Family) -> &'static str {
     }
 }
 
-/// The name that has addresses of this family alone.
-const fn name(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "v4.wall-test.com",
-        Family::V6 => "v6.wall-test.com",
-    }
-}
-
 /// A piece of shell that prints the gateway's address of a family, which is what resolv.conf names.
 const fn gateway(family: Family) -> &'static str {
     match family {

@@ -2,7 +2,7 @@
 
 use cofferdam_world_tests::{Family, Ran};
 
-use crate::{name, sandbox};
+use crate::sandbox;
 
 /// Asks `host`, a name or an address, for a page over QUIC, and prints what came and how often ICMP said no. The client shows
 /// the name that it was given, and `localhost` for an address. ICMP does not interest it: what is denied it asks for until
@@ -17,7 +17,7 @@ fn get(flags: &str, family: Family, host: &str, patience: u8) -> Ran {
         gtlsclient -q --exit-on-all-streams-close --handshake-timeout={patience}s --download=page {host} 443 https://{}/index.html || true
         cat page/* || true
         echo told $(($({unreachable}) - before))",
-        name(family),
+        family.name(),
         if host == family.web() { family.in_url(host) } else { host.to_owned() }
     ))
 }
@@ -25,7 +25,7 @@ fn get(flags: &str, family: Family, host: &str, patience: u8) -> Ran {
 #[test]
 fn http_3_arrives_from_an_allowed_name() {
     for family in Family::BOTH {
-        let ran = get(&format!("--allow {}:443", name(family)), family, name(family), 10);
+        let ran = get(&format!("--allow {}:443", family.name()), family, family.name(), 10);
         ran.exits(0).says("hello from the world").says("told 0\n");
     }
 }
@@ -34,8 +34,8 @@ fn http_3_arrives_from_an_allowed_name() {
 fn denied_is_http_3_for_another_name_on_an_allowed_address() {
     for family in Family::BOTH {
         // The second rule has its name resolve to the same address, and opens another port.
-        let also = name(family).replace('v', "also");
-        let flags = format!("--allow {}:443 --allow {also}:80", name(family));
+        let also = family.name().replace('v', "also");
+        let flags = format!("--allow {}:443 --allow {also}:80", family.name());
         let ran = get(&flags, family, &also, 1);
         ran.exits(0).never_says("hello").never_says("told 0\n");
         // Nor without a name.
@@ -48,7 +48,7 @@ fn denied_is_http_3_for_another_name_on_an_allowed_address() {
 #[test]
 fn denied_is_http_3_to_a_name_that_no_rule_allows_and_to_an_address() {
     for family in Family::BOTH {
-        let ran = get("--allow other.wall-test.com", family, name(family), 1);
+        let ran = get("--allow other.wall-test.com", family, family.name(), 1);
         ran.exits(0).says("told 0\n").complains("getaddrinfo: Name or service not known");
         let ran = get("--allow other.wall-test.com", family, family.web(), 1);
         ran.exits(0).never_says("told 0\n").never_says("hello");
