@@ -184,7 +184,7 @@ pub(crate) struct NetworkArgs {
     /// What happens to flows into the sandbox that no rule matches.
     #[arg(long, value_name = "ACTION", hide_short_help = true)]
     pub net_default_ingress: Option<ActionWord>,
-    /// Read the network's configuration from a TOML, JSON or YAML file; flags come on top.
+    /// Read the network's configuration from a TOML, JSON or YAML file (- is stdin); flags come on top.
     #[arg(long, value_name = "FILE", hide_short_help = true)]
     pub net_conf: Option<PathBuf>,
     // Not a doc comment: rustdoc takes the brackets for links.
@@ -410,7 +410,7 @@ pub(crate) enum PolicyVerb {
 
 #[derive(Debug, Args)]
 pub(crate) struct PolicyCheckArgs {
-    /// A TOML, JSON or YAML file; - reads TOML from stdin.
+    /// A TOML, JSON or YAML file; - reads TOML or JSON from stdin.
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
     /// Print the findings as JSON.
@@ -420,7 +420,7 @@ pub(crate) struct PolicyCheckArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct PolicyPairArgs {
-    /// A TOML, JSON or YAML file; - reads TOML from stdin.
+    /// A TOML, JSON or YAML file; - reads TOML or JSON from stdin.
     #[arg(value_name = "A")]
     pub a: PathBuf,
     /// Another one.

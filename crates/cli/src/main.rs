@@ -9,6 +9,7 @@ mod doctor;
 mod named;
 mod output;
 mod policy;
+mod refusal;
 mod run;
 mod units;
 mod world;

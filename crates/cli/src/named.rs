@@ -4,6 +4,7 @@ mod archive;
 mod cp;
 mod logs;
 mod ports;
+mod report;
 mod show;
 
 use std::ffi::OsString;
@@ -14,9 +15,10 @@ use std::time::Duration;
 
 use clap::ArgMatches;
 use cofferdam_control::named::{
-    self, Entry, ExecOptions, LimitsEntry, Locked, Mode, MountEntry, NamedError, NamedSpec, Registry, SandboxName,
+    self, Entry, ExecOptions, LimitsEntry, Locked, Mode, MountEntry, NamedError, NamedSpec, Registry, RunSpec,
+    SandboxName, SpecError,
 };
-use cofferdam_control::{EXIT_SETUP, RunOptions, Terminal, check_project, environment};
+use cofferdam_control::{RunOptions, Terminal, check_project, environment};
 
 use cofferdam_policy::file::FlagItem;
 
@@ -25,12 +27,15 @@ use crate::args::{
     StopArgs,
 };
 use crate::output::{self, Screen};
-use crate::run::{self, Refusal};
+use crate::refusal::Refusal;
+use crate::run;
 
 pub(crate) use cp::cp;
 pub(crate) use logs::logs;
 pub(crate) use ports::ports;
 pub(crate) use show::{inspect, ls};
+
+use report::Report;
 
 /// Exit status of a verb that could not do what it is for.
 const EXIT_FAILED: u8 = 1;
@@ -48,41 +53,35 @@ pub(crate) fn registry() -> Result<Registry, Refusal> {
     Ok(Registry::at(&state.ok_or_else(refusal)?.join("cofferdam")))
 }
 
-fn refused(error: &NamedError) -> Refusal {
-    Refusal { text: output::chain(error), status: EXIT_SETUP }
-}
-
 pub(super) fn open(name: &str) -> Result<Entry, Refusal> {
-    let name: SandboxName = name.parse().map_err(|error| refused(&error))?;
-    registry()?.open(&name).map_err(|error| refused(&error))
-}
-
-/// Says what went wrong: one paragraph, or an object with the same.
-fn fail(refusal: &Refusal, json: bool) -> u8 {
-    if json {
-        let error = serde_json::json!({ "error": refusal.text, "exit_status": refusal.status });
-        let _printed = output::print_json(&error);
-        return refusal.status;
-    }
-    output::fail(&refusal.text, refusal.status)
+    let name: SandboxName = name.parse().map_err(|error| Refusal::from(&error))?;
+    registry()?.open(&name).map_err(|error| Refusal::from(&error))
 }
 
 pub(crate) fn create(args: CreateArgs, matches: &ArgMatches) -> u8 {
     let json = args.json;
     let name = args.name.clone();
     match create_one(args, matches) {
-        Ok(state) if json => output::print_json(&serde_json::json!({ "name": name, "state": state })),
-        Ok(_) => 0,
-        Err(refusal) => fail(&refusal, json),
+        Ok((state, notices)) if json => {
+            output::print_json(&serde_json::json!({ "name": name, "state": state, "notices": notices }))
+        }
+        Ok((_, notices)) => say_all(&notices),
+        Err(refusal) => refusal.tell(json),
     }
 }
 
-fn create_one(args: CreateArgs, matches: &ArgMatches) -> Result<&'static str, Refusal> {
-    let name: SandboxName = args.name.parse().map_err(|error| refused(&error))?;
+/// Says what a person should be told.
+fn say_all(notices: &[String]) -> u8 {
+    notices.iter().for_each(|notice| output::say(notice));
+    0
+}
+
+fn create_one(args: CreateArgs, matches: &ArgMatches) -> Result<(&'static str, Vec<String>), Refusal> {
+    let name: SandboxName = args.name.parse().map_err(|error| Refusal::from(&error))?;
     let registry = registry()?;
     let no_start = args.no_start;
     let spec = match &args.spec {
-        Some(path) => read_spec(path)?,
+        Some(path) => read_spec(path, NamedSpec::parse)?,
         None => spec_of(args.command, args.network, args.limits, args.place, matches)?,
     };
     make(&registry, &name, &spec, no_start)
@@ -93,29 +92,35 @@ pub(crate) fn detach(args: RunArgs, matches: &ArgMatches) -> u8 {
     let RunArgs { network, limits, place, command, name, .. } = args;
     let made = || -> Result<String, Refusal> {
         let name = name.unwrap_or_else(|| format!("run-{}", std::process::id()));
-        let parsed: SandboxName = name.parse().map_err(|error| refused(&error))?;
+        let parsed: SandboxName = name.parse().map_err(|error| Refusal::from(&error))?;
         let spec = spec_of(command, network, limits, place, matches)?;
-        make(&registry()?, &parsed, &spec, false).map(|_| name)
+        make(&registry()?, &parsed, &spec, false).map(|(_, notices)| say_all(&notices)).map(|_| name)
     };
     match made() {
         Ok(name) => output::print(&format!("{name}\n")),
-        Err(refusal) => output::fail(&refusal.text, refusal.status),
+        Err(refusal) => refusal.tell(false),
     }
 }
 
-fn make(registry: &Registry, name: &SandboxName, spec: &NamedSpec, no_start: bool) -> Result<&'static str, Refusal> {
+/// Makes one and starts it: its state, and what there is to say.
+fn make(
+    registry: &Registry,
+    name: &SandboxName,
+    spec: &NamedSpec,
+    no_start: bool,
+) -> Result<(&'static str, Vec<String>), Refusal> {
     let options = spec.run_options(Vec::new(), Vec::new()).map_err(|error| Refusal::setup(output::chain(&error)))?;
     if let Some(project) = &options.project {
         let home = std::env::var_os("HOME").map(PathBuf::from);
         check_project(project, home.as_deref()).map_err(|error| Refusal::setup(output::chain(&error)))?;
     }
     run::refuse_state(registry, &options)?;
-    let locked = registry.create(name, spec).map_err(|error| refused(&error))?;
+    let locked = registry.create(name, spec).map_err(|error| Refusal::from(&error))?;
     if no_start {
-        return Ok("stopped");
+        return Ok(("stopped", Vec::new()));
     }
     match start_kept(locked, spec) {
-        Ok(()) => Ok("running"),
+        Ok(notices) => Ok(("running", notices)),
         Err(refusal) => {
             // What never was there leaves nothing.
             if let Ok(locked) = registry.open(name).and_then(Entry::lock) {
@@ -126,7 +131,7 @@ fn make(registry: &Registry, name: &SandboxName, spec: &NamedSpec, no_start: boo
     }
 }
 
-fn read_spec(path: &Path) -> Result<NamedSpec, Refusal> {
+fn read_spec<T>(path: &Path, parse: impl FnOnce(&[u8]) -> Result<T, SpecError>) -> Result<T, Refusal> {
     let unreadable = |error| Refusal::setup(format!("cannot read the specification {}: {error}", path.display()));
     let json = match path == Path::new("-") {
         true => {
@@ -136,8 +141,7 @@ fn read_spec(path: &Path) -> Result<NamedSpec, Refusal> {
         }
         false => fs::read(path).map_err(unreadable)?,
     };
-    NamedSpec::parse(&json)
-        .map_err(|error| Refusal::setup(format!("the specification cannot be used: {}", output::chain(&error))))
+    parse(&json).map_err(|error| Refusal::setup(format!("the specification cannot be used: {}", output::chain(&error))))
 }
 
 /// What the flags ask for.
@@ -151,9 +155,8 @@ fn spec_of(
     if limits.timeout.is_some() {
         return Err(Refusal::setup("a sandbox that stays has no --timeout; exec has one for a run".to_owned()));
     }
-    // Both say at once what is wrong with them.
-    let config = run::network_config(&network, &limits, matches)?;
     let network_flags = run::flag_items(&network, &limits, matches)?;
+    let config = run::network_config(&network_flags, &network)?;
     let env = named_variables(&place)?;
     let capabilities = place.cap_add.clone();
     let mut options = RunOptions::new(Vec::new(), config);
@@ -207,70 +210,100 @@ fn named_variables(place: &PlaceArgs) -> Result<std::collections::BTreeMap<Strin
 }
 
 /// The environment of a run: the usual, the sandbox's, and what this one names.
-fn environment_of(
-    spec: &NamedSpec,
-    passed: &[OsString],
-    set: &[OsString],
-) -> Result<Vec<(OsString, OsString)>, Refusal> {
-    let refuse =
-        |error: environment::EnvironmentError| Refusal::setup(format!("the environment cannot be made: {error}"));
-    let own = set.iter().map(|given| environment::parse_assignment(given)).collect::<Result<Vec<_>, _>>();
-    // A variable of the caller's that was named for this run comes before the sandbox's.
-    let passed = passed.iter().filter_map(|name| Some((name.clone(), std::env::var_os(name)?)));
-    let mut all: Vec<(OsString, OsString)> =
-        spec.env.iter().map(|(name, value)| (name.into(), value.into())).chain(passed).collect();
-    all.extend(own.map_err(refuse)?);
-    environment::build(|name| std::env::var_os(name), &[], &all).map_err(refuse)
+fn environment_of(spec: &NamedSpec, own: &[(OsString, OsString)]) -> Result<Vec<(OsString, OsString)>, Refusal> {
+    let sandboxes = spec.env.iter().map(|(name, value)| (name.into(), value.into()));
+    let all: Vec<(OsString, OsString)> = sandboxes.chain(own.iter().cloned()).collect();
+    environment::build(|name| std::env::var_os(name), &[], &all)
+        .map_err(|error| Refusal::setup(format!("the environment cannot be made: {error}")))
 }
 
-fn start_kept(locked: Locked, spec: &NamedSpec) -> Result<(), Refusal> {
-    let env = environment_of(spec, &[], &[])?;
+/// Starts one; what there is to say.
+fn start_kept(locked: Locked, spec: &NamedSpec) -> Result<Vec<String>, Refusal> {
+    let env = environment_of(spec, &[])?;
     match named::start(locked, spec, env) {
-        Ok(kept) => {
-            kept.notices.iter().for_each(|notice| output::say(notice));
-            Ok(())
-        }
-        Err((text, status)) => Err(Refusal { text, status }),
+        Ok(kept) => Ok(kept.notices),
+        Err((text, status)) => Err(Refusal::start(text, status)),
     }
 }
 
 pub(crate) fn start(args: &StartArgs) -> u8 {
     let started = open(&args.name).and_then(|entry| {
-        let spec = entry.spec().map_err(|error| refused(&error))?;
+        let spec = entry.spec().map_err(|error| Refusal::from(&error))?;
         let options =
             spec.run_options(Vec::new(), Vec::new()).map_err(|error| Refusal::setup(output::chain(&error)))?;
         run::refuse_state(&registry()?, &options)?;
         match entry.lock() {
             Ok(locked) => start_kept(locked, &spec),
-            Err(NamedError::Running(name)) => {
-                output::say(&format!("the sandbox {name} is running already"));
-                Ok(())
-            }
-            Err(error) => Err(refused(&error)),
+            Err(NamedError::Running(name)) => Ok(vec![format!("the sandbox {name} is running already")]),
+            Err(error) => Err(Refusal::from(&error)),
         }
     });
     match started {
-        Ok(()) if args.json => output::print_json(&serde_json::json!({ "name": args.name, "state": "running" })),
-        Ok(()) => 0,
-        Err(refusal) => fail(&refusal, args.json),
+        Ok(notices) if args.json => {
+            output::print_json(&serde_json::json!({ "name": args.name, "state": "running", "notices": notices }))
+        }
+        Ok(notices) => say_all(&notices),
+        Err(refusal) => refusal.tell(args.json),
     }
 }
 
 pub(crate) fn exec(args: ExecArgs, matches: &ArgMatches) -> u8 {
     let json = args.json;
-    match exec_one(args, matches) {
-        Ok(status) => status,
-        Err(refusal) => fail(&refusal, json),
+    let mut report = match args.report_fd.map(Report::open).transpose() {
+        Ok(report) => report,
+        Err(refusal) => return refusal.tell(false),
+    };
+    match (exec_one(args, matches, report.as_mut()), report) {
+        (Ok(status), _) => status,
+        (Err(refusal), None) => refusal.tell(json),
+        (Err(refusal), Some(mut report)) => {
+            report.failed(&refusal);
+            refusal.status
+        }
     }
 }
 
-fn exec_one(args: ExecArgs, matches: &ArgMatches) -> Result<u8, Refusal> {
-    let ExecArgs { name, command, mode, timeout, workdir, env, env_pass, tty, network, evidence, .. } = args;
-    let own = run::flag_items(&network, &run::no_limits(), matches)?;
-    let has_own = !own.is_empty() || network.ipv6;
-    let config = if has_own { Some(run::network_config(&network, &run::no_limits(), matches)?) } else { None };
+/// What was asked for, by flags or as a specification.
+fn asked(args: &mut ExecArgs, matches: &ArgMatches) -> Result<ExecOptions, Refusal> {
+    if let Some(path) = &args.spec {
+        let spec = read_spec(path, RunSpec::parse)?;
+        let network = spec.network().map_err(|error| Refusal::setup(output::chain(&error)))?;
+        let timeout = spec.timeout();
+        let RunSpec { v: _, command, env, workdir, timeout_ms: _, network: _, mode, fail_on_deny } = spec;
+        let env = env.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
+        let command = command.into_iter().map(OsString::from).collect();
+        return Ok(ExecOptions { env, workdir, timeout, network, mode, fail_on_deny, ..ExecOptions::new(command) });
+    }
+    let items = run::flag_items(&args.network, &run::no_limits(), matches)?;
+    let has_own = !items.is_empty() || args.network.ipv6;
+    let network = if has_own { Some(run::network_config(&items, &args.network)?) } else { None };
+    // A variable of the caller's that was named for this run comes before those that are set.
+    let passed = args.env_pass.iter().filter_map(|name| Some((name.clone(), std::env::var_os(name)?)));
+    let mut env: Vec<(OsString, OsString)> = passed.collect();
+    for given in &args.env {
+        let refuse = |error| Refusal::setup(format!("the environment cannot be made: {error}"));
+        env.push(environment::parse_assignment(given).map_err(refuse)?);
+    }
+    Ok(ExecOptions {
+        env,
+        workdir: args.workdir.take(),
+        timeout: args.timeout,
+        network,
+        mode: match args.mode {
+            ModeWord::Check => Mode::Check,
+            ModeWord::Clip => Mode::Clip,
+        },
+        allow_changes_default: args.network.leaves_default(),
+        fail_on_deny: args.evidence.fail_on_deny,
+        ..ExecOptions::new(std::mem::take(&mut args.command))
+    })
+}
+
+fn exec_one(mut args: ExecArgs, matches: &ArgMatches, mut to_caller: Option<&mut Report>) -> Result<u8, Refusal> {
+    let asked = asked(&mut args, matches)?;
+    let ExecArgs { name, tty, evidence, .. } = args;
     let entry = open(&name)?;
-    let session = named::enter(&entry).map_err(|error| refused(&error))?;
+    let session = named::enter(&entry).map_err(|error| Refusal::from(&error))?;
     let spec = session.spec();
     let options = spec.run_options(Vec::new(), Vec::new()).map_err(|error| Refusal::setup(output::chain(&error)))?;
     let roots = run::suspect_roots(&options);
@@ -280,97 +313,99 @@ fn exec_one(args: ExecArgs, matches: &ArgMatches) -> Result<u8, Refusal> {
     let terminal = if tty || is_terminal { Terminal::Pty } else { Terminal::Inherit };
     let start = options.workdir.or(options.project).unwrap_or_else(|| environment::HOME.into());
     let options = ExecOptions {
-        command,
-        own: None,
-        env: environment_of(spec, &env_pass, &env)?,
+        env: environment_of(spec, &asked.env)?,
         // A path inside: relative to where the program would start otherwise.
-        workdir: workdir.map(|dir| start.join(dir)),
+        workdir: asked.workdir.as_ref().map(|dir| start.join(dir)),
         terminal,
-        timeout,
-        network: config,
-        mode: match mode {
-            ModeWord::Check => Mode::Check,
-            ModeWord::Clip => Mode::Clip,
-        },
-        allow_changes_default: network.leaves_default(),
-        fail_on_deny: evidence.fail_on_deny,
+        ..asked
     };
     let screen = match terminal {
         Terminal::Inherit => Screen::Ours,
         Terminal::Pty => Screen::Programs,
     };
+    let mut told = Vec::new();
     let mut tell = |text: &str| {
+        told.push(text.to_owned());
         if !evidence.quiet {
             output::say_now(text, screen);
         }
     };
-    let finished = session
-        .exec(options, &mut log, &mut tell)
-        .map_err(|error| Refusal { text: output::chain(&error), status: error.exit_status() })?;
-    Ok(run::conclude(&finished, report, &evidence))
+    let mut started = || to_caller.iter_mut().for_each(|report| report.started());
+    let finished = session.exec(options, &mut log, &mut tell, &mut started).map_err(|error| Refusal::from(&error))?;
+    let status = run::conclude(&finished, report, &evidence);
+    to_caller.iter_mut().for_each(|report| report.ended(&finished, &told));
+    Ok(status)
 }
 
 pub(crate) fn stop(args: &StopArgs) -> u8 {
-    each(&args.names, |name| match named::stop(open(name)?, args.time) {
+    each(&args.names, args.json, |name| match named::stop(open(name)?, args.time) {
         Err(NamedError::Stopped(_)) | Ok(()) => Ok(()),
-        Err(error) => Err(refused(&error)),
+        Err(error) => Err(Refusal::from(&error)),
     })
 }
 
 pub(crate) fn rm(args: &RmArgs) -> u8 {
-    each(&args.names, |name| {
+    each(&args.names, args.json, |name| {
         if args.force {
             match named::stop(open(name)?, Duration::ZERO) {
                 Err(NamedError::Stopped(_)) | Ok(()) => {}
-                Err(error) => return Err(refused(&error)),
+                Err(error) => return Err(Refusal::from(&error)),
             }
         }
-        let locked = open(name)?.lock().map_err(|error| refused(&error))?;
-        locked.remove().map_err(|error| refused(&error))
+        let locked = open(name)?.lock().map_err(|error| Refusal::from(&error))?;
+        locked.remove().map_err(|error| Refusal::from(&error))
     })
 }
 
 pub(crate) fn set_policy(mut args: PolicySetArgs, matches: &ArgMatches) -> u8 {
     args.network.net_conf = args.network.net_conf.or(args.file.take());
     let set = || -> Result<(), Refusal> {
-        // Says what is wrong with it.
-        run::network_config(&args.network, &run::no_limits(), matches)?;
+        let mut network_flags = run::flag_items(&args.network, &run::no_limits(), matches)?;
+        let network = run::network_config(&network_flags, &args.network)?;
         let entry = open(&args.name)?;
-        if !args.network.publish.is_empty() {
+        if !network.ports.is_empty() {
             return Err(Refusal::setup(
                 "ports are published with `cofferdam ports add`, and stay when a policy is set".to_owned(),
             ));
         }
-        let before = entry.spec().map_err(|error| refused(&error))?;
+        let before = entry.spec().map_err(|error| Refusal::from(&error))?;
         let published = before.network().map_err(|error| Refusal::setup(output::chain(&error)))?.ports;
-        let mut network_flags = run::flag_items(&args.network, &run::no_limits(), matches)?;
         // A sandbox that is started again has the ports that it was made with.
         network_flags.extend(published.iter().map(|port| FlagItem::Publish(port.to_string())));
         let ipv6 = if args.network.ipv6 { Some(true) } else { None };
         let spec = NamedSpec { network: None, network_flags, ipv6, ..before };
         match named::set_policy(&entry, &spec) {
             Err(NamedError::Stopped(_)) => {
-                let locked = entry.lock().map_err(|error| refused(&error))?;
-                locked.replace_spec(&spec).map_err(|error| refused(&error))
+                let locked = entry.lock().map_err(|error| Refusal::from(&error))?;
+                locked.replace_spec(&spec).map_err(|error| Refusal::from(&error))
             }
-            other => other.map_err(|error| refused(&error)),
+            other => other.map_err(|error| Refusal::from(&error)),
         }
     };
     match set() {
+        Ok(()) if args.json => output::print_json(&serde_json::json!({ "name": args.name })),
         Ok(()) => 0,
-        Err(refusal) => output::fail(&refusal.text, EXIT_FAILED),
+        Err(refusal) => refusal.with_status(EXIT_FAILED).tell(args.json),
     }
 }
 
-/// Does something with each, and says what did not work.
-fn each(names: &[String], mut act: impl FnMut(&str) -> Result<(), Refusal>) -> u8 {
+/// Does something with each, and says what did not work; with `json` what became of each.
+fn each(names: &[String], json: bool, mut act: impl FnMut(&str) -> Result<(), Refusal>) -> u8 {
     let mut status = 0;
+    let mut list = Vec::new();
     for name in names {
+        let mut became = serde_json::json!({});
         if let Err(refusal) = act(name) {
-            status = output::fail(&refusal.text, EXIT_FAILED);
+            let refusal = refusal.with_status(EXIT_FAILED);
+            status = if json { refusal.status } else { refusal.tell(false) };
+            became = refusal.to_json();
         }
+        if let Some(object) = became.as_object_mut() {
+            object.insert("name".to_owned(), name.as_str().into());
+        }
+        list.push(became);
     }
-    status
+    if json { status.max(output::print_json(&list.into())) } else { status }
 }
 
 impl NetworkArgs {

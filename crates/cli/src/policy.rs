@@ -58,8 +58,7 @@ fn check(args: &PolicyCheckArgs) -> u8 {
         Ok(read) => read,
         Err(error) => return output::fail(&error, EXIT_BAD),
     };
-    // Text from stdin has no name that could tell its format.
-    let parsed = file::parse(if name == STDIN { "stdin.toml" } else { &name }, &text);
+    let parsed = file::parse(if name == STDIN { stdin_name(&text) } else { &name }, &text);
     if args.json {
         return check_json(&name, parsed.as_ref());
     }
@@ -226,6 +225,20 @@ fn fmt(args: &PolicyFmtArgs) -> u8 {
     // Commas and lines: easy to read, and still one value of --net-rule.
     let text = rules.join(",\n");
     output::print(&if text.is_empty() { text } else { text + "\n" })
+}
+
+/// A network's configuration with a name that tells its format; `-` is stdin.
+pub(crate) fn read_network(path: &Path) -> io::Result<(String, String)> {
+    if path == Path::new("-") {
+        let text = io::read_to_string(io::stdin().lock())?;
+        return Ok((stdin_name(&text).to_owned(), text));
+    }
+    Ok((path.display().to_string(), fs::read_to_string(path)?))
+}
+
+/// Text from stdin has no name that could tell its format; a TOML document does not begin as a JSON object does.
+fn stdin_name(text: &str) -> &'static str {
+    if text.trim_start().starts_with('{') { "stdin.json" } else { "stdin.toml" }
 }
 
 /// A file's name and text; `-` is stdin.

@@ -1,6 +1,6 @@
 //! `cofferdam run`: from flags to a sandbox and its exit status.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -9,8 +9,8 @@ use clap::ArgMatches;
 use cofferdam_control::named::Registry;
 use cofferdam_control::summary::{Detail, Summary};
 use cofferdam_control::{
-    Capability, EXIT_SETUP, EventLog, Finished, Mount, ResourceLimits, RunOptions, Sandbox, Terminal, check_project,
-    create_report, environment, resolve, writable_roots,
+    Capability, EventLog, Finished, Mount, ResourceLimits, RunOptions, Sandbox, Terminal, check_project, create_report,
+    environment, resolve, writable_roots,
 };
 use cofferdam_model::{Action, DenyWith, NetworkConfig, NetworkMode};
 use cofferdam_policy::file::{self, FlagItem, RateFlag};
@@ -19,6 +19,8 @@ use crate::args::{
     ActionWord, BackendWord, DenyWord, EvidenceArgs, LimitArgs, NetworkArgs, PlaceArgs, PostureWord, RunArgs,
 };
 use crate::output::{self, Screen};
+use crate::policy;
+use crate::refusal::Refusal;
 use crate::units::Budget;
 
 /// Runs a program and returns the exit status. `matches` knows the order of the flags.
@@ -27,7 +29,8 @@ pub(crate) fn run(args: RunArgs, matches: &ArgMatches) -> u8 {
         return crate::named::detach(args, matches);
     }
     let RunArgs { network, limits, place, evidence, command, .. } = args;
-    let started = network_config(&network, &limits, matches).and_then(|config| {
+    let configured = flag_items(&network, &limits, matches).and_then(|items| network_config(&items, &network));
+    let started = configured.and_then(|config| {
         let mut options = RunOptions::new(command, config);
         options.allow_changes_default = network.leaves_default();
         options.fail_on_deny = evidence.fail_on_deny;
@@ -52,25 +55,12 @@ pub(crate) fn run(args: RunArgs, matches: &ArgMatches) -> u8 {
         };
         let finished = Sandbox::prepare(options)
             .and_then(|sandbox| sandbox.run(&mut log, &mut tell))
-            .map_err(|error| Refusal { text: output::chain(&error), status: error.exit_status() })?;
+            .map_err(|error| Refusal::from(&error))?;
         Ok((finished, report))
     });
     match started {
         Ok((finished, report)) => conclude(&finished, report, &evidence),
-        Err(refusal) => output::fail(&refusal.text, refusal.status),
-    }
-}
-
-/// Why a run did not happen, as text, and its exit status.
-#[derive(Debug)]
-pub(crate) struct Refusal {
-    pub(crate) text: String,
-    pub(crate) status: u8,
-}
-
-impl Refusal {
-    pub(crate) fn setup(text: String) -> Refusal {
-        Refusal { text, status: EXIT_SETUP }
+        Err(refusal) => refusal.tell(false),
     }
 }
 
@@ -113,23 +103,16 @@ fn json_summary(summary: &Summary, exit_status: u8) -> String {
 }
 
 /// The network that the flags ask for, or everything that is wrong with them.
-pub(crate) fn network_config(
-    args: &NetworkArgs,
-    limits: &LimitArgs,
-    matches: &ArgMatches,
-) -> Result<NetworkConfig, Refusal> {
-    let items = flag_items(args, limits, matches)?;
-    let mut network = file::from_flags(&items).map_err(|errors| {
-        output::to_stderr(&crate::policy::explained(&errors));
-        Refusal::setup("the network's configuration cannot be used, so nothing was started".to_owned())
-    })?;
+pub(crate) fn network_config(items: &[FlagItem], args: &NetworkArgs) -> Result<NetworkConfig, Refusal> {
+    let mut network = file::from_flags(items).map_err(Refusal::network)?;
     if args.ipv6 {
         network.interface.ipv6 = Some(true);
     }
     Ok(network)
 }
 
-/// The flags as the policy crate reads them, in the order of the command line.
+/// The flags as the policy crate reads them, in the order of the command line. Reads what `--net-conf` names, which may be
+/// standard input: once.
 pub(crate) fn flag_items(
     args: &NetworkArgs,
     limits: &LimitArgs,
@@ -148,9 +131,9 @@ pub(crate) fn flag_items(
 
     let mut items = Vec::new();
     if let Some(path) = &args.net_conf {
-        let text = fs::read_to_string(path)
+        let (name, text) = policy::read_network(path)
             .map_err(|error| Refusal::setup(format!("cannot read --net-conf {}: {error}", path.display())))?;
-        items.push(FlagItem::Conf { name: path.display().to_string(), text });
+        items.push(FlagItem::Conf { name, text });
     }
     items.extend(args.no_net.then_some(FlagItem::NoNet));
     items.extend(args.network_mode.map(|word| FlagItem::Mode(word.mode())));
@@ -198,13 +181,13 @@ pub(crate) fn fill_place(options: &mut RunOptions, place: PlaceArgs) -> Result<(
         std::env::current_dir().map_err(|error| Refusal::setup(format!("the current directory is gone: {error}")));
     if !place.no_cwd {
         let home = std::env::var_os("HOME").map(PathBuf::from);
-        let project = check_project(&current.as_ref().map_err(Refusal::again)?.clone(), home.as_deref());
+        let project = check_project(&current.as_ref().map_err(Refusal::clone)?.clone(), home.as_deref());
         options.project = Some(project.map_err(|error| Refusal::setup(output::chain(&error)))?);
     }
     let absolute = |path: &Path| match &current {
         Ok(current) => Ok(current.join(path)),
         Err(_) if path.is_absolute() => Ok(path.to_owned()),
-        Err(refusal) => Err(Refusal::again(refusal)),
+        Err(refusal) => Err(refusal.clone()),
     };
     for mount in place.mount {
         let source = absolute(&mount.source)?;
@@ -246,12 +229,6 @@ pub(crate) fn suspect_roots(options: &RunOptions) -> Vec<PathBuf> {
     let mut roots = writable_roots(options.project.as_deref(), &options.mounts);
     roots.extend(current);
     roots
-}
-
-impl Refusal {
-    fn again(refusal: &Refusal) -> Refusal {
-        Refusal { text: refusal.text.clone(), status: refusal.status }
-    }
 }
 
 fn environment(
@@ -354,9 +331,7 @@ mod tests {
     fn network(args: &[&str]) -> NetworkConfig {
         let matches = Cli::command().try_get_matches_from(["cofferdam"].iter().chain(args)).unwrap();
         let Verb::Run(run) = Cli::from_arg_matches(&matches).unwrap().verb else { panic!("{args:?}") };
-        let Ok(network) = network_config(&run.network, &run.limits, matches.subcommand().unwrap().1) else {
-            panic!("{args:?}")
-        };
-        network
+        let items = flag_items(&run.network, &run.limits, matches.subcommand().unwrap().1).unwrap();
+        network_config(&items, &run.network).unwrap()
     }
 }

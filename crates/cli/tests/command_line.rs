@@ -225,6 +225,70 @@ fn policy_check_finds_what_is_wrong() {
 }
 
 #[test]
+fn programs_are_told_why_nothing_was_done() {
+    let state = tempfile::tempdir().unwrap();
+    let ask = |args: &[&str]| finish(cofferdam(args).env("XDG_STATE_HOME", state.path()).current_dir("/tmp"), b"{}");
+    for (args, status) in [
+        (&["stop", "--json", "none"][..], 1),
+        (&["rm", "--json", "none"], 1),
+        (&["inspect", "--json", "none"], 1),
+        (&["ports", "ls", "--json", "none"], 1),
+        (&["policy", "set", "--json", "none", "-"], 1),
+        (&["start", "--json", "none"], 125),
+        (&["exec", "--json", "none", "true"], 125),
+    ] {
+        let output = ask(args);
+        let said: serde_json::Value = json(&output, status);
+        let said = if said.is_array() { &said[0] } else { &said };
+        assert_eq!((&said["kind"], &said["exit_status"]), (&"absent".into(), &status.into()), "{args:?}");
+        assert!(said["error"].as_str().unwrap().contains("no sandbox named none"), "{args:?}: {said}");
+    }
+    // Where stdout may be an archive, it is said on stderr.
+    let copied = ask(&["cp", "--json", "none:x", "-"]);
+    assert_eq!((copied.status, copied.stdout.as_str()), (1, ""));
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&copied.stderr).unwrap()["kind"], "absent");
+    assert_eq!(finish(&mut cofferdam(&["policy", "check", "-"]), br#"{"preset": "none"}"#).status, 0);
+}
+
+#[test]
+fn a_report_is_written_where_it_was_asked_for_and_nothing_beside_it() {
+    let state = tempfile::tempdir().unwrap();
+    let run = |arguments: &str, input: &str| {
+        let script = format!("exec {} exec {arguments} 3>&1 >/dev/null", env!("CARGO_BIN_EXE_cofferdam"));
+        let mut shell = std::process::Command::new("sh");
+        shell.arg("-c").arg(script).env("XDG_STATE_HOME", state.path()).env_remove("NO_COLOR");
+        finish(&mut shell, input.as_bytes())
+    };
+    let absent = run("--report-fd 3 none true", "");
+    assert_eq!((absent.status, absent.stderr.as_str()), (125, ""));
+    let line: serde_json::Value = serde_json::from_str(&absent.stdout).unwrap();
+    assert_eq!((&line["report"], &line["kind"], &line["v"]), (&"failed".into(), &"absent".into(), &1.into()));
+    let bad = run("--report-fd 3 --spec - none", r#"{"command": ["true"], "network": {"rules": ["alow@any"]}}"#);
+    let line: serde_json::Value = serde_json::from_str(&bad.stdout).unwrap();
+    assert!(line["error"].as_str().unwrap().contains("unknown action"), "{line}");
+    assert_eq!(run("--report-fd 9 none true", "").status, 125);
+    assert_eq!(run("--report-fd 1 none true", "").status, 125);
+}
+
+#[test]
+fn a_specification_is_everything_and_goes_with_no_flag() {
+    for args in [
+        &["create", "--spec", "-", "--allow", "x.example", "s"][..],
+        &["create", "--spec", "-", "--memory", "1G", "s"],
+        &["create", "--spec", "-", "--no-cwd", "s"],
+        &["create", "--spec", "-", "s", "--", "true"],
+        &["exec", "--spec", "-", "--no-net", "s"],
+        &["exec", "--spec", "-", "--mode", "check", "s"],
+        &["exec", "--spec", "-", "--timeout", "1s", "s"],
+        &["exec", "--spec", "-", "s", "true"],
+    ] {
+        let output = run(args);
+        assert_eq!(output.status, 125, "{args:?}");
+        assert!(output.stderr.contains("cannot be used with"), "{args:?}: {}", output.stderr);
+    }
+}
+
+#[test]
 fn policy_check_speaks_json() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("a.toml"), "[network]\nrules = [\"deny@any\", \"allow@x.example\"]\n").unwrap();

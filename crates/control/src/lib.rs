@@ -24,8 +24,8 @@ pub mod slot;
 pub mod summary;
 
 pub use cofferdam_backend_ns::{
-    Capability, LaunchError, Mount, OwnProgram, ProjectError, ResolveError, ResourceLimits, Terminal, check_project,
-    open_directory, resolve, writable_roots,
+    Capability, LaunchError, Mount, OwnProgram, ProjectError, ResolveError, ResourceLimits, Status, Terminal,
+    check_project, open_directory, resolve, writable_roots,
 };
 pub use events::EventLog;
 pub use host::Host;

@@ -35,4 +35,4 @@ pub use exec::{ExecOptions, Session};
 pub use keeper::{Kept, start};
 pub use narrow::{Mode, NarrowError};
 pub use registry::{Entry, Locked, NamedError, Registry, SandboxName, State};
-pub use spec::{LimitsEntry, MountEntry, NamedSpec, SpecError};
+pub use spec::{LimitsEntry, MountEntry, NamedSpec, RunSpec, SpecError};

@@ -168,6 +168,10 @@ pub struct Sandbox {
 pub struct Finished {
     /// What the caller's exit status should be.
     pub exit_status: u8,
+    /// How the program ended, whatever the exit status makes of it.
+    pub status: Status,
+    /// Whether the gateway ended before the program did.
+    pub lost_network: bool,
     /// What was tried.
     pub summary: Summary,
     /// What a person should be told besides, oldest first.
@@ -336,6 +340,7 @@ impl Sandbox {
         missed = missed.saturating_add(tell_lost(log, started));
         log.write(&own_event(started, EventBody::SandboxStopped { exit_status: i32::from(exit_status), duration_ms }));
         let mut notices = outcome_notices(&outcome);
+        let (status, lost_network) = (outcome.status, lost_network(&outcome));
         notices.extend(outcome.notices);
         log.finish();
         missed = missed.saturating_add(log.take_lost());
@@ -345,7 +350,7 @@ impl Sandbox {
         if let Some(error) = log.take_error() {
             notices.push(format!("the event log is incomplete: {error}"));
         }
-        Ok(Finished { exit_status, summary, notices })
+        Ok(Finished { exit_status, status, lost_network, summary, notices })
     }
 }
 
@@ -493,15 +498,18 @@ const LOCAL_NAME: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 1, 1));
 
 /// The exit status of a run, as `docs/cli.md` has it. `denied` says that a denial is to be a failure.
 fn exit_status(outcome: &Outcome, denied: bool) -> u8 {
-    let lost_network = matches!(outcome.gateway, GatewayFate::Died(_));
     match outcome.status {
         Status::TimedOut => EXIT_DENIED,
         Status::Exited(_) | Status::Signaled(_) if denied => EXIT_DENIED,
-        Status::Exited(0) if lost_network => EXIT_SETUP,
+        Status::Exited(0) if lost_network(outcome) => EXIT_SETUP,
         Status::Exited(code) => u8::try_from(code).unwrap_or(EXIT_SETUP),
         Status::Signaled(signal) => u8::try_from(128 + signal.clamp(0, 127)).unwrap_or(EXIT_SETUP),
         Status::Lost => EXIT_SETUP,
     }
+}
+
+fn lost_network(outcome: &Outcome) -> bool {
+    matches!(outcome.gateway, GatewayFate::Died(_))
 }
 
 fn how(end: GatewayEnd) -> String {

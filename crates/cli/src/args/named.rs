@@ -44,7 +44,10 @@ pub(crate) struct CreateArgs {
     #[arg(last = true, value_name = "CMD", hide_short_help = true)]
     pub command: Vec<OsString>,
     /// Read the whole specification from a JSON file; - is stdin.
-    #[arg(long, value_name = "FILE", hide_short_help = true)]
+    #[arg(
+        long, value_name = "FILE", hide_short_help = true,
+        conflicts_with_all = ["command", "NetworkArgs", "LimitArgs", "PlaceArgs"]
+    )]
     pub spec: Option<PathBuf>,
     /// Do not start it.
     #[arg(long, hide_short_help = true)]
@@ -76,8 +79,20 @@ pub(crate) struct ExecArgs {
     #[arg(value_name = "NAME", hide_short_help = true)]
     pub name: String,
     /// The program and its arguments.
-    #[arg(required = true, trailing_var_arg = true, value_name = "CMD", hide_short_help = true)]
+    #[arg(required_unless_present = "spec", trailing_var_arg = true, value_name = "CMD", hide_short_help = true)]
     pub command: Vec<OsString>,
+    /// Read the run from a JSON file: command, env, workdir, timeout_ms, network, mode, fail_on_deny; - is stdin.
+    #[arg(
+        long, value_name = "FILE", hide_short_help = true,
+        conflicts_with_all = ["command", "mode", "timeout", "workdir", "env", "env_pass", "fail_on_deny", "NetworkArgs"]
+    )]
+    pub spec: Option<PathBuf>,
+    /// Write how the run goes to descriptor N, as JSON lines: started; then ended, or failed.
+    ///
+    /// Standard output and error are the program's alone then, but for notices, which --quiet keeps away. Whoever asks for
+    /// the report has to read it.
+    #[arg(long, value_name = "N", hide_short_help = true, conflicts_with = "json", value_parser = clap::value_parser!(u32).range(3..))]
+    pub report_fd: Option<u32>,
     /// What happens when the run asks for more network than the session has.
     #[arg(long, value_name = "MODE", default_value = "clip", hide_short_help = true)]
     pub mode: ModeWord,
@@ -113,6 +128,9 @@ pub(crate) struct StopArgs {
     /// What its runs have between TERM and their end.
     #[arg(long, value_name = "TIME", value_parser = units::duration_or_none, default_value = "10s")]
     pub time: Duration,
+    /// Print a list of what became of each, as JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -123,6 +141,9 @@ pub(crate) struct RmArgs {
     /// Also one that runs, which is ended at once.
     #[arg(short, long)]
     pub force: bool,
+    /// Print a list of what became of each, as JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -175,9 +196,12 @@ pub(crate) struct PolicySetArgs {
     /// The sandbox.
     #[arg(value_name = "NAME", hide_short_help = true)]
     pub name: String,
-    /// A TOML, JSON or YAML file, as of --net-conf.
+    /// A TOML, JSON or YAML file, as of --net-conf; - reads TOML or JSON from stdin.
     #[arg(value_name = "FILE", conflicts_with = "net_conf", hide_short_help = true)]
     pub file: Option<PathBuf>,
+    /// Print what became of it as JSON.
+    #[arg(long, hide_short_help = true)]
+    pub json: bool,
     #[command(flatten)]
     pub network: NetworkArgs,
 }
@@ -234,6 +258,9 @@ pub(crate) struct CpArgs {
     /// The same; - for a tar archive on stdout. One of both is in a sandbox.
     #[arg(value_name = "DST")]
     pub to: OsString,
+    /// Say what was left out and what went wrong as JSON lines, on stderr.
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]

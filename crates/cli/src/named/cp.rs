@@ -9,8 +9,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use cofferdam_control::named::{self, ExecOptions, Mode};
-use cofferdam_control::{EventLog, OwnProgram, RunOptions, Terminal, open_directory, resolve};
+use cofferdam_control::named::{self, ExecOptions};
+use cofferdam_control::{EventLog, OwnProgram, RunOptions, open_directory, resolve};
 use cofferdam_sys::confine::{self, PathAccess};
 use cofferdam_sys::ns::{self, Fork};
 use cofferdam_sys::process;
@@ -19,10 +19,11 @@ use rustix::pipe::PipeFlags;
 use rustix::process::{WaitId, WaitIdOptions};
 
 use super::archive::{self, Left, Links};
-use super::{EXIT_FAILED, environment_of, open, refused};
+use super::{EXIT_FAILED, environment_of, open};
 use crate::args::CpArgs;
 use crate::output;
-use crate::run::{self, Refusal};
+use crate::refusal::Refusal;
+use crate::run;
 
 /// One end of a copy.
 #[derive(Debug, PartialEq, Eq)]
@@ -49,28 +50,81 @@ impl End {
     }
 }
 
+/// For whom is said what was left out and what went wrong, always on standard error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reader {
+    Person,
+    /// Who gets JSON lines.
+    Program,
+}
+
+/// How a run inside is told that it is [`Reader::Program`].
+const FOR_PROGRAMS: &str = "--json";
+
+impl Reader {
+    /// Of a run inside, by what comes behind its path.
+    fn of(arguments: &[OsString]) -> Reader {
+        if arguments.get(1).is_some_and(|word| word == FOR_PROGRAMS) { Reader::Program } else { Reader::Person }
+    }
+
+    fn arguments(self, path: &Path) -> Vec<OsString> {
+        let more = (self == Reader::Program).then(|| FOR_PROGRAMS.into());
+        [path.as_os_str().to_owned()].into_iter().chain(more).collect()
+    }
+
+    fn refused(self, refusal: &Refusal) -> u8 {
+        match self {
+            Reader::Person => refusal.tell(false),
+            Reader::Program => {
+                output::to_stderr(&format!("{}\n", refusal.to_json()));
+                refusal.status
+            }
+        }
+    }
+
+    fn left_out(self, what: &str) {
+        match self {
+            Reader::Person => output::say(&format!("left out: {what}")),
+            Reader::Program => output::to_stderr(&format!("{}\n", serde_json::json!({ "left_out": what }))),
+        }
+    }
+
+    fn notice(self, text: &str) {
+        match self {
+            Reader::Person => output::say(text),
+            Reader::Program => output::to_stderr(&format!("{}\n", serde_json::json!({ "notice": text }))),
+        }
+    }
+}
+
+/// What went wrong with a copy.
+fn failed(text: String) -> Refusal {
+    Refusal::setup(text).with_status(EXIT_FAILED)
+}
+
 pub(crate) fn cp(args: &CpArgs) -> u8 {
+    let reader = if args.json { Reader::Program } else { Reader::Person };
     let copied = match (End::parse(&args.from), End::parse(&args.to)) {
-        (End::Inside(name, path), End::Stream) => copy_out(&name, &path, None),
-        (End::Inside(name, path), End::Here(to)) => copy_out(&name, &path, Some(&to)),
-        (End::Stream, End::Inside(name, path)) => copy_in(None, &name, &path),
-        (End::Here(from), End::Inside(name, path)) => copy_in(Some(&from), &name, &path),
+        (End::Inside(name, path), End::Stream) => copy_out(&name, &path, None, reader),
+        (End::Inside(name, path), End::Here(to)) => copy_out(&name, &path, Some(&to), reader),
+        (End::Stream, End::Inside(name, path)) => copy_in(None, &name, &path, reader),
+        (End::Here(from), End::Inside(name, path)) => copy_in(Some(&from), &name, &path, reader),
         (End::Stream | End::Here(_), End::Stream | End::Here(_)) | (End::Inside(..), End::Inside(..)) => {
-            Err("one of the two has to be in a sandbox, as NAME:PATH, and the other not".to_owned())
+            Err(failed("one of the two has to be in a sandbox, as NAME:PATH, and the other not".to_owned()))
         }
     };
     match copied {
         Ok(status) => status,
-        Err(text) => output::fail(&text, EXIT_FAILED),
+        Err(refusal) => reader.refused(&refusal.with_status(EXIT_FAILED)),
     }
 }
 
-fn copy_out(name: &str, path: &Path, to: Option<&Path>) -> Result<u8, String> {
-    let run = |name: &str| run_inside(name, vec![path.as_os_str().to_owned()], pack_inside);
+fn copy_out(name: &str, path: &Path, to: Option<&Path>, reader: Reader) -> Result<u8, Refusal> {
+    let run = |name: &str| run_inside(name, path, pack_inside, reader);
     let Some(to) = to else { return run(name) };
-    let place = destination(to)?;
-    let (input, output) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|error| format!("no pipe: {error}"))?;
-    let unpacker = beside(&[input.as_fd(), place.directory.as_fd()], || {
+    let place = destination(to).map_err(failed)?;
+    let (input, output) = pipe()?;
+    let unpacker = beside(&[input.as_fd(), place.directory.as_fd()], reader, || {
         // Whatever the archive makes this process do, it does it there.
         let _absent = confine::landlock_paths(&[(&place.path, PathAccess::Write)]);
         let input = std::fs::File::from(input.try_clone()?);
@@ -81,12 +135,12 @@ fn copy_out(name: &str, path: &Path, to: Option<&Path>) -> Result<u8, String> {
     Ok(status.max(unpacker.wait()))
 }
 
-fn copy_in(from: Option<&Path>, name: &str, path: &Path) -> Result<u8, String> {
-    let run = |name: &str| run_inside(name, vec![path.as_os_str().to_owned()], unpack_inside);
-    let Some(from) = from else { return run_inside(name, vec![path.as_os_str().to_owned()], unpack_stream_inside) };
-    let source = source(from)?;
-    let (input, output) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|error| format!("no pipe: {error}"))?;
-    let packer = beside(&[output.as_fd(), source.directory.as_fd()], || {
+fn copy_in(from: Option<&Path>, name: &str, path: &Path, reader: Reader) -> Result<u8, Refusal> {
+    let run = |name: &str| run_inside(name, path, unpack_inside, reader);
+    let Some(from) = from else { return run_inside(name, path, unpack_stream_inside, reader) };
+    let source = source(from).map_err(failed)?;
+    let (input, output) = pipe()?;
+    let packer = beside(&[output.as_fd(), source.directory.as_fd()], reader, || {
         let out = std::fs::File::from(output.try_clone()?);
         let called = source.called.as_deref().unwrap_or(OsStr::new("."));
         archive::pack(source.directory.as_fd(), called, Path::new(called), io::BufWriter::new(out))
@@ -94,6 +148,10 @@ fn copy_in(from: Option<&Path>, name: &str, path: &Path) -> Result<u8, String> {
     drop(output);
     let status = with_stream(input, rustix::stdio::dup2_stdin, || run(name))?;
     Ok(status.max(packer.wait()))
+}
+
+fn pipe() -> Result<(OwnedFd, OwnedFd), Refusal> {
+    rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|error| failed(format!("no pipe: {error}")))
 }
 
 /// A directory of the host, and a name in it.
@@ -144,8 +202,12 @@ fn source(from: &Path) -> Result<Place, String> {
 /// A process of ours beside the run, which has one end of its stream.
 struct Beside(ns::Child);
 
-fn beside(kept: &[std::os::fd::BorrowedFd<'_>], act: impl FnOnce() -> io::Result<Left>) -> Result<Beside, String> {
-    match ns::fork().map_err(|error| format!("cannot start a process: {error}"))? {
+fn beside(
+    kept: &[std::os::fd::BorrowedFd<'_>],
+    reader: Reader,
+    act: impl FnOnce() -> io::Result<Left>,
+) -> Result<Beside, Refusal> {
+    match ns::fork().map_err(|error| failed(format!("cannot start a process: {error}")))? {
         Fork::Parent(child) => Ok(Beside(child)),
         Fork::Child => process::run_and_exit(|| {
             let act = || {
@@ -153,7 +215,7 @@ fn beside(kept: &[std::os::fd::BorrowedFd<'_>], act: impl FnOnce() -> io::Result
                 process::close_all_except(kept)?;
                 act()
             };
-            report(act(), Broken::IsTold)
+            report(act(), Broken::IsTold, reader)
         }),
     }
 }
@@ -175,14 +237,14 @@ enum Broken {
 }
 
 /// Says what was left out or went wrong, on standard error.
-fn report(done: io::Result<Left>, broken: Broken) -> u8 {
+fn report(done: io::Result<Left>, broken: Broken, reader: Reader) -> u8 {
     match done {
         Ok(left) => {
-            left.iter().for_each(|left| output::say(&format!("left out: {left}")));
+            left.iter().for_each(|left| reader.left_out(left));
             if left.is_empty() { 0 } else { EXIT_FAILED }
         }
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe && broken == Broken::IsTold => EXIT_FAILED,
-        Err(error) => output::fail(&format!("cannot copy: {error}"), EXIT_FAILED),
+        Err(error) => reader.refused(&failed(format!("cannot copy: {error}"))),
     }
 }
 
@@ -190,9 +252,9 @@ fn report(done: io::Result<Left>, broken: Broken) -> u8 {
 fn with_stream(
     stream: OwnedFd,
     put: fn(OwnedFd) -> rustix::io::Result<()>,
-    act: impl FnOnce() -> Result<u8, String>,
-) -> Result<u8, String> {
-    let failed = |errno: rustix::io::Errno| format!("cannot redirect a stream: {errno}");
+    act: impl FnOnce() -> Result<u8, Refusal>,
+) -> Result<u8, Refusal> {
+    let failed = |errno: rustix::io::Errno| failed(format!("cannot redirect a stream: {errno}"));
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, FileMode::empty()).map_err(failed)?;
     put(stream).map_err(failed)?;
     let done = act();
@@ -201,27 +263,21 @@ fn with_stream(
 }
 
 /// Runs a function of ours in a sandbox, without a network.
-fn run_inside(name: &str, arguments: Vec<OsString>, own: OwnProgram) -> Result<u8, String> {
-    let entry = open(name).map_err(|refusal: Refusal| refusal.text)?;
-    let session = named::enter(&entry).map_err(|error| refused(&error).text)?;
-    let env = environment_of(session.spec(), &[], &[]).map_err(|refusal| refusal.text)?;
+fn run_inside(name: &str, path: &Path, own: OwnProgram, reader: Reader) -> Result<u8, Refusal> {
+    let entry = open(name)?;
+    let session = named::enter(&entry).map_err(|error| Refusal::from(&error))?;
+    let env = environment_of(session.spec(), &[])?;
     let mut network = cofferdam_policy::file::default_network();
     network.enabled = false;
     let options = ExecOptions {
-        command: arguments,
         own: Some(own),
         env,
         workdir: Some("/".into()),
-        terminal: Terminal::Inherit,
-        timeout: None,
         network: Some(network),
-        mode: Mode::Clip,
-        allow_changes_default: false,
-        fail_on_deny: false,
+        ..ExecOptions::new(reader.arguments(path))
     };
-    let finished = session.exec(options, &mut EventLog::none(), &mut |text| output::say(text));
-    let finished = finished.map_err(|error| output::chain(&error))?;
-    Ok(finished.exit_status)
+    let finished = session.exec(options, &mut EventLog::none(), &mut |text| reader.notice(text), &mut || {});
+    finished.map(|finished| finished.exit_status).map_err(|error| Refusal::from(&error))
 }
 
 /// In the sandbox: writes the archive of a path to standard output.
@@ -238,7 +294,7 @@ fn pack_inside(arguments: &[OsString]) -> u8 {
         let called = path.file_name().unwrap_or(name);
         archive::pack(open_inside(parent)?.as_fd(), name, Path::new(called), io::stdout().lock())
     };
-    report(act(), Broken::IsAnError)
+    report(act(), Broken::IsAnError, Reader::of(arguments))
 }
 
 /// In the sandbox: takes an archive from standard input apart at a path, or in the directory that is there.
@@ -251,7 +307,7 @@ fn unpack_inside(arguments: &[OsString]) -> u8 {
         };
         archive::unpack(io::stdin().lock(), &open_inside(directory)?, called, Links::All)
     };
-    drain(report(act(), Broken::IsAnError))
+    drain(report(act(), Broken::IsAnError, Reader::of(arguments)))
 }
 
 /// In the sandbox: takes an archive of the user's apart in a directory.
@@ -260,7 +316,7 @@ fn unpack_stream_inside(arguments: &[OsString]) -> u8 {
         let path = Path::new(arguments.first().ok_or(io::ErrorKind::InvalidInput)?);
         archive::unpack(io::stdin().lock(), &open_inside(path)?, None, Links::All)
     };
-    drain(report(act(), Broken::IsAnError))
+    drain(report(act(), Broken::IsAnError, Reader::of(arguments)))
 }
 
 /// Reads what follows the end of an archive, which whoever writes it fills blocks with.

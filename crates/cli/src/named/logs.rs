@@ -13,7 +13,6 @@ use cofferdam_control::summary::escaped;
 use super::{EXIT_FAILED, open};
 use crate::args::LogsArgs;
 use crate::output;
-use crate::run::Refusal;
 
 /// How often a log that is followed is looked at.
 const LOOK: Duration = Duration::from_millis(100);
@@ -21,7 +20,7 @@ const LOOK: Duration = Duration::from_millis(100);
 pub(crate) fn logs(args: &LogsArgs) -> u8 {
     let entry = match open(&args.name) {
         Ok(entry) => entry,
-        Err(Refusal { text, .. }) => return output::fail(&text, EXIT_FAILED),
+        Err(refusal) => return refusal.with_status(EXIT_FAILED).tell(false),
     };
     match show(&entry, args.follow) {
         Ok(()) => 0,

@@ -3,26 +3,27 @@
 use cofferdam_control::named;
 use cofferdam_model::PublishedPort;
 
-use super::{EXIT_FAILED, open, refused};
+use super::{EXIT_FAILED, open};
 use crate::args::{PortsChangeArgs, PortsLsArgs, PortsVerb};
 use crate::output;
+use crate::refusal::Refusal;
 
 pub(crate) fn ports(verb: PortsVerb) -> u8 {
     let (listed, json) = match verb {
         PortsVerb::Add(PortsChangeArgs { name, ports, json }) => {
-            (open(&name).and_then(|entry| named::publish(&entry, ports).map_err(|error| refused(&error))), json)
+            (open(&name).and_then(|entry| named::publish(&entry, ports).map_err(|error| Refusal::from(&error))), json)
         }
         PortsVerb::Rm(PortsChangeArgs { name, ports, json }) => {
-            (open(&name).and_then(|entry| named::withdraw(&entry, ports).map_err(|error| refused(&error))), json)
+            (open(&name).and_then(|entry| named::withdraw(&entry, ports).map_err(|error| Refusal::from(&error))), json)
         }
         PortsVerb::Ls(PortsLsArgs { name, json }) => {
-            (open(&name).and_then(|entry| named::ports(&entry).map_err(|error| refused(&error))), json)
+            (open(&name).and_then(|entry| named::ports(&entry).map_err(|error| Refusal::from(&error))), json)
         }
     };
     match listed {
         Ok(ports) if json => output::print_json(&serde_json::json!(ports)),
         Ok(ports) => output::print(&ports.iter().map(line).collect::<String>()),
-        Err(refusal) => output::fail(&refusal.text, EXIT_FAILED),
+        Err(refusal) => refusal.with_status(EXIT_FAILED).tell(json),
     }
 }
 

@@ -3,14 +3,14 @@
 use cofferdam_control::named::{self, Entry};
 use cofferdam_control::summary::escaped;
 
-use super::{EXIT_FAILED, fail, open, refused, registry};
+use super::{EXIT_FAILED, open, registry};
 use crate::args::{InspectArgs, LsArgs};
 use crate::output;
-use crate::run::Refusal;
+use crate::refusal::Refusal;
 
 pub(crate) fn ls(args: &LsArgs) -> u8 {
     let listed = registry().and_then(|registry| {
-        let names = registry.names().map_err(|error| refused(&error))?;
+        let names = registry.names().map_err(|error| Refusal::from(&error))?;
         // One that is removed meanwhile is not there.
         Ok(names.iter().filter_map(|name| registry.open(name).ok()).map(|entry| describe(&entry)).collect::<Vec<_>>())
     });
@@ -20,7 +20,7 @@ pub(crate) fn ls(args: &LsArgs) -> u8 {
             output::print(&all.iter().map(|one| format!("{}\n", text(one, "name"))).collect::<String>())
         }
         Ok(all) => output::print(&table(&all)),
-        Err(refusal) => output::fail(&refusal.text, EXIT_FAILED),
+        Err(refusal) => refusal.with_status(EXIT_FAILED).tell(args.json),
     }
 }
 
@@ -83,7 +83,7 @@ fn describe(entry: &Entry) -> serde_json::Value {
 pub(crate) fn inspect(args: &InspectArgs) -> u8 {
     let about = match open(&args.name) {
         Ok(entry) => describe(&entry),
-        Err(Refusal { text, .. }) => return fail(&Refusal { text, status: EXIT_FAILED }, args.json),
+        Err(refusal) => return refusal.with_status(EXIT_FAILED).tell(args.json),
     };
     if args.json { output::print_json(&about) } else { output::print(&page(&about)) }
 }

@@ -56,6 +56,25 @@ pub struct ExecOptions {
     pub fail_on_deny: bool,
 }
 
+impl ExecOptions {
+    /// A program with nothing but the session's network: no environment.
+    #[must_use]
+    pub fn new(command: Vec<OsString>) -> ExecOptions {
+        ExecOptions {
+            command,
+            own: None,
+            env: Vec::new(),
+            workdir: None,
+            terminal: Terminal::Inherit,
+            timeout: None,
+            network: None,
+            mode: Mode::default(),
+            allow_changes_default: false,
+            fail_on_deny: false,
+        }
+    }
+}
+
 impl Session {
     /// What the sandbox was made from.
     #[must_use]
@@ -63,7 +82,8 @@ impl Session {
         &self.spec
     }
 
-    /// Runs a program to its end. Call it while the process has one thread: it forks.
+    /// Runs a program to its end. Call it while the process has one thread: it forks. `started` is called once the program
+    /// was executed.
     ///
     /// # Errors
     /// As [`Sandbox::run`], and when the run asks for more than the session has.
@@ -72,6 +92,7 @@ impl Session {
         options: ExecOptions,
         log: &mut EventLog,
         tell: &mut dyn FnMut(&str),
+        started: &mut dyn FnMut(),
     ) -> Result<Finished, RunError> {
         let Session { spec, directory, handles, link, keeper, listener } = self;
         let own = options.own;
@@ -108,7 +129,8 @@ impl Session {
         };
         // A run that has a network of its own hears from a gateway of its own, or has nothing that could be denied.
         let listener = listener.filter(|_| attachment == Attachment::Session);
-        let mut run = Run { keeper: Some(keeper), listener, heard: Vec::new(), command: shown, asked, waiting: None };
+        let keeper = Some(keeper);
+        let mut run = Run { keeper, listener, heard: Vec::new(), command: shown, asked, waiting: None, started };
         let mut finished = sandbox.run_by(|spec| launch_inside(spec, handles, attachment, own), log, tell, &mut run)?;
         if attachment == Attachment::Session && finished.summary.denied_anything() {
             let shared = "what was denied was denied in the session's network, to this run or to others that share it";
@@ -119,7 +141,7 @@ impl Session {
 }
 
 /// The keeper's end of a run.
-struct Run {
+struct Run<'a> {
     /// `None` when it is gone.
     keeper: Option<OwnedFd>,
     listener: Option<Listener>,
@@ -130,9 +152,11 @@ struct Run {
     asked: Option<NetworkConfig>,
     /// The command to its gateway that carries the session's newest policy.
     waiting: Option<u32>,
+    /// Who wants to know that it runs.
+    started: &'a mut dyn FnMut(),
 }
 
-impl Run {
+impl Run<'_> {
     /// The session has another policy: the run's has to be within it, or the run ends.
     fn narrow(&mut self, spec: Option<OwnedFd>, commands: Option<&mut Commands>) -> Vec<Order> {
         // It has the session's own network, or none.
@@ -163,8 +187,9 @@ impl Run {
     }
 }
 
-impl Companion for Run {
+impl Companion for Run<'_> {
     fn started(&mut self, _running: &Running) -> Result<(), RunError> {
+        (self.started)();
         if let Some(keeper) = &self.keeper {
             // One that is gone takes the sandbox along, which is noticed as such.
             let _gone = protocol::send(keeper, &FromRun::Started { command: self.command.clone() }, &[]);
@@ -269,21 +294,11 @@ pub(super) fn main_command(main: Main<'_>) -> u8 {
         Ok(told)
     };
     let Ok(told) = prepare(output) else { return EXIT_SETUP };
-    let options = ExecOptions {
-        command: spec.command.iter().map(OsString::from).collect(),
-        own: None,
-        env,
-        workdir: None,
-        terminal: Terminal::Inherit,
-        timeout: None,
-        network: None,
-        mode: Mode::default(),
-        allow_changes_default: false,
-        fail_on_deny: false,
-    };
+    let command = spec.command.iter().map(OsString::from).collect();
+    let options = ExecOptions { env, ..ExecOptions::new(command) };
     let session = Session { spec: spec.clone(), directory, handles, link, keeper, listener: None };
     let mut say = |text: &str| eprintln!("cofferdam: {text}");
-    match session.exec(options, &mut EventLog::none(), &mut say) {
+    match session.exec(options, &mut EventLog::none(), &mut say, &mut || {}) {
         Ok(finished) => finished.exit_status,
         Err(error) => {
             let failed = FromRun::Failed { why: chain(&error), status: error.exit_status() };

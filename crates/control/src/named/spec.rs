@@ -2,13 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use cofferdam_backend_ns::{Capability, Mount, ResourceLimits};
 use cofferdam_model::NetworkConfig;
 use cofferdam_policy::file::{self, ConfigErrors, FlagItem};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::narrow::Mode;
 use crate::{RunOptions, Terminal};
 
 /// The version of the format. A newer one is refused: what it says may narrow the sandbox.
@@ -85,12 +89,14 @@ fn version() -> u32 {
 /// Why a specification cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SpecError {
-    #[error("it is no specification of a sandbox: {0}")]
+    #[error("it is no specification: {0}")]
     Json(String),
+    #[error("its command is empty; name a program")]
+    Command,
     #[error("it has version {0}, and this program knows {VERSION}")]
     Version(u32),
     #[error("its network cannot be used")]
-    Network(ConfigErrors),
+    Network(#[source] ConfigErrors),
     #[error("its capability {0:?} is none")]
     Capability(String),
     #[error("its path {path} is not absolute", path = .0.display())]
@@ -105,10 +111,7 @@ impl NamedSpec {
     /// # Errors
     /// Unknown fields and versions, and whatever could not be made a sandbox of.
     pub fn parse(json: &[u8]) -> Result<NamedSpec, SpecError> {
-        let wrong = |error: serde_json::Error| SpecError::Json(error.to_string());
-        // An object and nothing else: a list of nothing would be one as well, with every field left out.
-        let object: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(json).map_err(wrong)?;
-        let spec: NamedSpec = serde_json::from_value(object.into()).map_err(wrong)?;
+        let spec: NamedSpec = object(json)?;
         if spec.v != VERSION {
             return Err(SpecError::Version(spec.v));
         }
@@ -127,10 +130,7 @@ impl NamedSpec {
     /// # Errors
     /// Everything that is wrong with it.
     pub fn network(&self) -> Result<NetworkConfig, SpecError> {
-        let file = self.network.as_ref().map(|network| FlagItem::Conf {
-            name: "sandbox.json".to_owned(),
-            text: serde_json::json!({ "network": network }).to_string(),
-        });
+        let file = self.network.as_ref().map(|network| conf("sandbox.json", network));
         let items: Vec<FlagItem> = file.into_iter().chain(self.network_flags.iter().cloned()).collect();
         let mut network = file::from_flags(&items).map_err(SpecError::Network)?;
         if self.ipv6.is_some() {
@@ -150,11 +150,7 @@ impl NamedSpec {
         if let Some(relative) = paths.into_iter().find(|path| !path.is_absolute()) {
             return Err(SpecError::Relative(relative.clone()));
         }
-        for (name, value) in &self.env {
-            if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
-                return Err(SpecError::Environment(name.clone()));
-            }
-        }
+        check_variables(&self.env)?;
         let capability = |name: &String| name.parse::<Capability>().map_err(|_| SpecError::Capability(name.clone()));
         let mounts = self.mounts.iter().map(|mount| Mount {
             source: mount.source.clone(),
@@ -189,6 +185,81 @@ impl NamedSpec {
             read_only: false,
         });
         kept.collect()
+    }
+}
+
+/// What a run in a sandbox that is there is asked for.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunSpec {
+    #[serde(default = "version")]
+    pub v: u32,
+    pub command: Vec<String>,
+    /// Variables, over those of the sandbox.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    #[serde(default)]
+    pub workdir: Option<PathBuf>,
+    #[serde(default)]
+    pub timeout_ms: Option<NonZeroU64>,
+    /// A network of its own, as a file has it; absent: the session's.
+    #[serde(default)]
+    pub network: Option<serde_json::Value>,
+    #[serde(default)]
+    pub mode: Mode,
+    #[serde(default)]
+    pub fail_on_deny: bool,
+}
+
+impl RunSpec {
+    /// Reads one, and checks everything about it that does not depend on the sandbox.
+    ///
+    /// # Errors
+    /// Unknown fields and versions, and whatever could not be made a run of.
+    pub fn parse(json: &[u8]) -> Result<RunSpec, SpecError> {
+        let spec: RunSpec = object(json)?;
+        if spec.v != VERSION {
+            return Err(SpecError::Version(spec.v));
+        }
+        if spec.command.is_empty() {
+            return Err(SpecError::Command);
+        }
+        check_variables(&spec.env)?;
+        spec.network().map(|_| spec)
+    }
+
+    /// The network of its own that it asks for.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
+    pub fn network(&self) -> Result<Option<NetworkConfig>, SpecError> {
+        let network = self.network.as_ref().map(|network| file::from_flags(&[conf("run.json", network)]));
+        network.transpose().map_err(SpecError::Network)
+    }
+
+    /// How long it may take.
+    #[must_use]
+    pub fn timeout(&self) -> Option<Duration> {
+        self.timeout_ms.map(|ms| Duration::from_millis(ms.get()))
+    }
+}
+
+/// An object and nothing else: a list of nothing would be one as well, with every field left out.
+fn object<T: DeserializeOwned>(json: &[u8]) -> Result<T, SpecError> {
+    let wrong = |error: serde_json::Error| SpecError::Json(error.to_string());
+    let object: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(json).map_err(wrong)?;
+    serde_json::from_value(object.into()).map_err(wrong)
+}
+
+fn conf(name: &str, network: &serde_json::Value) -> FlagItem {
+    FlagItem::Conf { name: name.to_owned(), text: serde_json::json!({ "network": network }).to_string() }
+}
+
+fn check_variables(variables: &BTreeMap<String, String>) -> Result<(), SpecError> {
+    let is_bad = |name: &str, value: &str| name.is_empty() || name.contains(['=', '\0']) || value.contains('\0');
+    match variables.iter().find(|(name, value)| is_bad(name, value)) {
+        Some((name, _)) => Err(SpecError::Environment(name.clone())),
+        None => Ok(()),
     }
 }
 
@@ -234,5 +305,36 @@ mod tests {
         ] {
             assert!(NamedSpec::parse(json.as_bytes()).is_err(), "{json}");
         }
+    }
+
+    #[test]
+    fn a_run_is_read_and_what_cannot_become_one_is_refused() {
+        let run =
+            RunSpec::parse(br#"{"command": ["a"], "timeout_ms": 5, "mode": "check", "network": {"preset": "none"}}"#);
+        let run = run.unwrap();
+        assert_eq!((run.timeout(), run.mode), (Some(Duration::from_millis(5)), Mode::Check));
+        assert!(run.network().unwrap().is_some_and(|network| !network.enabled));
+        let plain = RunSpec::parse(br#"{"command": ["a"]}"#).unwrap();
+        assert_eq!((plain.network().unwrap(), plain.mode, plain.timeout()), (None, Mode::Clip, None));
+        for json in [
+            r#"{}"#,
+            r#"{"command": []}"#,
+            r#"{"command": ["a"], "timeout_ms": 0}"#,
+            r#"{"command": ["a"], "env": {"A=": "b"}}"#,
+            r#"{"command": ["a"], "mode": "open"}"#,
+            r#"{"command": ["a"], "network": {"rules": ["alow@any"]}}"#,
+            r#"{"command": ["a"], "more": 1}"#,
+            r#"{"command": ["a"], "v": 2}"#,
+            r#"[["a"]]"#,
+        ] {
+            assert!(RunSpec::parse(json.as_bytes()).is_err(), "{json}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_network_is_behind_the_error() {
+        let error = NamedSpec::parse(br#"{"network": {"rules": ["alow@any"]}}"#).unwrap_err();
+        let source = std::error::Error::source(&error).unwrap().to_string();
+        assert!(source.contains("alow"), "{source}");
     }
 }
