@@ -5,9 +5,11 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::Command;
 
-use rustix::io::Errno;
+use rustix::io::{Errno, FdFlags};
 use rustix::process::Signal;
 
 /// Exit status of a child whose closure panicked; the value Rust's own runtime uses for a panic.
@@ -110,6 +112,20 @@ fn close_range(first: RawFd, last: RawFd, flags: libc::c_uint) -> io::Result<()>
     // one caller that closes; the other only sets a flag.
     let rc = unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) };
     if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Has the program that `command` executes inherit these descriptors, under the numbers they have in this process; no other
+/// program that this process starts meanwhile does. They stay open for as long as `command` is there.
+pub fn inherit(command: &mut Command, descriptors: Vec<OwnedFd>) {
+    let keep_open = move || {
+        for descriptor in &descriptors {
+            rustix::io::fcntl_setfd(descriptor, FdFlags::empty())?;
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec the closure makes fcntl(2) calls and nothing else: no allocation, no lock, and only with
+    // descriptors that it owns.
+    unsafe { command.pre_exec(keep_open) };
 }
 
 /// Opens `/dev/null` in place of those of descriptors 0, 1 and 2 that are closed, so that no later descriptor ends up
@@ -326,6 +342,24 @@ mod tests {
         })
         .join()
         .unwrap();
+    }
+
+    #[test]
+    fn a_descriptor_is_inherited_by_the_program_it_is_for_and_by_no_other() {
+        let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+        let number = write.as_raw_fd();
+        let shell = |script: String| {
+            let mut command = Command::new("/bin/sh");
+            command.arg("-c").arg(script);
+            command
+        };
+        let mut command = shell(format!("echo word > /dev/fd/{number}"));
+        inherit(&mut command, vec![write]);
+        let mut other = shell(format!("test ! -e /proc/self/fd/{number}"));
+        assert!(other.status().unwrap().success());
+        assert!(command.status().unwrap().success());
+        drop(command);
+        assert_eq!(io::read_to_string(std::fs::File::from(read)).unwrap(), "word\n");
     }
 
     #[test]
