@@ -1,0 +1,65 @@
+//! Sandboxes from asynchronous programs: run anything, let it reach exactly what you allow, see what it tried.
+//!
+//! ```no_run
+//! use std::time::Duration;
+//!
+//! use cofferdam_client::{NetworkMode, Session};
+//!
+//! # async fn agent() -> Result<(), cofferdam_client::Error> {
+//! let session = Session::builder("agent")
+//!     .network_mode(NetworkMode::Allowlist)
+//!     .network_allowlist(["@pypi"])
+//!     .create()
+//!     .await?;
+//! session.run("pip").args(["install", "requests"]).output().await?;
+//!
+//! // The same files, and no network at all.
+//! session.write("job.py", "import requests; print(requests.__version__)").await?;
+//! let run = session.run("python3").arg("job.py").network_mode(NetworkMode::Blocked);
+//! let output = run.timeout(Duration::from_secs(60)).output().await?;
+//! println!("{:?} {}", output.status, output.stdout_text());
+//! for denied in &output.denied {
+//!     println!("tried {} {} times: {}", denied.target, denied.count, denied.rule);
+//! }
+//! session.remove().await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Every operation executes the program `cofferdam` and speaks JSON with it: making a sandbox forks, which a program with threads
+//! must not do. It is found by [`SandboxBuilder::program`], the variable `COFFERDAM_PROGRAM`, or `PATH`, in that order.
+//!
+//! | Begin with | To |
+//! |---|---|
+//! | [`Sandbox::builder`], [`Session::builder`] | make a sandbox, with the public internet or with nothing |
+//! | [`Sandbox::open`], [`Sandbox::list`] | find those there are |
+//! | [`Sandbox::run`] | run a program in it: [`Run::output`], [`Run::status`], [`Run::spawn`] |
+//! | [`Network`] | say what may be reached; [`policy`] has rules |
+//! | [`Sandbox::put`], [`get`](Sandbox::get), [`write`](Sandbox::write), [`read`](Sandbox::read) | copy files |
+//!
+//! # What is dropped
+//!
+//! A [`Running`] that is dropped is ended, and so is the run behind a future of [`Run::output`] or [`Run::status`]. A [`Sandbox`]
+//! is a name: dropping it changes nothing, and [`Sandbox::remove`] removes it. No future leaves a process of ours behind; that
+//! of [`SandboxBuilder::create`] may leave the sandbox.
+
+mod error;
+mod files;
+mod logs;
+mod network;
+mod program;
+mod report;
+mod run;
+mod sandbox;
+mod streams;
+
+pub use cofferdam_model as model;
+pub use cofferdam_policy as policy;
+
+pub use cofferdam_model::{NetworkMode, PublishedPort};
+pub use error::Error;
+pub use logs::Logs;
+pub use network::Network;
+pub use report::{Denied, Finished, Output, Status, Totals};
+pub use run::{Mode, Run, Running, Signal};
+pub use sandbox::{Inspected, RunInfo, Sandbox, SandboxBuilder, Session, State};
