@@ -24,7 +24,7 @@ pub enum Error {
     #[error(transparent)]
     Build(#[from] BuildErrors),
     /// A text names no port.
-    #[error(transparent)]
+    #[error("{0}{help}", help = .0.help().map(|help| format!("; {help}")).unwrap_or_default())]
     Port(#[from] PortError),
     /// A name that no sandbox can have.
     #[error(
@@ -63,7 +63,7 @@ pub enum Error {
     #[error("the run took longer than {after:?} and was ended")]
     TimedOut {
         after: Duration,
-        /// What it had written until then, where that was collected, and what it was denied.
+        /// What it had written until then, where that was collected, and what it was denied. Its status is `Lost`.
         output: Box<Output>,
     },
     /// More was written than is kept. A run was ended for it.

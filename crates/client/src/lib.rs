@@ -45,6 +45,7 @@
 
 mod error;
 mod files;
+pub mod lists;
 mod logs;
 mod network;
 mod program;
@@ -63,3 +64,8 @@ pub use network::Network;
 pub use report::{Denied, Finished, Output, Status, Totals};
 pub use run::{Mode, Run, Running, Signal};
 pub use sandbox::{Inspected, RunInfo, Sandbox, SandboxBuilder, Session, State};
+
+/// Whoever reads the guide should be able to use what is in it.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/library.md")]
+struct Guide;

@@ -43,6 +43,11 @@ impl Program {
         find_in(chosen, named.as_deref(), env::var_os("PATH").as_deref())
     }
 
+    #[cfg(test)]
+    pub(crate) fn at(path: &str) -> Program {
+        Program(path.into())
+    }
+
     pub(crate) fn path(&self) -> &Path {
         &self.0
     }

@@ -37,6 +37,7 @@ pub enum Mode {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Signal {
     Hangup,
+    /// A second one within five seconds ends the run at once, as at a terminal.
     Interrupt,
     Quit,
     Terminate,
@@ -259,7 +260,7 @@ impl Run {
         let ((spec_in, spec_out), (report_in, report_out)) = (pipe()?, pipe()?);
         let (spec_in, report_out) = (OwnedFd::from(spec_in), OwnedFd::from(report_out));
         let mut program = std::process::Command::new(sandbox.program().path());
-        program.args(["exec", "--quiet", "--spec"]).arg(format!("/dev/fd/{}", spec_in.as_raw_fd()));
+        program.args(["exec", "--quiet", "--spec"]).arg(format!("/proc/self/fd/{}", spec_in.as_raw_fd()));
         program.args(["--report-fd", &report_out.as_raw_fd().to_string(), "--", sandbox.name()]);
         cofferdam_sys::process::inherit(&mut program, vec![spec_in, report_out]);
         let mut program = Command::from(program);

@@ -562,6 +562,21 @@ mod tests {
     }
 
     #[test]
+    fn everything_may_move_between_threads() {
+        fn moves<T: Send>(_: T) {}
+        let sandbox =
+            || Sandbox(Arc::new(Named { program: Program::at("/none"), name: "s".to_owned(), notices: Vec::new() }));
+        moves(Sandbox::builder("s").network(|n| n.adjust(|_| {})).create());
+        moves(Sandbox::open("s"));
+        moves(sandbox().run("true").output());
+        moves(sandbox().run("true").status());
+        moves(async move { sandbox().run("true").spawn().await?.wait().await });
+        moves(async move { sandbox().put("a", "b").await });
+        moves(async move { sandbox().set_policy(|n| n).await });
+        moves(async move { sandbox().events().await });
+    }
+
+    #[test]
     fn what_became_of_a_sandbox_is_read() {
         let read = |json: &str| serde_json::from_str::<Vec<Became>>(json).unwrap().pop();
         assert!(matches!(read(r#"[{"name": "a"}]"#), Some(Became::Done {})));

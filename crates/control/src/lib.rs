@@ -1,4 +1,5 @@
-//! The public Rust API: sandboxes and their lifecycle.
+//! From options to a running sandbox, and sandboxes that stay; for a process with one thread, since it forks. Programs use
+//! `cofferdam-client`, which has any number.
 //!
 //! ```no_run
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {

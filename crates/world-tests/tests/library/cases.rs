@@ -9,7 +9,9 @@ use std::time::Duration;
 use cofferdam_client::model::{EventBody, NetworkConfig};
 use cofferdam_client::policy::Policy;
 use cofferdam_client::policy::file;
-use cofferdam_client::{Error as LibraryError, Mode, NetworkMode, Output, Sandbox, Session, Signal, State, Status};
+use cofferdam_client::{
+    Error as LibraryError, Mode, NetworkMode, Output, Sandbox, Session, Signal, State, Status, lists,
+};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -102,7 +104,11 @@ async fn denied(web: &str, other: &str) -> Done {
 }
 
 async fn blocked_in_open(web: &str) -> Done {
-    let session = Session::builder("s").network_mode(NetworkMode::Open).create().await?;
+    let session = Session::builder("s")
+        .network_mode(NetworkMode::Open)
+        .network_denylist([lists::CLOUD_METADATA_DENY])
+        .create()
+        .await?;
     assert!(reaches(session.run("curl"), web).await?);
     assert!(!reaches(session.run("curl").network_mode(NetworkMode::Blocked), web).await?);
     let links = session.run("sh").args(["-c", "tail -n +3 /proc/net/dev | cut -d: -f1"]);
