@@ -266,6 +266,15 @@ fn a_report_is_written_where_it_was_asked_for_and_nothing_beside_it() {
     let bad = run("--report-fd 3 --spec - none", r#"{"command": ["true"], "network": {"rules": ["alow@any"]}}"#);
     let line: serde_json::Value = serde_json::from_str(&bad.stdout).unwrap();
     assert!(line["error"].as_str().unwrap().contains("unknown action"), "{line}");
+    // Behind what a file has already.
+    let file = state.path().join("reports");
+    let script = format!("exec {} exec --report-fd 3 none true 3>>\"$0\"", env!("CARGO_BIN_EXE_cofferdam"));
+    for _ in 0..2 {
+        let mut shell = std::process::Command::new("sh");
+        shell.arg("-c").arg(&script).arg(&file).env("XDG_STATE_HOME", state.path());
+        assert_eq!(finish(&mut shell, b"").status, 125);
+    }
+    assert_eq!(std::fs::read_to_string(&file).unwrap().lines().count(), 2);
     assert_eq!(run("--report-fd 9 none true", "").status, 125);
     assert_eq!(run("--report-fd 1 none true", "").status, 125);
 }

@@ -27,7 +27,7 @@
 //! ```
 //!
 //! Every operation executes the program `cofferdam` and speaks JSON with it: making a sandbox forks, which a program with threads
-//! must not do. It is found by [`SandboxBuilder::program`], the variable `COFFERDAM_PROGRAM`, or `PATH`, in that order.
+//! must not do. A runtime of tokio has to be there, with I/O enabled. The program is found by [`SandboxBuilder::program`], the variable `COFFERDAM_PROGRAM`, or `PATH`, in that order.
 //!
 //! | Begin with | To |
 //! |---|---|
@@ -43,14 +43,17 @@
 //! is a name: dropping it changes nothing, and [`Sandbox::remove`] removes it. No future leaves a process of ours behind; that
 //! of [`SandboxBuilder::create`] may leave the sandbox.
 
+mod builder;
 mod error;
 mod files;
+mod inspected;
 pub mod lists;
 mod logs;
 mod network;
 mod program;
 mod report;
 mod run;
+mod running;
 mod sandbox;
 mod streams;
 
@@ -58,12 +61,16 @@ pub use cofferdam_model as model;
 pub use cofferdam_policy as policy;
 
 pub use cofferdam_model::{NetworkMode, PublishedPort};
+
+pub use builder::{SandboxBuilder, Session};
 pub use error::Error;
+pub use inspected::{Inspected, RunInfo, State};
 pub use logs::Logs;
 pub use network::Network;
 pub use report::{Denied, Finished, Output, Status, Totals};
-pub use run::{Mode, Run, Running, Signal};
-pub use sandbox::{Inspected, RunInfo, Sandbox, SandboxBuilder, Session, State};
+pub use run::{Mode, Run};
+pub use running::{Running, Signal};
+pub use sandbox::Sandbox;
 
 /// Whoever reads the guide should be able to use what is in it.
 #[cfg(doctest)]

@@ -3,19 +3,18 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::process::ExitStatusExt;
 use std::process::Stdio;
 use std::time::Duration;
 
 use cofferdam_model::NetworkMode;
-use rustix::process::Pid;
 use serde::Serialize;
-use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
+use tokio::process::{ChildStdin, ChildStdout, Command};
 
 use crate::Error;
 use crate::error::io_error;
 use crate::network::{Network, wire, without_ports};
-use crate::report::{End, Finished, Line, Output};
+use crate::report::{Finished, Output};
+use crate::running::Running;
 use crate::sandbox::Sandbox;
 use crate::streams::{Feed, Keep, Report, StreamError, exchange};
 
@@ -31,18 +30,6 @@ pub enum Mode {
     /// It gets what both allow, and a notice says what it did not get.
     #[default]
     Clip,
-}
-
-/// A signal that reaches the program of a run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Signal {
-    Hangup,
-    /// A second one within five seconds ends the run at once, as at a terminal.
-    Interrupt,
-    Quit,
-    Terminate,
-    User1,
-    User2,
 }
 
 /// One run before it starts. Made by [`Sandbox::run`].
@@ -194,9 +181,7 @@ impl Run {
         let mut out = Keep::new(running.stdout.take(), limit);
         let mut err = Keep::new(running.stderr.take(), limit);
         if let Err(error) = exchange(feed, &mut out, &mut err, Some(&mut running.report)).await {
-            running.kill()?;
-            // Whatever its report says does not matter any more.
-            let _ended = running.child.wait().await;
+            running.discard().await?;
             return Err(match error {
                 StreamError::TooLarge => Error::OutputTooLarge { limit },
                 StreamError::Io(source) => Error::Io { doing: "read what the run writes", source },
@@ -245,17 +230,9 @@ impl Run {
         self.start([Stdio::piped, Stdio::piped, Stdio::piped]).await
     }
 
-    async fn start(self, usual: [fn() -> Stdio; 3]) -> Result<Running, Error> {
-        let Run { sandbox, command, env, workdir, timeout, network, mode, input: _, limit: _, stdio } = self;
-        let network = match network.is_empty() {
-            true => None,
-            false => Some(wire(&without_ports(network.resolve(None)?)?)),
-        };
-        let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1);
-        let (command, env, workdir) = (command.as_slice(), &env, workdir.as_deref());
-        let spec = RunSpec { command, env, workdir, timeout_ms: timeout.map(milliseconds), network, mode };
-        let spec = serde_json::to_vec(&spec).map_err(|_| Error::Unsayable { what: "the run".to_owned() })?;
-
+    async fn start(mut self, usual: [fn() -> Stdio; 3]) -> Result<Running, Error> {
+        let spec = self.spec()?;
+        let Run { sandbox, timeout, stdio: [stdin, stdout, stderr], .. } = self;
         let pipe = || io::pipe().map_err(io_error("make a pipe"));
         let ((spec_in, spec_out), (report_in, report_out)) = (pipe()?, pipe()?);
         let (spec_in, report_out) = (OwnedFd::from(spec_in), OwnedFd::from(report_out));
@@ -264,122 +241,34 @@ impl Run {
         program.args(["--report-fd", &report_out.as_raw_fd().to_string(), "--", sandbox.name()]);
         cofferdam_sys::process::inherit(&mut program, vec![spec_in, report_out]);
         let mut program = Command::from(program);
-        let ([stdin, stdout, stderr], [usual_in, usual_out, usual_err]) = (stdio, usual);
+        let [usual_in, usual_out, usual_err] = usual;
         program.stdin(stdin.unwrap_or_else(usual_in)).stdout(stdout.unwrap_or_else(usual_out));
         program.stderr(stderr.unwrap_or_else(usual_err)).kill_on_drop(true);
-        let mut child = program.spawn().map_err(|error| sandbox.program().not_executed(error))?;
+        let child = program.spawn().map_err(|error| sandbox.program().not_executed(error))?;
         // Our copies of its ends: only without them does either stream end.
         drop(program);
-
-        let asynchronous = io_error("read the report of a run");
+        let report = ChildStdout::from_std(OwnedFd::from(report_in).into());
+        let report = report.map_err(io_error("read the report of a run"))?;
         let spec_out = ChildStdin::from_std(OwnedFd::from(spec_out).into()).map_err(io_error("describe a run"))?;
-        let report = ChildStdout::from_std(OwnedFd::from(report_in).into()).map_err(asynchronous)?;
-        let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-        let mut running = Running { child, report: Report::new(report), stdin, stdout, stderr, timeout };
-        running.begin(Feed::new(Some(spec_out), spec)).await?;
-        Ok(running)
-    }
-}
-
-/// A run that goes on.
-///
-/// Dropping it ends the run, with everything that it has started; [`Running::wait`] lets it end by itself.
-#[derive(Debug)]
-pub struct Running {
-    child: Child,
-    report: Report,
-    /// A pipe to the program; take or drop it to end the program's input.
-    pub stdin: Option<ChildStdin>,
-    /// A pipe from the program. A pipe holds 64 KiB: a program that writes more waits until it is read.
-    pub stdout: Option<ChildStdout>,
-    /// As `stdout`.
-    pub stderr: Option<ChildStderr>,
-    timeout: Option<Duration>,
-}
-
-impl Running {
-    /// Says what is to run, and waits until it does.
-    async fn begin(&mut self, spec: Feed) -> Result<(), Error> {
-        spec.finish().await;
-        self.report.first_line().await.map_err(io_error("read the report of a run"))?;
-        let first = self.report.lines().next().map(serde_json::from_slice::<Line>);
-        if matches!(first, Some(Ok(Line::Started))) {
-            return Ok(());
-        }
-        match self.wait().await {
-            Err(error) => Err(error),
-            Ok(_) => Err(unexpected("it has not said that the program runs")),
-        }
+        Running::begin(child, Feed::new(Some(spec_out), spec), Report::new(report), timeout).await
     }
 
-    /// Waits for the end of the run. Ends the program's input first, as far as nobody has taken it. May be called again, and
-    /// dropping the future loses nothing; it does not read the program's output, which has to be read or dropped.
-    ///
-    /// # Errors
-    /// [`Error::TimedOut`], and what kept the run from going on. A program that fails is no error.
-    pub async fn wait(&mut self) -> Result<Finished, Error> {
-        drop(self.stdin.take());
-        match self.report.end().await {
-            Ok(()) => {}
-            Err(StreamError::TooLarge) => return Err(unexpected("its report does not end")),
-            Err(StreamError::Io(source)) => return Err(Error::Io { doing: "read the report of a run", source }),
-        }
-        let status = self.child.wait().await.map_err(io_error("wait for a run"))?;
-        match self.report.lines().last().map(serde_json::from_slice::<Line>) {
-            Some(Ok(Line::Failed(refusal))) => Err(refusal.into()),
-            Some(Ok(Line::Ended(line))) => match line.end() {
-                End::InTime(finished) => Ok(finished),
-                End::TimedOut(finished) => {
-                    let output = Box::new(finished.with_streams(Vec::new(), Vec::new()));
-                    Err(Error::TimedOut { after: self.timeout.unwrap_or_default(), output })
-                }
-            },
-            // Its supervisor was killed before it could say more.
-            Some(Ok(Line::Started)) | None if status.signal().is_some() => Ok(Finished::lost()),
-            Some(Ok(Line::Started)) | None => Err(unexpected(&format!("it ended with {status} and without a report"))),
-            Some(Err(error)) => Err(unexpected(&error.to_string())),
-        }
-    }
-
-    /// Sends a signal to the program, or to its whole process group where a terminal would do so (`Interrupt`, `Quit`, `Hangup`).
-    /// One that has ended misses nothing.
-    ///
-    /// # Errors
-    /// When the system refuses.
-    pub fn signal(&self, signal: Signal) -> Result<(), Error> {
-        // It was not waited for while we have its id, so the number is nobody else's.
-        let Some(pid) = self.child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)) else { return Ok(()) };
-        let signal = match signal {
-            Signal::Hangup => rustix::process::Signal::HUP,
-            Signal::Interrupt => rustix::process::Signal::INT,
-            Signal::Quit => rustix::process::Signal::QUIT,
-            Signal::Terminate => rustix::process::Signal::TERM,
-            Signal::User1 => rustix::process::Signal::USR1,
-            Signal::User2 => rustix::process::Signal::USR2,
+    /// What is asked for, as `exec --spec` reads it.
+    fn spec(&mut self) -> Result<Vec<u8>, Error> {
+        let network = std::mem::take(&mut self.network);
+        let network = match network.is_empty() {
+            true => None,
+            false => Some(wire(&without_ports(network.resolve(None)?)?)),
         };
-        rustix::process::kill_process(pid, signal).map_err(|errno| io_error("send a signal to a run")(errno.into()))
+        let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1);
+        let spec = RunSpec {
+            command: &self.command,
+            env: &self.env,
+            workdir: self.workdir.as_deref(),
+            timeout_ms: self.timeout.map(milliseconds),
+            network,
+            mode: self.mode,
+        };
+        serde_json::to_vec(&spec).map_err(|_| Error::Unsayable { what: "the run".to_owned() })
     }
-
-    /// Asks the program to end.
-    ///
-    /// # Errors
-    /// As [`Running::signal`].
-    pub fn terminate(&self) -> Result<(), Error> {
-        self.signal(Signal::Terminate)
-    }
-
-    /// Ends the run at once, with everything that it has started. [`Running::wait`] says `Lost` then.
-    ///
-    /// # Errors
-    /// When the system refuses.
-    pub fn kill(&mut self) -> Result<(), Error> {
-        match self.child.id() {
-            Some(_) => self.child.start_kill().map_err(io_error("end a run")),
-            None => Ok(()),
-        }
-    }
-}
-
-fn unexpected(message: &str) -> Error {
-    Error::Protocol { verb: "exec".to_owned(), message: message.to_owned() }
 }

@@ -18,7 +18,7 @@ pub(super) struct Report(File);
 impl Report {
     /// Opens a descriptor that this process was started with.
     pub(super) fn open(number: u32) -> Result<Report, Refusal> {
-        let opened = File::options().write(true).open(format!("/proc/self/fd/{number}"));
+        let opened = File::options().append(true).open(format!("/proc/self/fd/{number}"));
         opened.map(Report).map_err(|error| Refusal::setup(format!("cannot write to --report-fd {number}: {error}")))
     }
 

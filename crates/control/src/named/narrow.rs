@@ -10,7 +10,7 @@ use cofferdam_policy::compare::{self, Narrowing};
 const TOLD: usize = 5;
 
 /// What happens when a run asks for more than its session has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
     /// It does not start, and the reason names a flow.

@@ -4,8 +4,8 @@
 //! this program starts itself again there, once for each case, with a state directory of its own; that is why it has no harness.
 //!
 //! ```text
-//! library [WORD]           the cases whose names hold WORD
-//! library inside CASE      one case, where it runs
+//! library [WORD] [--skip WORD]   the cases whose names hold one and not the other
+//! library inside CASE            one case, where it runs
 //! ```
 
 #![allow(
@@ -70,10 +70,9 @@ fn main() -> ExitCode {
             }
         };
     }
-    let words: Vec<&String> = arguments.iter().filter(|word| !word.starts_with('-')).collect();
     let (mut passed, mut failed) = (0, 0);
     for (name, test) in TESTS {
-        if !words.is_empty() && !words.iter().any(|word| name.contains(word.as_str())) {
+        if !is_wanted(name, &arguments) {
             continue;
         }
         let started = Instant::now();
@@ -88,6 +87,23 @@ fn main() -> ExitCode {
     let word = if failed == 0 { "ok" } else { "FAILED" };
     println!("\ntest result: {word}. {passed} passed; {failed} failed; 0 ignored; 0 measured; 0 filtered out");
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// As a harness has it: `[WORD] [--skip WORD]`.
+fn is_wanted(name: &str, arguments: &[String]) -> bool {
+    let (mut is_named, mut words) = (false, arguments.iter());
+    let mut is_any_named = false;
+    while let Some(word) = words.next() {
+        if word == "--skip" {
+            if words.next().is_some_and(|word| name.contains(word.as_str())) {
+                return false;
+            }
+        } else if !word.starts_with('-') {
+            is_any_named = true;
+            is_named |= name.contains(word.as_str());
+        }
+    }
+    is_named || !is_any_named
 }
 
 /// Runs a case on the world's host.
