@@ -5,7 +5,7 @@
 use std::error::Error;
 use std::time::Duration;
 
-use cofferdam_client::{NetworkMode, Session};
+use cofferdam_client::{NetworkMode, Session, lists};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn Error>> {
@@ -19,7 +19,7 @@ async fn agent(arguments: Vec<String>) -> Result<(), Box<dyn Error>> {
     let session = Session::builder("example-agent")
         .network_mode(NetworkMode::Allowlist)
         .network_allowlist([host.as_str(), "*.pythonhosted.org"])
-        .network_denylist(["CLOUD_METADATA_DENY"])
+        .network_denylist([lists::CLOUD_METADATA_DENY])
         .create()
         .await?;
 

@@ -16,12 +16,12 @@ use crate::sandbox::Sandbox;
 /// What is made is a [`Sandbox`]; the postures are a vocabulary for its network and no other kind of thing.
 ///
 /// ```
-/// use cofferdam_client::{NetworkMode, Session};
+/// use cofferdam_client::{NetworkMode, Session, lists};
 ///
 /// let session = Session::builder("agent")
 ///     .network_mode(NetworkMode::Allowlist)
-///     .network_allowlist(["@pypi", "10.0.0.0/8", "*.example.org"])
-///     .network_denylist(["CLOUD_METADATA_DENY"]);
+///     .network_allowlist([lists::PYPI_HOSTS, "10.0.0.0/8", "*.example.org"])
+///     .network_denylist([lists::CLOUD_METADATA_DENY]);
 /// ```
 #[derive(Debug, Clone, Copy)]
 pub enum Session {}

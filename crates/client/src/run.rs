@@ -101,7 +101,8 @@ impl Run {
         self
     }
 
-    /// Ends the run after this time, with everything that it has started: [`Error::TimedOut`]. Less than a millisecond is one.
+    /// Ends the run after this time, with everything that it has started: [`Error::TimedOut`]. It is asked first, and has two seconds
+    /// to clean up. Less than a millisecond is one.
     pub fn timeout(mut self, timeout: Duration) -> Run {
         self.timeout = Some(timeout);
         self

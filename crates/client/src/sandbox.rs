@@ -262,6 +262,8 @@ mod tests {
         moves(async move { sandbox().put("a", "b").await });
         moves(async move { sandbox().set_policy(|n| n).await });
         moves(async move { sandbox().events().await });
+        moves(Sandbox::unnamed().with(async |sandbox| sandbox.run("true").output().await));
+        moves(async move { Sandbox::unnamed().with(async |sandbox| sandbox.run("true").output().await).await });
     }
 
     #[test]

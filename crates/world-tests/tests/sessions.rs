@@ -517,6 +517,42 @@ print("the other lives", select.select([other], [], [], 0.2)[0] == [])' & run=$!
 }
 
 #[test]
+fn programs_are_told_how_a_run_goes() {
+    for family in Family::BOTH {
+        let (web, other) = (family.in_url(family.web()), family.in_url(family.other()));
+        let ran = script(&format!(
+            r#"
+            $C create s --no-cwd --net-default-egress deny --net-rule 'allow@{web},allow@{other}'
+            report() {{ python3 -c 'import json, sys
+for line in sys.stdin: print(*(json.loads(line).get(field) for field in sys.argv[1:]))' "$@"; }}
+            # What the run writes, and what is told of it, do not mix.
+            echo '{{"command": ["sh", "-c", "curl -s http://{other}/ || echo \"$A\"; ls /proc/self/fd; exit 3"], "env": {{"A": "b"}}, "workdir": "/tmp",
+                "network": {{"network_mode": "allowlist", "network_allowlist": ["{web}"]}}}}' > $XDG_STATE_HOME/run.json
+            $C exec --quiet --spec $XDG_STATE_HOME/run.json --report-fd 3 s 3> $XDG_STATE_HOME/report || echo "status $?"
+            report report ended exit_status network_lost < $XDG_STATE_HOME/report
+            tail -n 1 $XDG_STATE_HOME/report | python3 -c 'import json, sys; print(json.load(sys.stdin)["denied"][0]["target"])'
+            for command in 'kill -TERM $$' 'sleep 100' 'exit 0'; do
+                $C exec --quiet --timeout 500ms --report-fd 3 s -- sh -c "$command" 3>&1 >/dev/null | tail -n 1 | report report ended exit_status
+            done
+            $C exec --report-fd 3 s -- no-such-program 3>&1 >/dev/null | report report kind exit_status
+            $C exec --mode check --net all --report-fd 3 s -- true 3>&1 >/dev/null | report report kind exit_status
+            mkfifo $XDG_STATE_HOME/fifo
+            $C cp --json $XDG_STATE_HOME/fifo s:/tmp 2>&1 | report left_out
+            echo '{{"preset": "none"}}' | $C policy set --json s - | tr -d ' \n'; echo
+            printf '[network]\nports = ["0:9"]\n' > $XDG_STATE_HOME/ports.toml
+            $C policy set s $XDG_STATE_HOME/ports.toml || echo "ports in a file $?"
+            $C stop --json --time 0s s | tr -d ' \n'
+            "#
+        ));
+        ran.exits(0).says("b\n0\n1\n2\n3\nstatus 3\nstarted None None None\n");
+        ran.says(&format!("ended {{'exited': 3}} 3 False\n{}\n", family.other()));
+        ran.says("ended {'signaled': 15} 143\nended timed_out 124\nended {'exited': 0} 0\n");
+        ran.says("failed not_found 127\nfailed wider 125\nfifo: neither a file nor a directory nor a link\n{\"name\":\"s\"}\n").says("ports in a file 1\n[{\"name\":\"s\"}]");
+        ran.complains("ports are published with `cofferdam ports add`");
+    }
+}
+
+#[test]
 fn a_suspended_run_does_not_keep_its_sandbox_from_stopping() {
     let ran = script(
         r#"
