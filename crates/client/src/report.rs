@@ -22,8 +22,8 @@ pub enum Status {
 #[non_exhaustive]
 pub struct Finished {
     pub status: Status,
-    /// What was tried and denied by the run's own gateway, most frequent first. A run without a network of its own has the
-    /// sandbox's gateway, whose denials are in [`Sandbox::events`](crate::Sandbox::events).
+    /// What was tried and denied, most frequent first: by the run's own gateway, or, for a run in its sandbox's network, by the
+    /// sandbox's while the run went on, whichever run it was that tried.
     pub denied: Vec<Denied>,
     /// Denials that found no room in `denied`.
     pub denied_beyond: u64,
