@@ -254,6 +254,13 @@ pub(crate) struct LimitArgs {
     /// Processes and threads inside.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), hide_short_help = true)]
     pub pids: Option<u32>,
+    #[command(flatten)]
+    pub network: NetworkLimitArgs,
+}
+
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Limits")]
+pub(crate) struct NetworkLimitArgs {
     /// TCP connections at once; 0 is unlimited. Default 4096.
     #[arg(long, value_name = "N", hide_short_help = true)]
     pub max_connections: Option<u32>,

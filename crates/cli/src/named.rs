@@ -20,8 +20,6 @@ use cofferdam_control::named::{
 };
 use cofferdam_control::{RunOptions, Terminal, check_project, environment};
 
-use cofferdam_policy::file::FlagItem;
-
 use crate::args::{
     CreateArgs, ExecArgs, LimitArgs, ModeWord, NetworkArgs, PlaceArgs, PolicySetArgs, RmArgs, RunArgs, StartArgs,
     StopArgs,
@@ -155,7 +153,7 @@ fn spec_of(
     if limits.timeout.is_some() {
         return Err(Refusal::setup("a sandbox that stays has no --timeout; exec has one for a run".to_owned()));
     }
-    let network_flags = run::flag_items(&network, &limits, matches)?;
+    let network_flags = run::flag_items(&network, &limits.network, matches)?;
     let config = run::network_config(&network_flags, &network)?;
     let env = named_variables(&place)?;
     let capabilities = place.cap_add.clone();
@@ -360,20 +358,17 @@ pub(crate) fn rm(args: &RmArgs) -> u8 {
 pub(crate) fn set_policy(mut args: PolicySetArgs, matches: &ArgMatches) -> u8 {
     args.network.net_conf = args.network.net_conf.or(args.file.take());
     let set = || -> Result<(), Refusal> {
-        let mut network_flags = run::flag_items(&args.network, &run::no_limits(), matches)?;
-        let network = run::network_config(&network_flags, &args.network)?;
+        let items = run::flag_items(&args.network, &args.limits, matches)?;
+        let network = run::network_config(&items, &args.network)?;
         let entry = open(&args.name)?;
         if !network.ports.is_empty() {
             return Err(Refusal::setup(
                 "ports are published with `cofferdam ports add`, and stay when a policy is set".to_owned(),
             ));
         }
+        let unusable = |error: SpecError| Refusal::setup(output::chain(&error));
         let before = entry.spec().map_err(|error| Refusal::from(&error))?;
-        let published = before.network().map_err(|error| Refusal::setup(output::chain(&error)))?.ports;
-        // A sandbox that is started again has the ports that it was made with.
-        network_flags.extend(published.iter().map(|port| FlagItem::Publish(port.to_string())));
-        let ipv6 = if args.network.ipv6 { Some(true) } else { None };
-        let spec = NamedSpec { network: None, network_flags, ipv6, ..before };
+        let spec = before.with_policy(&items, args.network.ipv6.then_some(true)).map_err(unusable)?;
         match named::set_policy(&entry, &spec) {
             Err(NamedError::Stopped(_)) => {
                 let locked = entry.lock().map_err(|error| Refusal::from(&error))?;

@@ -16,7 +16,7 @@ use cofferdam_model::{Action, DenyWith, NetworkConfig, NetworkMode};
 use cofferdam_policy::file::{self, FlagItem, RateFlag};
 
 use crate::args::{
-    ActionWord, BackendWord, DenyWord, EvidenceArgs, LimitArgs, NetworkArgs, PlaceArgs, PostureWord, RunArgs,
+    ActionWord, BackendWord, DenyWord, EvidenceArgs, NetworkArgs, NetworkLimitArgs, PlaceArgs, PostureWord, RunArgs,
 };
 use crate::output::{self, Screen};
 use crate::policy;
@@ -29,7 +29,7 @@ pub(crate) fn run(args: RunArgs, matches: &ArgMatches) -> u8 {
         return crate::named::detach(args, matches);
     }
     let RunArgs { network, limits, place, evidence, command, .. } = args;
-    let configured = flag_items(&network, &limits, matches).and_then(|items| network_config(&items, &network));
+    let configured = flag_items(&network, &limits.network, matches).and_then(|items| network_config(&items, &network));
     let started = configured.and_then(|config| {
         let mut options = RunOptions::new(command, config);
         options.allow_changes_default = network.leaves_default();
@@ -70,8 +70,8 @@ pub(crate) fn refuse_state(registry: &Registry, options: &RunOptions) -> Result<
 }
 
 /// No limit, for verbs without such flags.
-pub(crate) fn no_limits() -> LimitArgs {
-    LimitArgs::default()
+pub(crate) fn no_limits() -> NetworkLimitArgs {
+    NetworkLimitArgs::default()
 }
 
 /// Prints and writes what the run has shown.
@@ -115,7 +115,7 @@ pub(crate) fn network_config(items: &[FlagItem], args: &NetworkArgs) -> Result<N
 /// standard input: once.
 pub(crate) fn flag_items(
     args: &NetworkArgs,
-    limits: &LimitArgs,
+    limits: &NetworkLimitArgs,
     matches: &ArgMatches,
 ) -> Result<Vec<FlagItem>, Refusal> {
     let mut ordered: Vec<(usize, FlagItem)> = Vec::new();
@@ -331,7 +331,7 @@ mod tests {
     fn network(args: &[&str]) -> NetworkConfig {
         let matches = Cli::command().try_get_matches_from(["cofferdam"].iter().chain(args)).unwrap();
         let Verb::Run(run) = Cli::from_arg_matches(&matches).unwrap().verb else { panic!("{args:?}") };
-        let items = flag_items(&run.network, &run.limits, matches.subcommand().unwrap().1).unwrap();
+        let items = flag_items(&run.network, &run.limits.network, matches.subcommand().unwrap().1).unwrap();
         network_config(&items, &run.network).unwrap()
     }
 }

@@ -165,6 +165,32 @@ pub(crate) fn without_ports(network: NetworkConfig) -> Result<NetworkConfig, Err
     Err(wrong("ports", "ports belong to the sandbox", "publish them when it is created, or with `Sandbox::publish`"))
 }
 
+/// The wire form of a network that takes the place of another: of limits, the link and resolvers it has those alone that are not
+/// the usual ones, so that the others stay as they are.
+pub(crate) fn wire_of_change(network: &NetworkConfig) -> serde_json::Value {
+    const LIMITS: [&str; 7] = [
+        "interface",
+        "max_connections",
+        "max_inbound_connections",
+        "max_udp_connections",
+        "connect_timeout_ms",
+        "rate_limiter",
+        "budgets",
+    ];
+    const RESOLVERS: [&str; 3] = ["nameservers", "query_timeout_ms", "pin_floor_ms"];
+    let (mut change, usual) = (wire(network), wire(&file::default_network()));
+    let drop_usual = |change: Option<&mut serde_json::Value>, usual: Option<&serde_json::Value>, keys: &[&str]| {
+        if let Some(change) = change.and_then(serde_json::Value::as_object_mut) {
+            change.retain(|key, value| {
+                !keys.contains(&key.as_str()) || usual.and_then(|usual| usual.get(key)) != Some(value)
+            });
+        }
+    };
+    drop_usual(change.get_mut("dns"), usual.get("dns"), &RESOLVERS);
+    drop_usual(Some(&mut change), Some(&usual), &LIMITS);
+    change
+}
+
 /// The wire form of a network.
 pub(crate) fn wire(network: &NetworkConfig) -> serde_json::Value {
     // It was written as JSON a moment ago.
@@ -204,6 +230,19 @@ mod tests {
         assert!(!Network::default().resolve(Some(NetworkMode::Blocked)).unwrap().enabled);
         let said = Network::default().policy(PolicyConfig::default()).resolve(Some(NetworkMode::Blocked)).unwrap();
         assert!(said.enabled);
+    }
+
+    #[test]
+    fn a_change_names_what_it_changes() {
+        let change = |fill: fn(Network) -> Network| wire_of_change(&resolve(fill).unwrap());
+        let policy = change(|n| n.mode(NetworkMode::Open));
+        let mut keys: Vec<&String> = policy.as_object().unwrap().keys().collect();
+        keys.sort_unstable();
+        assert_eq!(keys, ["ceilings", "deny_with", "dns", "enabled", "policy", "ports", "strict"]);
+        assert_eq!(policy["dns"].as_object().unwrap().keys().collect::<Vec<_>>(), ["rebind_protection"]);
+        let limited = change(|n| n.adjust(|network| network.limits.max_connections = 7));
+        assert_eq!(limited["max_connections"], 7);
+        assert!(limited.get("max_udp_connections").is_none());
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::builder::{Made, SandboxBuilder};
 use crate::error::{Refusal, io_error};
 use crate::inspected::Inspected;
 use crate::logs::Logs;
-use crate::network::{Network, without_ports};
+use crate::network::{Network, wire_of_change, without_ports};
 use crate::program::{Program, words};
 use crate::run::Run;
 
@@ -128,7 +128,8 @@ impl Sandbox {
     }
 
     /// Gives it another policy, also while it runs: what the new one does not allow is ended, in runs with a network of their own
-    /// too. Comes back when it holds everywhere. Ports stay what they are.
+    /// too. Comes back when it holds everywhere. Ports stay what they are, and so do limits and resolvers that are the usual ones in
+    /// what `fill` returns.
     ///
     /// # Errors
     /// When it cannot be used; then nothing has changed.
@@ -136,7 +137,7 @@ impl Sandbox {
         let network = without_ports(fill(Network::default()).resolve(None)?)?;
         let mut words = self.words(["policy", "set", "--json"]);
         words.push("-".into());
-        let json = file::to_json(&network).into_bytes();
+        let json = wire_of_change(&network).to_string().into_bytes();
         self.program().ask(&words, Some(json)).await.map(|_: serde::de::IgnoredAny| ())
     }
 

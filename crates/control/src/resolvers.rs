@@ -64,6 +64,19 @@ pub(crate) fn look_up(servers: Vec<Nameserver>) -> Result<Vec<Nameserver>, LookU
     Ok(found)
 }
 
+/// Whether a gateway that asks `before` can be told to ask `after` in their place, or why not.
+pub(crate) fn check_change(before: &[Nameserver], after: &[Nameserver]) -> Result<(), String> {
+    let is_plain = |server: &Nameserver| server.over == NameserverOver::Plain;
+    let is_address = |server: &Nameserver| matches!(server.host, NameserverHost::Address(_));
+    let can_be_told = before.iter().all(is_plain) && after.iter().all(|server| is_plain(server) && is_address(server));
+    if before == after || (can_be_told && !after.is_empty()) {
+        return Ok(());
+    }
+    let why = "while it runs it can be told of other resolvers by their addresses alone, not by name, nor over TLS or HTTPS, nor of \
+               the machine's in their place: stop it, and set them then";
+    Err(why.to_owned())
+}
+
 /// A configured resolver as the gateway has it; `None` for a name that has not been looked up.
 pub(crate) fn to_upstream(server: &Nameserver) -> Option<DnsUpstream> {
     let NameserverHost::Address(address) = server.host else { return None };
@@ -149,6 +162,31 @@ mod tests {
         let name = Some("dns.example".parse().unwrap());
         let tls = server(NameserverHost::Address("192.0.2.1".parse().unwrap()), NameserverOver::Tls { name });
         assert_eq!(to_upstream(&tls).unwrap().way, DnsWay::Tls { name: "dns.example".into() });
+    }
+
+    #[test]
+    fn a_gateway_can_be_told_of_addresses() {
+        let servers = |texts: &[&str]| -> Vec<Nameserver> {
+            let items: Vec<_> =
+                texts.iter().map(|t| cofferdam_policy::file::FlagItem::Nameserver((*t).into())).collect();
+            cofferdam_policy::file::from_flags(&items).unwrap().dns.nameservers
+        };
+        let [host, plain, other, named, tls] =
+            [&[][..], &["192.0.2.1"], &["[2001:db8::1]:54", "192.0.2.1"], &["dns.example"], &["tls://192.0.2.1"]]
+                .map(servers);
+        for (before, after, is_fine) in [
+            (&host, &plain, true),
+            (&plain, &other, true),
+            (&named, &plain, true),
+            (&tls, &tls, true),
+            (&named, &named, true),
+            (&plain, &host, false),
+            (&plain, &named, false),
+            (&plain, &tls, false),
+            (&tls, &plain, false),
+        ] {
+            assert_eq!(check_change(before, after).is_ok(), is_fine, "{before:?} {after:?}");
+        }
     }
 
     #[test]

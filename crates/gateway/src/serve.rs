@@ -11,7 +11,8 @@ use std::sync::Arc;
 
 use cofferdam_gate::{Accepted, DialError, Gate, GateConfig, Link4, Link6, Output, Way};
 use cofferdam_model::{
-    Classifier, CloseReason, EventBody, FlowId, HostNetwork, LimitKind, LimitsConfig, PortId, PortProtocol, Time,
+    Classifier, CloseReason, EventBody, FlowId, HostNetwork, LimitKind, LimitsConfig, Nameserver, NameserverHost,
+    NameserverOver, PortId, PortProtocol, Time,
 };
 use cofferdam_names::{Families, Reach, Rebinding, Resolver, ResolverConfig, Upstream};
 use rustix::io::Errno;
@@ -140,6 +141,7 @@ struct Gateway {
     /// Commands that are answered once the events of this turn are sent.
     tells: Vec<u32>,
     room: Room,
+    resolvers: Resolvers,
     /// The gateway's addresses, which are the machine's to a guest.
     own: Vec<IpAddr>,
     frame: Vec<u8>,
@@ -199,6 +201,42 @@ fn gate_config(config: &GatewayConfig, room: Room) -> GateConfig {
         limits: room.limits(&config.network.limits),
         pin_floor: config.network.dns.pin_floor,
         seed: config.seed,
+    }
+}
+
+/// Whose word about resolvers counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Resolvers {
+    /// The machine's, from one moment to the next.
+    Machine,
+    /// Those that are configured.
+    Configured,
+    /// The same, and there is no changing to or from connections to them.
+    Fixed,
+}
+
+impl Resolvers {
+    fn of(config: &GatewayConfig) -> Resolvers {
+        match config.resolvers.iter().all(|resolver| resolver.way == DnsWay::Plain) {
+            true if config.network.dns.nameservers.is_empty() => Resolvers::Machine,
+            true => Resolvers::Configured,
+            false => Resolvers::Fixed,
+        }
+    }
+
+    /// Resolvers that were configured later. `None`: those that there are stay. Whoever configures has been told when these are
+    /// none that can be changed to.
+    fn told(&mut self, servers: &[Nameserver]) -> Option<Vec<SocketAddr>> {
+        let address = |server: &Nameserver| match (&server.host, &server.over) {
+            (NameserverHost::Address(address), NameserverOver::Plain) => Some(SocketAddr::new(*address, server.port)),
+            (_, _) => None,
+        };
+        let servers: Vec<SocketAddr> = servers.iter().map(address).collect::<Option<_>>()?;
+        if servers.is_empty() || *self == Resolvers::Fixed {
+            return None;
+        }
+        *self = Resolvers::Configured;
+        Some(servers)
     }
 }
 
@@ -270,6 +308,7 @@ impl Gateway {
             live,
             tells: Vec::new(),
             room,
+            resolvers: Resolvers::of(&config),
             own: own_addresses(&config),
             frame: vec![0; FRAME],
             expected: [0; 2],
@@ -455,7 +494,7 @@ impl Gateway {
                 return;
             }
         };
-        if let Some(servers) = resolvers {
+        if let Some(servers) = resolvers.filter(|_| self.resolvers == Resolvers::Machine) {
             self.dns.handle_resolvers(now, servers);
         }
         let Some(news) = network else { return };
@@ -557,6 +596,9 @@ impl Gateway {
                 self.gate.handle_deny_with(network.deny_with);
                 self.gate.handle_pin_floor(network.dns.pin_floor);
                 self.dns.handle_policy(now, Arc::clone(&policy), rebinding, network.dns.query_timeout);
+                if let Some(servers) = self.resolvers.told(&network.dns.nameservers) {
+                    self.dns.handle_resolvers(now, servers);
+                }
                 self.gate.handle_policy(now, policy);
                 self.drain(now);
             });

@@ -23,7 +23,7 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use crate::preset::Preset;
 
 pub use error::{ConfigError, ConfigErrors};
-pub use flags::{FlagItem, RateFlag, from_flags, parse};
+pub use flags::{FlagItem, RateFlag, from_flags, parse, replacing};
 pub use ports::{MAX_PORTS, PortError, parse_port};
 
 /// What a sandbox gets when nothing is configured: preset `public-only`.

@@ -2,9 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a test stops where it fails")]
 
-use cofferdam_model::{Action, DenyWith, NetworkConfig};
+use std::time::Duration;
+
+use cofferdam_model::{Action, DenyWith, Direction, DnsConfig, LimitsConfig, NetworkConfig, RateLimits};
 use cofferdam_policy::Policy;
-use cofferdam_policy::file::{self, FlagItem, default_network, from_flags};
+use cofferdam_policy::file::{self, FlagItem, RateFlag, default_network, from_flags};
 use cofferdam_policy::grammar::format_rule;
 
 #[test]
@@ -47,6 +49,54 @@ fn flags_put_rules_before_what_stands_behind_them() {
         let all = items.contains(&net("all"));
         assert_eq!(config.policy.default_egress, if all { Action::Allow } else { Action::Deny }, "{items:?}");
     }
+}
+
+#[test]
+fn another_policy_leaves_limits_resolvers_and_the_link_as_they_were() {
+    let conf = |text: &str| FlagItem::Conf { name: "x.toml".into(), text: text.into() };
+    let allow = FlagItem::Allow("x.org".into());
+    let before = from_flags(&[
+        FlagItem::Net("all".into()),
+        FlagItem::DenyWith(DenyWith::Drop),
+        FlagItem::NoRebindProtection,
+        FlagItem::Strict(false),
+        FlagItem::Nameserver("192.0.2.1".into()),
+        FlagItem::QueryTimeoutMs(700),
+        FlagItem::MaxConnections(7),
+        FlagItem::MaxUdpConnections(8),
+        FlagItem::MaxInboundConnections(9),
+        FlagItem::Rate { limit: RateFlag::EgressBandwidth, size: 1000, refill_time: Duration::from_secs(1) },
+        FlagItem::Rate { limit: RateFlag::IngressOps, size: 10, refill_time: Duration::from_secs(1) },
+        FlagItem::Budget { bytes: 100, direction: Direction::Any, targets: None },
+        FlagItem::Mtu(9000),
+        FlagItem::NoIpv6,
+        conf("[network]\nconnect_timeout_ms = 900\n[network.dns]\npin_floor_ms = 90000\n"),
+    ])
+    .unwrap();
+    let after = file::replacing(&before, std::slice::from_ref(&allow)).unwrap();
+    // The policy, and what goes with it, is that of the flags alone.
+    let fresh = from_flags(std::slice::from_ref(&allow)).unwrap();
+    assert_eq!((&after.policy, after.deny_with), (&fresh.policy, fresh.deny_with));
+    assert!(after.dns.rebind_protection);
+    // All else is as it was.
+    let expected = DnsConfig { rebind_protection: true, ..before.dns.clone() };
+    assert_eq!((&after.limits, &after.interface, &after.dns), (&before.limits, &before.interface, &expected));
+    // What is named takes the place of its like, and of nothing else.
+    let limited = |items: &[FlagItem]| {
+        let items = [items, std::slice::from_ref(&allow)].concat();
+        file::replacing(&before, &items).unwrap()
+    };
+    let limits = limited(&[FlagItem::MaxConnections(4096)]).limits;
+    assert_eq!(limits, LimitsConfig { max_connections: 4096, ..before.limits.clone() });
+    let rate = FlagItem::Rate { limit: RateFlag::EgressBandwidth, size: 5, refill_time: Duration::from_secs(1) };
+    let rates = limited(&[rate]).limits.rates;
+    assert_eq!((rates.egress.bandwidth.unwrap().size, rates.ingress), (5, before.limits.rates.ingress.clone()));
+    let budget = FlagItem::Budget { bytes: 5, direction: Direction::Egress, targets: None };
+    assert_eq!(limited(&[budget]).limits.budgets.len(), 1);
+    assert_eq!(limited(&[FlagItem::Nameserver("192.0.2.2".into())]).dns.nameservers.len(), 1);
+    let file = limited(&[conf("[network]\nbudgets = []\nmax_udp_connections = 1\n[network.rate_limiter]\n")]).limits;
+    assert_eq!((file.budgets, file.max_udp_connections, file.max_connections), (Vec::new(), 1, 7));
+    assert_eq!(file.rates, RateLimits::default());
 }
 
 #[test]

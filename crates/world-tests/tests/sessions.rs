@@ -486,6 +486,54 @@ fn a_changed_policy_holds_for_everything_once_it_is_set() {
 }
 
 #[test]
+fn a_changed_policy_leaves_limits_as_they_are_and_resolvers_change_while_it_runs() {
+    for family in Family::BOTH {
+        let web = family.in_url(family.web());
+        let (here, dead) = match family {
+            Family::V4 => ("93.184.215.53", "93.184.215.250"),
+            Family::V6 => ("2606:2800:21f:cb07::53", "2606:2800:21f:cb07::250"),
+        };
+        let (here, dead) = (family.in_url(here), family.in_url(dead));
+        let ran = script(&format!(
+            r#"
+            held() {{ $C exec --quiet s -- python3 -c '
+import socket
+held = []
+for n in range(8):
+    try: held.append(socket.create_connection(("{address}", 80), 10))
+    except OSError: break
+print(len(held), "held")'; }}
+            $C create s --no-cwd --net all --max-connections 3 --dns-nameserver '{dead}' --dns-query-timeout-ms 1500
+            held
+            $C policy set s --net all
+            held
+            $C exec --quiet s -- getent hosts v4.wall-test.com || echo nobody answers
+            $C policy set s --net all --max-connections 5 --dns-nameserver '{here}'
+            held
+            $C exec --quiet s -- getent ahostsv4 v4.wall-test.com | head -n 1
+            # A run with a network of its own asks them as well.
+            $C exec --quiet --allow v4.wall-test.com s -- getent ahostsv4 v4.wall-test.com | head -n 1
+            $C policy set s --net all --dns-nameserver tls://192.0.2.1 || echo "refused $?"
+            $C exec --quiet s -- curl -s -o /dev/null http://{web}/ && echo still there
+            $C stop s
+            $C start s
+            held
+            "#,
+            address = family.web(),
+        ));
+        ran.exits(0).complains("by their addresses alone");
+        let web4 = Family::V4.web();
+        let said: Vec<String> =
+            ran.stdout().lines().map(|line| line.split("  ").next().unwrap_or(line).trim().to_owned()).collect();
+        assert_eq!(
+            said,
+            ["3 held", "3 held", "nobody answers", "5 held", web4, web4, "refused 1", "still there", "5 held"],
+            "{ran:?}"
+        );
+    }
+}
+
+#[test]
 fn a_connection_that_a_changed_policy_does_not_allow_is_ended() {
     for family in Family::BOTH {
         let (web, other) = (family.web(), family.other());

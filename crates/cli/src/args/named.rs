@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::{EvidenceArgs, LimitArgs, NetworkArgs, PlaceArgs};
+use super::{EvidenceArgs, LimitArgs, NetworkArgs, NetworkLimitArgs, PlaceArgs};
 use crate::units;
 
 pub(crate) const CREATE_EXAMPLES: &str = "\
@@ -46,7 +46,7 @@ pub(crate) struct CreateArgs {
     /// Read the whole specification from a JSON file; - is stdin.
     #[arg(
         long, value_name = "FILE", hide_short_help = true,
-        conflicts_with_all = ["command", "NetworkArgs", "LimitArgs", "PlaceArgs"]
+        conflicts_with_all = ["command", "NetworkArgs", "LimitArgs", "NetworkLimitArgs", "PlaceArgs"]
     )]
     pub spec: Option<PathBuf>,
     /// Do not start it.
@@ -184,10 +184,11 @@ Examples:
   cofferdam policy set work cofferdam.toml
   cofferdam policy set work --no-net
 
-The rules that were there are replaced. Connections that the new ones do not
-allow are ended, the others do not notice; so it is for runs with rules of their
-own, which stay within. It holds over stop and start. Resolvers and addresses of
-the link change with the next start.
+The rules that were there are replaced, with their defaults and modes. Limits and
+resolvers stay as they are unless they are named. Connections that the new rules
+do not allow are ended, the others do not notice; so it is for runs with rules of
+their own, which stay within. It holds over stop and start. Addresses of the link
+change with the next start; so do resolvers over TLS, or given by name.
 
 Exit status: 0 when it is in force everywhere, 1 when nothing was changed.";
 
@@ -204,6 +205,8 @@ pub(crate) struct PolicySetArgs {
     pub json: bool,
     #[command(flatten)]
     pub network: NetworkArgs,
+    #[command(flatten)]
+    pub limits: NetworkLimitArgs,
 }
 
 #[derive(Debug, Subcommand)]

@@ -45,6 +45,7 @@ use super::published::Published;
 use super::registry::{CONTROL, Entry, Locked, NamedError, SPEC, replace_file, write_new};
 use super::spec::NamedSpec;
 use super::told::{self, Teller};
+use crate::resolvers;
 use crate::sandbox::{Companion, EXIT_SETUP};
 use crate::{EventLog, RunError, Sandbox};
 
@@ -485,6 +486,8 @@ impl Keeper<'_> {
         let NamedSpec { network, network_flags, ipv6, .. } = asked;
         let spec = NamedSpec { network, network_flags, ipv6, ..self.spec.clone() };
         let network = spec.network().map_err(|error| chain(&error))?;
+        let before = self.spec.network().map_err(|error| chain(&error))?.dns.nameservers;
+        resolvers::check_change(&before, &network.dns.nameservers)?;
         let commands = commands.filter(|_| self.has_gateway);
         let commands = commands.ok_or("it has no network while it runs; stop it, and start it anew")?;
         let told = commands.replace(&enforced(network));

@@ -139,6 +139,23 @@ impl NamedSpec {
         Ok(network)
     }
 
+    /// The same with another policy: that of `items`. What they do not name of limits, resolvers and the link stays, and so do
+    /// published ports, unless there is no network any more.
+    ///
+    /// # Errors
+    /// Everything that is wrong with either network.
+    pub fn with_policy(&self, items: &[FlagItem], ipv6: Option<bool>) -> Result<NamedSpec, SpecError> {
+        let before = self.network()?;
+        let mut network = file::replacing(&before, items).map_err(SpecError::Network)?;
+        network.interface.ipv6 = ipv6.or(network.interface.ipv6);
+        if network.enabled {
+            network.ports = before.ports;
+        }
+        let json =
+            serde_json::from_str(&file::to_json(&network)).map_err(|error| SpecError::Json(error.to_string()))?;
+        Ok(NamedSpec { network: Some(json), network_flags: Vec::new(), ipv6: None, ..self.clone() })
+    }
+
     /// The options of a run inside: `command`, with `env` as its whole environment.
     ///
     /// # Errors
@@ -283,6 +300,28 @@ mod tests {
         };
         assert_eq!(NamedSpec::parse(spec.to_json().as_bytes()).unwrap(), spec);
         assert_eq!(NamedSpec::parse(b"{}").unwrap(), NamedSpec { v: VERSION, ..NamedSpec::default() });
+    }
+
+    #[test]
+    fn another_policy_leaves_the_rest() {
+        let flags = |texts: &[&str]| texts.iter().map(|text| FlagItem::Allow((*text).to_owned())).collect::<Vec<_>>();
+        let others = [FlagItem::MaxConnections(7), FlagItem::Publish("8080:80".to_owned()), FlagItem::Mtu(9000)];
+        let network_flags = [flags(&["a.example"]), others.to_vec()].concat();
+        let network = Some(serde_json::json!({ "max_udp_connections": 3 }));
+        let before = NamedSpec { network, network_flags, ipv6: Some(true), user: Some(7), ..NamedSpec::default() };
+        let after = before.with_policy(&flags(&["b.example"]), None).unwrap();
+        assert_eq!(after.user, Some(7));
+        let (old, new) = (before.network().unwrap(), after.network().unwrap());
+        assert_eq!((&new.limits, &new.ports, &new.interface), (&old.limits, &old.ports, &old.interface));
+        assert_eq!(new.policy, file::from_flags(&flags(&["b.example"])).unwrap().policy);
+        // It is read again as it is written, also without a network and back.
+        assert_eq!(NamedSpec::parse(after.to_json().as_bytes()).unwrap(), NamedSpec { v: VERSION, ..after.clone() });
+        let none = after.with_policy(&[FlagItem::NoNet], None).unwrap();
+        let off = NamedSpec::parse(none.to_json().as_bytes()).unwrap().network().unwrap();
+        assert!(!off.enabled && off.ports.is_empty());
+        assert_eq!(off.limits.max_connections, 7);
+        let on = none.with_policy(&flags(&["b.example"]), None).unwrap().network().unwrap();
+        assert!(on.enabled && on.limits == old.limits);
     }
 
     #[test]

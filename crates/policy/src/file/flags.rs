@@ -126,8 +126,31 @@ struct Flags {
 ///
 /// Everything that is wrong with any of them.
 pub fn from_flags(items: &[FlagItem]) -> Result<NetworkConfig, ConfigErrors> {
+    over(default_network(), items)
+}
+
+/// The network that the flags ask for in the place of `before`: the policy is what they say, whatever it was. Limits, the link,
+/// and who resolves names and how long that may take stay as they were unless the flags, or the file among them, name them.
+///
+/// # Errors
+///
+/// As for [`from_flags`].
+pub fn replacing(before: &NetworkConfig, items: &[FlagItem]) -> Result<NetworkConfig, ConfigErrors> {
+    let mut base = default_network();
+    base.dns.nameservers.clone_from(&before.dns.nameservers);
+    base.dns.query_timeout = before.dns.query_timeout;
+    base.dns.pin_floor = before.dns.pin_floor;
+    base.interface = before.interface.clone();
+    base.limits = before.limits.clone();
+    if items.iter().any(|item| matches!(item, FlagItem::Budget { .. })) {
+        base.limits.budgets.clear();
+    }
+    over(base, items)
+}
+
+/// The network that the flags ask for, where they say nothing that of `config`.
+fn over(mut config: NetworkConfig, items: &[FlagItem]) -> Result<NetworkConfig, ConfigErrors> {
     let mut errors = Vec::new();
-    let mut config = default_network();
     let file = read_file(items, &mut config, &mut errors);
     let mut flags = Flags::default();
     let mut nameservers = Vec::new();

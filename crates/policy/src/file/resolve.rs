@@ -2,7 +2,7 @@
 
 use cofferdam_model::{
     Action, BudgetConfig, Destination, Direction, Group, NetworkConfig, NetworkMode, PolicyConfig, PolicyLayer,
-    PortRange, Protocol, ProtocolSet, Rule,
+    PortRange, Protocol, ProtocolSet, RateLimits, Rule,
 };
 
 use crate::Policy;
@@ -97,7 +97,10 @@ pub(super) fn apply(
             config.limits.connect_timeout = timeout
         });
     }
-    apply_rates(name, raw.rate_limiter.unwrap_or_default(), config, errors);
+    if let Some(rates) = raw.rate_limiter {
+        config.limits.rates = RateLimits::default();
+        apply_rates(name, rates, config, errors);
+    }
     if let Some(budgets) = raw.budgets {
         config.limits.budgets.clear();
         for (at, raw) in budgets.into_iter().enumerate() {
