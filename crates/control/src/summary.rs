@@ -45,6 +45,8 @@ pub struct Summary {
     totals: Totals,
     dropped: BTreeMap<DropReason, u64>,
     limits: BTreeMap<LimitKind, u64>,
+    /// Sockets of the host that were not reached, and why: the program has seen an end of the stream and no reason.
+    unreached: BTreeMap<(String, String), u64>,
     notices: Vec<String>,
 }
 
@@ -61,6 +63,14 @@ pub struct Totals {
     pub bytes_out: u64,
     /// Payload bytes of closed flows, remote to guest.
     pub bytes_in: u64,
+    /// Connections to sockets of the host.
+    pub sockets_opened: u64,
+    /// Those that did not get as far as the host's server.
+    pub sockets_failed: u64,
+    /// Bytes of closed ones, guest to host.
+    pub socket_bytes_out: u64,
+    /// Bytes of closed ones, host to guest.
+    pub socket_bytes_in: u64,
     /// DNS queries of the guest.
     pub dns_queries: u64,
     /// DNS queries that were denied by name.
@@ -184,6 +194,17 @@ impl Summary {
                 self.totals.bytes_in = self.totals.bytes_in.saturating_add(counters.bytes_in);
             }
             EventBody::FlowFailed { .. } => self.totals.flows_failed += 1,
+            EventBody::SocketOpened { .. } => self.totals.sockets_opened += 1,
+            EventBody::SocketClosed { counters, .. } => {
+                let Totals { socket_bytes_out, socket_bytes_in, .. } = &mut self.totals;
+                *socket_bytes_out = socket_bytes_out.saturating_add(counters.bytes_out);
+                *socket_bytes_in = socket_bytes_in.saturating_add(counters.bytes_in);
+            }
+            EventBody::SocketFailed { host, error, .. } => {
+                self.totals.sockets_failed += 1;
+                // Few: the sockets were named, and there is a handful of errors.
+                *self.unreached.entry((host.clone(), error.clone())).or_default() += 1;
+            }
             EventBody::LimitReached { limit, count, .. } => {
                 let entry = self.limits.entry(*limit).or_default();
                 *entry = entry.saturating_add(*count);
@@ -266,6 +287,9 @@ impl Summary {
                 "note     {lost} events were lost because they came too fast; the counts above are too low"
             );
         }
+        for ((host, error), count) in &self.unreached {
+            let _ = writeln!(text, "socket   ×{count}  {host} was not reached: {error}");
+        }
         if detail == Detail::Always {
             self.render_totals(&mut text);
         }
@@ -287,8 +311,19 @@ impl Summary {
     }
 
     fn render_totals(&self, text: &mut String) {
-        let Totals { flows_opened, flows_denied, flows_failed, bytes_out, bytes_in, dns_queries, dns_denied } =
-            self.totals;
+        let Totals {
+            flows_opened,
+            flows_denied,
+            flows_failed,
+            bytes_out,
+            bytes_in,
+            sockets_opened,
+            sockets_failed,
+            socket_bytes_out,
+            socket_bytes_in,
+            dns_queries,
+            dns_denied,
+        } = self.totals;
         if !self.denied_anything() {
             let _ = writeln!(text, "blocked  nothing");
         }
@@ -297,6 +332,12 @@ impl Summary {
             "network  {flows_opened} flows opened, {flows_failed} failed, {flows_denied} denied; {bytes_out} bytes out, {bytes_in} in; \
              {dns_queries} look-ups, {dns_denied} denied"
         );
+        if sockets_opened + sockets_failed > 0 {
+            let _ = writeln!(
+                text,
+                "sockets  {sockets_opened} connections to the host's, {sockets_failed} failed; {socket_bytes_out} bytes out, {socket_bytes_in} in"
+            );
+        }
         for (reason, count) in &self.dropped {
             let _ = writeln!(text, "dropped  ×{count}  {}", word(reason));
         }

@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use ipnet::{Ipv4Net, Ipv6Net};
 
-use crate::{Destination, Direction, DomainName, Layer, PolicyConfig, PublishedPort};
+use crate::{Destination, Direction, DomainName, HostSocket, Layer, PolicyConfig, PublishedPort};
 
 /// What a guest is told when a flow is denied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
@@ -187,6 +187,8 @@ pub struct NetworkConfig {
     pub limits: LimitsConfig,
     /// Ports of the host that lead into the sandbox; no two of them overlap.
     pub ports: Vec<PublishedPort>,
+    /// Unix sockets of the host that programs inside may connect to; no two have the same place inside.
+    pub host_sockets: Vec<HostSocket>,
 }
 
 impl NetworkConfig {

@@ -251,6 +251,20 @@ pub enum EventBody {
     /// It does not any more; connections that were made go on.
     #[serde(rename = "port.withdrawn")]
     PortWithdrawn { port: PortId, protocol: PortProtocol, host: SocketAddr, guest_port: u16 },
+    /// A program has connected to a socket of the host.
+    #[serde(rename = "socket.opened")]
+    SocketOpened {
+        flow: FlowId,
+        /// Its path on the host.
+        host: String,
+        /// The path inside.
+        guest: String,
+    },
+    #[serde(rename = "socket.closed")]
+    SocketClosed { flow: FlowId, by: CloseReason, counters: FlowCounters, duration_ms: u64 },
+    /// The host's socket could not be connected to; the program has read the end of the stream.
+    #[serde(rename = "socket.failed")]
+    SocketFailed { flow: FlowId, host: String, guest: String, error: String },
     #[serde(rename = "limit.reached")]
     LimitReached { limit: LimitKind, bound: u64, count: u64 },
     #[serde(rename = "gateway.dropped")]

@@ -7,6 +7,7 @@ mod addr;
 mod config;
 mod event;
 mod groups;
+mod host_socket;
 mod name;
 mod port;
 mod rfc3339;
@@ -22,6 +23,7 @@ pub use event::{
     CloseReason, DecisionId, DropReason, Event, EventBody, EventSource, FirstFlight, FlightProtocol, FlowCounters,
     FlowId, LimitKind, RuleText, Withheld,
 };
+pub use host_socket::{HostSocket, SocketId};
 pub use name::{DomainName, NameError};
 pub use port::{PortId, PortProtocol, PublishedPort};
 pub use rfc3339::rfc3339;

@@ -8,6 +8,7 @@
 mod document;
 mod error;
 mod flags;
+mod host_sockets;
 mod ports;
 mod raw;
 mod resolve;
@@ -24,6 +25,7 @@ use crate::preset::Preset;
 
 pub use error::{ConfigError, ConfigErrors};
 pub use flags::{FlagItem, RateFlag, from_flags, parse, replacing};
+pub use host_sockets::{HostSocketError, MAX_HOST_SOCKETS, parse_host_socket};
 pub use ports::{MAX_PORTS, PortError, parse_port};
 
 /// What a sandbox gets when nothing is configured: preset `public-only`.
@@ -58,6 +60,7 @@ pub fn default_network() -> NetworkConfig {
             budgets: Vec::new(),
         },
         ports: Vec::new(),
+        host_sockets: Vec::new(),
     }
 }
 

@@ -717,3 +717,48 @@ fn rates_and_budgets_are_the_same_behind_every_door() {
     let burst = FlagItem::RateBurst { limit: RateFlag::EgressOps, burst: 1 };
     assert!(file::from_flags(&[burst]).unwrap_err().to_string().contains("--net-egress-ops"));
 }
+
+#[test]
+fn host_sockets_come_through_every_door_and_back() {
+    let toml = r#"
+        [network]
+        host_sockets = ["/run/a.sock:/run/b.sock", { host = "/with:/colon", guest = "/tmp/c.sock" }]
+    "#;
+    let config = file::parse("x.toml", toml).unwrap_or_else(|errors| panic!("{errors}"));
+    let shown: Vec<_> = config.host_sockets.iter().map(ToString::to_string).collect();
+    assert_eq!(shown, ["/run/a.sock:/run/b.sock", "/with:/colon:/tmp/c.sock"]);
+    assert_eq!(file::parse("x.json", &file::to_json(&config)).unwrap(), config);
+    let conf = FlagItem::Conf { name: "x.toml".into(), text: toml.into() };
+    let both = from_flags(&[FlagItem::HostSocket("/run/d:/run/d".into()), conf]).unwrap();
+    assert_eq!(both.host_sockets.len(), 3, "those of the flags and of the file add up");
+}
+
+#[test]
+fn host_sockets_that_cannot_be_are_refused() {
+    let socket = |text: &str| FlagItem::HostSocket(text.to_owned());
+    let many: Vec<FlagItem> = (0..65).map(|n| socket(&format!("/a:/run/{n}"))).collect();
+    assert!(from_flags(&many[..64]).is_ok());
+    for (items, reason) in [
+        (vec![socket("a:/b")], "--host-socket: the path \"a\" on the host is not absolute"),
+        (vec![socket("/a:/b"), socket("/c:/b")], "takes the same place in the sandbox as /a:/b"),
+        (vec![socket("/a:/b"), socket("/c:/b/c")], "takes the same place"),
+        (vec![socket("/a:/b/c"), socket("/c:/b")], "takes the same place"),
+        (vec![socket("/a:/b"), FlagItem::NoNet], "leads through the gateway"),
+        (vec![socket("/a:/b"), FlagItem::Net("none".into())], "leads through the gateway"),
+        (many, "65 host sockets are more than one sandbox can have"),
+    ] {
+        let errors = from_flags(&items).unwrap_err().to_string();
+        assert!(errors.contains(reason), "{errors}");
+    }
+    assert!(from_flags(&[socket("/a:/b"), socket("/c:/bc")]).is_ok(), "/bc is not beneath /b");
+    for (text, reason) in [
+        (r#"{"network": {"host_sockets": ["/a"]}}"#, "host_sockets[0]: \"/a\" is not a host socket"),
+        (r#"{"network": {"host_sockets": [{"host": "/a", "guest": "b"}]}}"#, "in the sandbox is not absolute"),
+        (r#"{"network": {"host_sockets": [{"host": "/a", "gest": "/b"}]}}"#, "gest"),
+        (r#"{"network": {"host_sockets": [{"host": "/a", "guest": "/b:/c"}]}}"#, "`:/` in it"),
+        (r#"{"network": {"host_sockets": [7]}}"#, "a host socket as text"),
+    ] {
+        let errors = file::parse("x.json", text).unwrap_err().to_string();
+        assert!(errors.contains(reason), "{text}: {errors}");
+    }
+}

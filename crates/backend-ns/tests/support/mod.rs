@@ -322,6 +322,7 @@ fn network() -> NetworkSpec {
             budgets: Vec::new(),
         },
         ports: Vec::new(),
+        host_sockets: Vec::new(),
     };
     let policy = Arc::new(Policy::compile(&network.policy, Classifier::new(HostNetwork::default())));
     let spec =

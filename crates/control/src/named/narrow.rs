@@ -79,12 +79,18 @@ pub(super) fn enforced(network: NetworkConfig) -> NetworkConfig {
 
 /// Every field is named, so that a new one has to be thought of.
 fn intersection(session: &NetworkConfig, run: NetworkConfig, clipped: &mut Vec<String>) -> NetworkConfig {
-    let NetworkConfig { enabled, ceilings: _, policy, deny_with, dns, interface: _, limits, ports } = run;
+    let NetworkConfig { enabled, ceilings: _, policy, deny_with, dns, interface: _, limits, ports, host_sockets } = run;
     if enabled && !session.enabled {
         clipped.push("the session has no network".to_owned());
     }
     if !ports.is_empty() {
         clipped.push("ports are published for the session, with `ports add`, and not for one run".to_owned());
+    }
+    if !host_sockets.is_empty() {
+        clipped.push(
+            "host sockets are the session's, named when it is made, and no run with a network of its own has any"
+                .to_owned(),
+        );
     }
     let around = PolicyLayer {
         layer: Layer::Session,
@@ -102,6 +108,7 @@ fn intersection(session: &NetworkConfig, run: NetworkConfig, clipped: &mut Vec<S
         interface: session.interface.clone(),
         limits: limited(&session.limits, &limits, clipped),
         ports: Vec::new(),
+        host_sockets: Vec::new(),
     }
 }
 

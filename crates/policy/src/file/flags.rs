@@ -6,7 +6,7 @@ use cofferdam_model::{
 
 use crate::file::error::{ConfigError, ConfigErrors};
 use crate::file::resolve::{Base, Defaults, Resolved, apply, budget_target, push_budget, take};
-use crate::file::{default_network, document, ports, values};
+use crate::file::{default_network, document, host_sockets, ports, values};
 use crate::grammar::{self, RuleErrors};
 use crate::preset::{self, Preset};
 
@@ -50,6 +50,8 @@ pub enum FlagItem {
     MaxInboundConnections(u32),
     /// `-p`, `--publish [BIND:]HOST:GUEST[/tcp|/udp]`
     Publish(String),
+    /// `--host-socket HOST:GUEST`
+    HostSocket(String),
     /// `--net-egress-bandwidth SIZE[/DUR]` and its like.
     Rate { limit: RateFlag, size: u64, refill_time: Duration },
     /// `--net-egress-bandwidth-burst SIZE` and its like.
@@ -191,6 +193,10 @@ fn over(mut config: NetworkConfig, items: &[FlagItem]) -> Result<NetworkConfig, 
                 flags.published = true;
                 ports::add("--publish", ports::parse_port(text), &mut config.ports, &mut errors);
             }
+            FlagItem::HostSocket(text) => {
+                let parsed = host_sockets::parse_host_socket(text);
+                host_sockets::add("--host-socket", parsed, &mut config.host_sockets, &mut errors);
+            }
             FlagItem::Rate { limit, size, refill_time } => {
                 let bucket = values::bucket(*size, refill_time.as_millis(), 0);
                 let place = limit.of(&mut config.limits.rates);
@@ -230,6 +236,7 @@ fn over(mut config: NetworkConfig, items: &[FlagItem]) -> Result<NetworkConfig, 
     }
     finish(flags, file, &mut config, &mut errors);
     ports::check(&config, &mut errors);
+    host_sockets::check(&config, &mut errors);
     if errors.is_empty() { Ok(config) } else { Err(ConfigErrors(errors)) }
 }
 
@@ -263,6 +270,7 @@ fn read_file(items: &[FlagItem], config: &mut NetworkConfig, errors: &mut Vec<Co
         | FlagItem::MaxUdpConnections(_)
         | FlagItem::MaxInboundConnections(_)
         | FlagItem::Publish(_)
+        | FlagItem::HostSocket(_)
         | FlagItem::Rate { .. }
         | FlagItem::RateBurst { .. }
         | FlagItem::Budget { .. }

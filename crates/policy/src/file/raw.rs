@@ -66,6 +66,8 @@ pub(super) struct RawNetwork {
     pub(super) max_inbound_connections: Option<u32>,
     /// Ports of the host that lead into the sandbox.
     pub(super) ports: Option<Vec<RawPublished>>,
+    /// Unix sockets of the host that programs inside may connect to.
+    pub(super) host_sockets: Option<Vec<RawHostSocketEntry>>,
     /// `false`: what a name allows need not show that name in its first bytes.
     pub(super) strict: Option<bool>,
     /// How long the gateway waits for a remote to accept a connection.
@@ -288,6 +290,26 @@ pub(super) struct RawPublishedPort {
     pub(super) host_bind: Option<String>,
 }
 
+/// A socket of the host as text, `HOST:GUEST`, or as an object.
+#[derive(Debug, JsonSchema)]
+#[serde(untagged)]
+#[schemars(rename = "HostSocketEntry")]
+pub(super) enum RawHostSocketEntry {
+    Text(String),
+    Object(RawHostSocket),
+}
+
+/// A Unix stream socket of the host, and where programs inside find it.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "HostSocket")]
+pub(super) struct RawHostSocket {
+    /// An absolute path on the host.
+    pub(super) host: String,
+    /// An absolute path inside.
+    pub(super) guest: String,
+}
+
 /// How names are resolved.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -365,6 +387,28 @@ impl<'de> Deserialize<'de> for RawPublished {
             }
         }
         deserializer.deserialize_any(PublishedVisitor)
+    }
+}
+
+impl<'de> Deserialize<'de> for RawHostSocketEntry {
+    fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> Result<RawHostSocketEntry, D::Error> {
+        struct HostSocketVisitor;
+        impl<'de> Visitor<'de> for HostSocketVisitor {
+            type Value = RawHostSocketEntry;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a host socket as text, `HOST:GUEST`, or as an object")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<RawHostSocketEntry, E> {
+                Ok(RawHostSocketEntry::Text(text.to_owned()))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<RawHostSocketEntry, A::Error> {
+                RawHostSocket::deserialize(MapAccessDeserializer::new(map)).map(RawHostSocketEntry::Object)
+            }
+        }
+        deserializer.deserialize_any(HostSocketVisitor)
     }
 }
 

@@ -11,7 +11,7 @@ use crate::file::raw::{
     RawBudget, RawCeiling, RawDestination, RawDestinationObject, RawDns, RawInterface, RawNetwork, RawPolicy, RawPort,
     RawProtocol, RawRateLimits, RawRule, RawRuleEntry,
 };
-use crate::file::{ports, values};
+use crate::file::{host_sockets, ports, values};
 use crate::grammar;
 use crate::nearest::nearest;
 use crate::posture::{self, Posture};
@@ -91,6 +91,7 @@ pub(super) fn apply(
         config.limits.max_inbound_connections = bound;
     }
     ports::from_entries(name, raw.ports.unwrap_or_default(), &mut config.ports, errors);
+    host_sockets::from_entries(name, raw.host_sockets.unwrap_or_default(), &mut config.host_sockets, errors);
     let origin = |field: &str| format!("{name}: {field}");
     if let Some(ms) = raw.connect_timeout_ms {
         take(errors, origin("connect_timeout_ms"), values::timeout(ms), |timeout| {

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use cofferdam_model::{
-    BucketConfig, BudgetConfig, DnsConfig, InterfaceConfig, LimitsConfig, Nameserver, NameserverHost, NameserverOver,
-    NetworkConfig, PolicyConfig, PolicyLayer, RateLimiter, RateLimits,
+    BucketConfig, BudgetConfig, DnsConfig, HostSocket, InterfaceConfig, LimitsConfig, Nameserver, NameserverHost,
+    NameserverOver, NetworkConfig, PolicyConfig, PolicyLayer, RateLimiter, RateLimits,
 };
 use serde_json::{Map, Value, json};
 
@@ -14,7 +14,7 @@ use crate::grammar::{format_destination, format_rule};
 /// The wire form of `config`. Reading it gives the same configuration.
 pub(super) fn network(config: &NetworkConfig) -> Value {
     // Taken apart by name: a field that is new has to be written as well.
-    let NetworkConfig { enabled, ceilings, policy, deny_with, dns, interface, limits, ports } = config;
+    let NetworkConfig { enabled, ceilings, policy, deny_with, dns, interface, limits, ports, host_sockets } = config;
     let LimitsConfig { max_connections, max_inbound_connections, max_udp_connections, connect_timeout, rates, budgets } =
         limits;
     json!({
@@ -26,6 +26,7 @@ pub(super) fn network(config: &NetworkConfig) -> Value {
         "dns": dns_value(dns),
         "interface": interface_value(interface),
         "ports": ports.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "host_sockets": host_sockets.iter().map(host_socket).collect::<Vec<_>>(),
         "max_connections": max_connections,
         "max_inbound_connections": max_inbound_connections,
         "max_udp_connections": max_udp_connections,
@@ -33,6 +34,12 @@ pub(super) fn network(config: &NetworkConfig) -> Value {
         "rate_limiter": rates_value(rates),
         "budgets": budgets.iter().map(budget).collect::<Vec<_>>(),
     })
+}
+
+/// As an object: a path may have a colon in it.
+fn host_socket(socket: &HostSocket) -> Value {
+    let HostSocket { host, guest } = socket;
+    json!({ "host": host, "guest": guest })
 }
 
 fn rates_value(rates: &RateLimits) -> Value {
