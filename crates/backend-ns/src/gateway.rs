@@ -93,7 +93,8 @@ impl Gateway {
                     Some(PortSocket { id: port.id, port: port.port, socket: port.socket.try_clone().ok()? })
                 };
                 let Some(ports) = network.ports.iter().map(port).collect() else { return 1 };
-                let fds = GatewayFds { tun, listeners: fds, broker, ports };
+                let (host_sockets, dialer) = (Vec::new(), None);
+                let fds = GatewayFds { tun, listeners: fds, broker, ports, host_sockets, dialer };
                 run(network.gateway.clone(), fds, channels, &errors_in, identity)
             }),
         };

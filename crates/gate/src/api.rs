@@ -2,7 +2,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU16;
 use std::time::Duration;
 
-use cofferdam_model::{DecisionId, DenyWith, DomainName, EventBody, FlowId, LimitsConfig, PortId};
+use cofferdam_model::{
+    DecisionId, DenyWith, DomainName, EventBody, FlowId, HostSocket, LimitsConfig, PortId, SocketId,
+};
 use cofferdam_policy::Permit;
 
 use crate::wire::virtio::Offload;
@@ -17,6 +19,8 @@ pub struct GateConfig {
     pub mtu: u16,
     pub deny_with: DenyWith,
     pub limits: LimitsConfig,
+    /// The host's sockets that the guest may connect to; [`SocketId`] is the position.
+    pub host_sockets: Vec<HostSocket>,
     /// How long a name stays bound to an address at least.
     pub pin_floor: Duration,
     /// From the system's random source: keys the hash tables and starts decision ids and fragment ids.
@@ -88,6 +92,10 @@ pub enum Output {
         segment: Option<u16>,
         fragmentation: Fragmentation,
     },
+    /// Connect to this socket of the host; answer with `handle_socket_dialed`.
+    DialSocket { flow: FlowId, socket: SocketId },
+    /// Close the guest's connection: it does not get as far as the host's socket. No answer.
+    AbandonSocket { flow: FlowId },
     /// Something to report.
     Event(EventBody),
 }
@@ -159,6 +167,40 @@ pub enum DialError {
     /// `EMFILE`, `ENFILE`, `ENOBUFS`, `ENOMEM`: the gateway itself has run out.
     #[error("out of descriptors or memory")]
     Resources,
+}
+
+/// Why the host's socket could not be connected to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SocketError {
+    /// `EAGAIN`: more connections wait than the server lets wait.
+    #[error("the server takes no connections: its queue is full")]
+    Busy,
+    /// `ECONNREFUSED`.
+    #[error("nobody listens on it")]
+    Refused,
+    /// `ENOENT`.
+    #[error("it is not there")]
+    Missing,
+    /// What is at its path is no socket, or a symbolic link.
+    #[error("it is not a socket any more")]
+    NotASocket,
+    /// `EPROTOTYPE`.
+    #[error("it is not a stream socket any more")]
+    NotAStream,
+    /// `EACCES`, `EPERM`.
+    #[error("permission denied")]
+    Prohibited,
+    #[error("it was not reached in time")]
+    TimedOut,
+    /// `EMFILE`, `ENFILE`, `ENOBUFS`, `ENOMEM`.
+    #[error("out of descriptors or memory")]
+    Resources,
+    /// Whoever connects is gone.
+    #[error("the process that connects to sockets of the host has ended")]
+    Gone,
+    /// Any other.
+    #[error("error {0}")]
+    Other(i32),
 }
 
 /// What a UDP socket reported instead of a datagram.

@@ -35,6 +35,8 @@ pub(crate) struct Context {
     pub(crate) outputs: VecDeque<Output>,
     pub(crate) reports: Reports,
     pub(crate) limits: Limits,
+    /// Connections to sockets of the host, which count with those of TCP.
+    pub(crate) host_sockets: usize,
     replies: Replies,
     next_flow: u64,
 }
@@ -87,6 +89,7 @@ impl Context {
             replies: Replies::new(usize::from(config.mtu), fragments),
             pins: Pins::new(config.pin_floor),
             limits: Limits::new(&config.limits, Time::ZERO),
+            host_sockets: 0,
             config,
             policy,
             outputs: VecDeque::new(),

@@ -5,18 +5,19 @@ use std::time::Duration;
 use cofferdam_flight::Shown;
 use cofferdam_model::{
     CloseReason, DenyWith, DomainName, DropReason, EventBody, FlowCounters, FlowId, LimitKind, LimitsConfig, PortId,
-    Time,
+    SocketId, Time,
 };
 use cofferdam_policy::{PinsFull, Policy};
 
 use crate::api::{
     Accepted, DialError, DnsClient, EchoError, FlightAnswer, Fragmentation, GateConfig, Link4, Output, Published,
-    UdpError,
+    SocketError, UdpError,
 };
 use crate::context::{self, Context, DNS_PORT};
 use crate::echo::Echoes;
 use crate::fragments::Fragments;
 use crate::hash::Seeded;
+use crate::host_sockets::HostSockets;
 use crate::ingress::Peers;
 use crate::limits::{Limits, Way};
 use crate::tcp::Connections;
@@ -34,6 +35,7 @@ pub struct Gate {
     mappings: Mappings,
     echoes: Echoes,
     peers: Peers,
+    host_sockets: HostSockets,
 }
 
 impl Gate {
@@ -52,6 +54,7 @@ impl Gate {
             mappings: Mappings::new(hasher),
             echoes: Echoes::new(hasher),
             peers: Peers::new(hasher),
+            host_sockets: HostSockets::new(hasher),
         }
     }
 
@@ -137,6 +140,9 @@ impl Gate {
 
     /// An accepted TCP flow has ended, relayed or DNS.
     pub fn handle_closed(&mut self, now: Time, flow: FlowId, by: CloseReason, counters: FlowCounters) {
+        if self.host_sockets.handle_closed(&mut self.cx, now, flow, by, counters) {
+            return;
+        }
         if !self.peers.handle_closed(&mut self.cx, now, flow, by, counters) {
             self.connections.handle_closed(&mut self.cx, now, flow, by, counters);
         }
@@ -151,6 +157,18 @@ impl Gate {
     /// The dial to the guest has ended. `true`: relay the two; `false`: reset the peer's connection.
     pub fn handle_guest_dialed(&mut self, now: Time, flow: FlowId, result: Result<(), DialError>) -> bool {
         self.peers.handle_dialed(&mut self.cx, now, flow, result)
+    }
+
+    /// A connection of the guest to this socket of the host was accepted. The flow that it is, and what is to be done about it;
+    /// `None`: close it.
+    pub fn handle_socket(&mut self, now: Time, socket: SocketId) -> Option<FlowId> {
+        self.host_sockets.handle_connection(&mut self.cx, now, socket, self.connections.len())
+    }
+
+    /// An attempt to connect to the host's socket has ended. `true`: relay the two; `false`: keep or close the guest's, as the
+    /// next outputs say.
+    pub fn handle_socket_dialed(&mut self, now: Time, flow: FlowId, result: Result<(), SocketError>) -> bool {
+        self.host_sockets.handle_dialed(&mut self.cx, now, flow, result)
     }
 
     /// Datagrams of a peer came to the published UDP port `port`, to this address of the host if it is known; with `segment`, a
@@ -307,6 +325,7 @@ impl Gate {
         self.mappings.handle_limits(&mut self.cx, now);
         self.echoes.handle_limits(&mut self.cx, now);
         self.peers.handle_limits(&mut self.cx);
+        self.host_sockets.handle_limits(&mut self.cx);
     }
 
     /// A deadline has passed.
@@ -316,6 +335,7 @@ impl Gate {
         self.mappings.handle_timeout(&mut self.cx, now);
         self.echoes.handle_timeout(&mut self.cx, now);
         self.peers.handle_timeout(&mut self.cx, now);
+        self.host_sockets.handle_timeout(&mut self.cx, now);
         for event in self.cx.reports.due(now) {
             self.cx.event(event);
         }
@@ -345,6 +365,7 @@ impl Gate {
             self.mappings.deadline(),
             self.echoes.deadline(),
             self.peers.deadline(),
+            self.host_sockets.deadline(),
             self.cx.reports.deadline(),
         ];
         deadlines.into_iter().flatten().min()

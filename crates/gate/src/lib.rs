@@ -12,6 +12,7 @@ mod flight;
 mod fragments;
 mod gate;
 mod hash;
+mod host_sockets;
 mod ingress;
 mod key;
 mod limits;
@@ -25,7 +26,7 @@ pub mod wire;
 
 pub use api::{
     Accepted, DialError, DnsClient, EchoError, FlightAnswer, FlightDenial, Fragmentation, GateConfig, Link4, Link6,
-    Output, Published, UdpError,
+    Output, Published, SocketError, UdpError,
 };
 pub use bucket::TokenBucket;
 pub use gate::Gate;

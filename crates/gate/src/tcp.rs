@@ -24,7 +24,7 @@
 //! | Injected | its address is denied now      | –        | abandon the dial                                  |
 //! | Live     | its address is denied now      | Live     | the shell is to close it                          |
 //!
-//! Limits: `max_connections` in all; at it a new SYN gets RST. [`MAX_PENDING`] in Dialing and Injected; at it the oldest
+//! Limits: `max_connections` in all, with those to sockets of the host; at it a new SYN gets RST. [`MAX_PENDING`] in Dialing and Injected; at it the oldest
 //! Injected entry makes room (a guest that does not finish its handshakes), and while there is none a new SYN gets RST.
 //! A SYN is kept without data, so an entry is bounded by the longest headers.
 //!
@@ -184,10 +184,14 @@ impl Connections {
         self.table.insert(now, list, key(ends), flow, connection);
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.table.len()
+    }
+
     /// Makes sure that there is room for one more, or says which limit is in the way.
     fn make_room(&mut self, cx: &mut Context) -> Result<(), (LimitKind, u64)> {
         let bound = cx.config.limits.max_connections;
-        if bound != 0 && u32::try_from(self.table.len()).is_ok_and(|len| len >= bound) {
+        if bound != 0 && u32::try_from(self.table.len() + cx.host_sockets).map_or(true, |len| len >= bound) {
             return Err((LimitKind::Connections, u64::from(bound)));
         }
         let pending = self.table.list_len(DIALING) + self.table.list_len(INJECTED);

@@ -14,13 +14,13 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use cofferdam_sys::confine::{Call, Capability, Test};
+use cofferdam_sys::confine::{Call, Capability};
 use cofferdam_sys::fdpass;
 use cofferdam_sys::transparent::{IpVersion, transparent_socket};
 use rustix::event::{PollFd, PollFlags};
 
 use crate::netns::CONGESTION_CONTROL;
-use crate::seal::{SealError, confine};
+use crate::seal::{SealError, confine, helper_calls, only};
 
 /// Below so many the gateway asks for more, which come while these are used up: a connection takes longer than a socket.
 const LOW: usize = 32;
@@ -90,42 +90,9 @@ pub fn serve_broker(channel: &OwnedFd, lifeline: &OwnedFd) -> Result<(), BrokerE
 }
 
 fn seal() -> Result<(), SealError> {
-    let any = [
-        // The loop.
-        #[cfg(target_arch = "x86_64")]
-        libc::SYS_poll,
-        libc::SYS_ppoll,
-        libc::SYS_read,
-        libc::SYS_sendmsg,
-        libc::SYS_setsockopt,
-        libc::SYS_close,
-        libc::SYS_restart_syscall,
-        // Its last words, and the end.
-        libc::SYS_write,
-        libc::SYS_rt_sigreturn,
-        libc::SYS_rt_sigaction,
-        libc::SYS_rt_sigprocmask,
-        libc::SYS_sigaltstack,
-        libc::SYS_exit,
-        libc::SYS_exit_group,
-        libc::SYS_getpid,
-        libc::SYS_gettid,
-        libc::SYS_tgkill,
-        // The allocator.
-        libc::SYS_brk,
-        libc::SYS_mmap,
-        libc::SYS_munmap,
-        libc::SYS_mremap,
-        libc::SYS_madvise,
-        libc::SYS_futex,
-    ];
-    let only =
-        |call, argument, value| Call::new(call).when(argument, Test::Equal(u32::try_from(value).unwrap_or(u32::MAX)));
     let families = [libc::AF_INET, libc::AF_INET6].map(|family| only(libc::SYS_socket, 0, family));
-    // The standard library looks whether what it closes is open, in builds with debug assertions.
-    let commands = [only(libc::SYS_fcntl, 1, libc::F_GETFD)];
-    let calls = any.into_iter().map(Call::new).chain(families).chain(commands).collect();
-    confine(&[Capability::NET_ADMIN], calls)
+    let calls = helper_calls().into_iter().chain([Call::new(libc::SYS_setsockopt)]).chain(families).collect();
+    confine(&[Capability::NET_ADMIN], &[], calls)
 }
 
 fn version(family: u8) -> Option<IpVersion> {

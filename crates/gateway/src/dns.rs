@@ -546,6 +546,7 @@ mod tests {
                         .collect(),
                     ..network.limits
                 },
+                host_sockets: Vec::new(),
                 pin_floor: network.dns.pin_floor,
                 seed: [1; 32],
             };

@@ -40,6 +40,10 @@ pub struct GatewayFds {
     pub broker: Option<OwnedFd>,
     /// The published ports, which the supervisor has bound.
     pub ports: Vec<PortSocket>,
+    /// The listeners inside for sockets of the host, in the order of the configuration; non-blocking.
+    pub host_sockets: Vec<OwnedFd>,
+    /// The channel to the dialer, where there are such sockets; non-blocking.
+    pub dialer: Option<OwnedFd>,
 }
 
 /// What the network namespaces of one sandbox look like.
@@ -135,7 +139,14 @@ impl BuildError {
 /// # Errors
 /// [`BuildError`]: the first step that failed. What was made until then is left for the namespace to take along.
 pub fn build_netns(spec: &NetnsSpec, tun: OwnedFd, sandbox_netns: BorrowedFd<'_>) -> Result<GatewayFds, BuildError> {
-    let mut fds = GatewayFds { tun, listeners: Vec::new(), broker: None, ports: Vec::new() };
+    let mut fds = GatewayFds {
+        tun,
+        listeners: Vec::new(),
+        broker: None,
+        ports: Vec::new(),
+        host_sockets: Vec::new(),
+        dialer: None,
+    };
     let mut guest_link = None;
     for step in plan::gateway(spec, sandbox_netns) {
         match step {

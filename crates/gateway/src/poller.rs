@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use cofferdam_model::{FlowId, PortId};
+use cofferdam_model::{FlowId, PortId, SocketId};
 use rustix::event::epoll::{self, EventData, EventFlags};
 
 /// What a descriptor in the poller is for. Flow numbers are never reused, so an event for something that was closed
@@ -36,6 +36,10 @@ pub(crate) enum Token {
     DnsClient(u64),
     /// A connection to a resolver that is asked over TLS or HTTPS.
     Session(u64),
+    /// The listener inside for a socket of the host.
+    HostSocket(SocketId),
+    /// The dialer has connected, or not.
+    Dialer,
 }
 
 /// Bits of a token that are left for the number.
@@ -59,6 +63,8 @@ impl Token {
             Token::Compiler => (12, 0),
             Token::Broker => (13, 0),
             Token::Port(PortId(number)) => (14, u64::from(number)),
+            Token::HostSocket(SocketId(number)) => (15, u64::from(number)),
+            Token::Dialer => (16, 0),
         };
         kind << 56 | (number & NUMBER)
     }
@@ -81,6 +87,8 @@ impl Token {
             12 => Token::Compiler,
             13 => Token::Broker,
             14 => Token::Port(PortId(u32::try_from(number).ok()?)),
+            15 => Token::HostSocket(SocketId(u32::try_from(number).ok()?)),
+            16 => Token::Dialer,
             _ => return None,
         })
     }

@@ -14,6 +14,9 @@
 //! | nothing | reset | – | reset the destination (RST, not FIN): what came before the reset was passed on |
 //! | bytes in a pipe | the guest, reset | takes no more | reset the destination, which may not read for a long time; what waits is lost |
 //!
+//! The ends of a connection to a socket of the host are Unix sockets. Bytes are all that is read from them, so that no
+//! descriptor passes; there is no reset, so what would be one closes both.
+//!
 //! A pipe is lent to a lane only while it holds bytes, so an idle flow owns two sockets and this struct, nothing more. When a
 //! destination stops reading, one pipe's worth waits here and the source's own window closes: back-pressure is the
 //! kernel's, not a buffer of ours.
@@ -114,6 +117,9 @@ struct Lane {
     shut: bool,
     /// The last reads were large: splice rather than copy.
     bulk: bool,
+    /// A read from the source stops short in front of more: a Unix socket, whose messages with descriptors are read one by one
+    /// (`unix_stream_read_generic`). The descriptors are closed by reading without taking them.
+    pauses: bool,
     /// Bytes that splice has moved since the source was last found drained.
     spliced: usize,
     bytes: u64,
@@ -190,6 +196,28 @@ impl Relay {
         flow.down.source_ends = remote_watched;
         self.flows.insert(id, flow);
         Ok(if remote_watched { self.pump(poller, pace, id) } else { None })
+    }
+
+    /// Takes over the two ends of a connection to a socket of the host. `false`: they cannot be watched, and are closed.
+    pub(crate) fn insert_local(
+        &mut self,
+        poller: &Poller,
+        pace: &mut Pace<'_>,
+        id: FlowId,
+        (guest, host): (OwnedFd, OwnedFd),
+    ) -> bool {
+        for end in [&guest, &host] {
+            // Urgent data stays in its place here, too; a kernel without any (`CONFIG_AF_UNIX_OOB`) takes the option all the same.
+            let _ = rustix::net::sockopt::set_socket_oobinline(end, true);
+        }
+        if self.insert(poller, pace, id, (guest, host), false).is_err() {
+            return false;
+        }
+        if let Some(flow) = self.flows.get_mut(&id) {
+            flow.up.pauses = true;
+            flow.down.pauses = true;
+        }
+        true
     }
 
     /// Takes over a flow that was looked at; whatever its sockets are ready for was announced before.
@@ -407,7 +435,8 @@ impl Lane {
                         pace.spend(id, way, n);
                     }
                     self.bytes = self.bytes.saturating_add(n as u64);
-                    budget = budget.saturating_sub(n.max(1));
+                    // Each of many small messages with descriptors is a read.
+                    budget = budget.saturating_sub(n.max(if self.pauses { SMALL } else { 1 }));
                 }
                 Err((true, _)) => return Pumped::Reset(source_side),
                 Err((false, _)) => return Pumped::Reset(destination_side),
@@ -490,7 +519,7 @@ impl Lane {
         }
         self.bulk = n == size;
         // A short read has drained the socket, unless the end is still to be read (epoll(7), question 9).
-        self.source_ready = n == size || self.source_ends;
+        self.source_ready = n == size || self.source_ends || self.pauses;
         let taken = buffer.get(..n).unwrap_or_default();
         let sent = match rustix::net::send(destination, taken, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
             Ok(sent) => sent,
@@ -628,6 +657,23 @@ mod tests {
             World { relay, limits, queues, now: Time::ZERO, poller, ended: Vec::new(), guest, remote }
         }
 
+        /// With a connection to a socket of the host in place of one over TCP.
+        fn local() -> World {
+            let pair = || {
+                let (near, far) = std::os::unix::net::UnixStream::pair().unwrap();
+                near.set_nonblocking(true).unwrap();
+                far.set_nonblocking(true).unwrap();
+                // What is called here is the same for every stream.
+                (TcpStream::from(OwnedFd::from(near)), OwnedFd::from(far))
+            };
+            let ((guest, inner), (remote, outer)) = (pair(), pair());
+            let mut world =
+                World { guest, remote, relay: Relay::new(), poller: Poller::new().unwrap(), ..World::new() };
+            let mut pace = Pace::new(&mut world.limits, &mut world.queues, Time::ZERO);
+            assert!(world.relay.insert_local(&world.poller, &mut pace, FLOW, (inner, outer)));
+            world
+        }
+
         /// Runs the relay until nothing is ready any more.
         fn settle(&mut self) {
             let mut ready = Vec::new();
@@ -716,6 +762,84 @@ mod tests {
         world.remote.write_all(b"x").unwrap();
         world.settle();
         assert_eq!(world.guest.read(&mut [0; 4]).unwrap(), 1);
+    }
+
+    #[test]
+    fn descriptors_do_not_pass_and_nothing_is_stuck_behind_them() {
+        for way in Way::ALL {
+            let mut world = World::local();
+            let (reader, writer) = rustix::pipe::pipe().unwrap();
+            let (from, to) = match way {
+                Way::Egress => (&mut world.guest, &world.remote),
+                Way::Ingress => (&mut world.remote, &world.guest),
+            };
+            for _ in 0..3 {
+                cofferdam_sys::fdpass::send_fds(&*from, b"with", &[writer.as_fd()]).unwrap();
+                from.write_all(b"out").unwrap();
+            }
+            drop(writer);
+            let to = to.try_clone().unwrap();
+            world.settle();
+            let mut bytes = [0; 64];
+            let (mut len, mut passed) = (0, Vec::new());
+            while let Ok((more, fds)) = cofferdam_sys::fdpass::recv_fds(&to, &mut bytes[len..]) {
+                len += more;
+                passed.extend(fds);
+            }
+            assert_eq!(&bytes[..len], b"withoutwithoutwithout");
+            assert!(passed.is_empty());
+            // Nobody holds the writing end any more.
+            assert_eq!(rustix::io::read(&reader, &mut [0; 1]), Ok(0));
+        }
+    }
+
+    #[test]
+    fn many_small_messages_with_descriptors_do_not_keep_the_turn() {
+        let mut world = World::local();
+        let (_reader, writer) = rustix::pipe::pipe().unwrap();
+        let mut sent = 0;
+        while sent < 300 && cofferdam_sys::fdpass::send_fds_now(&world.guest, b"x", &[writer.as_fd()]).is_ok() {
+            sent += 1;
+        }
+        let reads = TURN / SMALL;
+        assert!(sent > reads, "{sent}");
+        let mut ready = Vec::new();
+        world.poller.wait(Some(Duration::ZERO), &mut ready).unwrap();
+        let mut pace = Pace::new(&mut world.limits, &mut world.queues, Time::ZERO);
+        for (_, ready) in ready {
+            assert!(world.relay.handle_ready(&world.poller, &mut pace, FLOW, (Side::Guest, ready)).is_none());
+        }
+        assert!(world.relay.is_hungry());
+        assert_eq!(world.remote.read(&mut [0; 1000]).unwrap(), reads);
+        assert_eq!(world.read().len(), sent - reads);
+    }
+
+    #[test]
+    fn urgent_data_of_a_unix_socket_stays_in_its_place() {
+        let mut world = World::local();
+        world.guest.write_all(b"ab").unwrap();
+        rustix::net::send(&world.guest, b"!", SendFlags::OOB).unwrap();
+        world.guest.write_all(b"cd").unwrap();
+        assert_eq!(world.read(), b"ab!cd");
+    }
+
+    #[test]
+    fn bulk_and_ends_pass_between_unix_sockets() {
+        let mut world = World::local();
+        let total = world.stuff(7);
+        assert!(total > SMALL);
+        world.guest.shutdown(std::net::Shutdown::Write).unwrap();
+        let all = world.read();
+        assert_eq!((all.len(), all.iter().all(|byte| *byte == 7)), (total, true));
+        assert_eq!(world.remote.read(&mut [0; 1]).unwrap(), 0);
+        world.remote.write_all(b"late").unwrap();
+        world.settle();
+        assert_eq!(world.guest.read(&mut [0; 8]).unwrap(), 4);
+        world.remote.shutdown(std::net::Shutdown::Write).unwrap();
+        world.settle();
+        let [ended] = world.ended[..] else { panic!("{:?}", world.ended) };
+        assert_eq!((ended.by, ended.counters.bytes_in), (CloseReason::Guest, 4));
+        assert_eq!(ended.counters.bytes_out, total as u64);
     }
 
     #[test]

@@ -10,6 +10,7 @@
 //! kernel without Landlock loses that stage alone: no call that takes a path is let through by seccomp either.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 
 use cofferdam_sys::confine::{self, Answer, Call, Capability, Filter, FilterError, Test};
 
@@ -43,15 +44,16 @@ pub(crate) enum Needs {
 
 /// Confines the calling thread for good.
 pub(crate) fn seal(needs: Needs) -> Result<Sealed, SealError> {
-    confine(&[], calls(needs))?;
+    confine(&[], &[], calls(needs))?;
     Ok(Sealed(()))
 }
 
-/// Leaves the calling thread `kept` and `calls`, for good: no path, no other privilege, and no memory that can be executed.
-pub(crate) fn confine(kept: &[Capability], calls: Vec<Call>) -> Result<(), SealError> {
+/// Leaves the calling thread `kept`, `calls`, and connecting to Unix sockets beneath `reach`, for good: no other path, no other
+/// privilege, and no memory that can be executed.
+pub(crate) fn confine(kept: &[Capability], reach: &[BorrowedFd<'_>], calls: Vec<Call>) -> Result<(), SealError> {
     confine::keep_capabilities(kept).map_err(|source| SealError::Capabilities { source })?;
     confine::no_new_privileges().map_err(|source| SealError::NoNewPrivileges { source })?;
-    confine::landlock_deny_all_fs().map_err(|source| SealError::Landlock { source })?;
+    confine::landlock_connect_beneath(reach).map_err(|source| SealError::Landlock { source })?;
     let executable = u32::try_from(libc::PROT_EXEC).unwrap_or(4);
     let mapping = [libc::SYS_mmap, libc::SYS_mprotect].map(|call| Call::new(call).when(2, Test::Bit(executable)));
     confine::install_seccomp(&Filter::deny(mapping.into(), Answer::Errno(libc::EPERM))?)?;
@@ -59,6 +61,46 @@ pub(crate) fn confine(kept: &[Capability], calls: Vec<Call>) -> Result<(), SealE
     // without must not take the sandbox's network down.
     confine::install_seccomp(&Filter::allow(calls, Answer::Errno(libc::EPERM))?)?;
     Ok(())
+}
+
+/// What a process that hands sockets to the gateway needs besides what it takes to make them.
+pub(crate) fn helper_calls() -> Vec<Call> {
+    let any = [
+        // The loop.
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_poll,
+        libc::SYS_ppoll,
+        libc::SYS_read,
+        libc::SYS_sendmsg,
+        libc::SYS_close,
+        libc::SYS_restart_syscall,
+        // Its last words, and the end.
+        libc::SYS_write,
+        libc::SYS_rt_sigreturn,
+        libc::SYS_rt_sigaction,
+        libc::SYS_rt_sigprocmask,
+        libc::SYS_sigaltstack,
+        libc::SYS_exit,
+        libc::SYS_exit_group,
+        libc::SYS_getpid,
+        libc::SYS_gettid,
+        libc::SYS_tgkill,
+        // The allocator.
+        libc::SYS_brk,
+        libc::SYS_mmap,
+        libc::SYS_munmap,
+        libc::SYS_mremap,
+        libc::SYS_madvise,
+        libc::SYS_futex,
+    ];
+    // The standard library looks whether what it closes is open, in builds with debug assertions.
+    let commands = [only(libc::SYS_fcntl, 1, libc::F_GETFD)];
+    any.into_iter().map(Call::new).chain(commands).collect()
+}
+
+/// Only uses of a call whose argument has this value.
+pub(crate) fn only(call: libc::c_long, argument: u8, value: libc::c_int) -> Call {
+    Call::new(call).when(argument, Test::Equal(u32::try_from(value).unwrap_or(u32::MAX)))
 }
 
 /// Every system call of the loop, and who makes it.
@@ -116,8 +158,6 @@ fn calls(needs: Needs) -> Vec<Call> {
         libc::SYS_exit,
         libc::SYS_exit_group,
     ];
-    let only =
-        |call, argument, value| Call::new(call).when(argument, Test::Equal(u32::try_from(value).unwrap_or(u32::MAX)));
     let families = [libc::AF_INET, libc::AF_INET6].map(|family| only(libc::SYS_socket, 0, family));
     let commands = [
         // The size of a new pipe of the relay.

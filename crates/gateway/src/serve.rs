@@ -12,7 +12,7 @@ use std::sync::Arc;
 use cofferdam_gate::{Accepted, DialError, Gate, GateConfig, Link4, Link6, Output, Way};
 use cofferdam_model::{
     Classifier, CloseReason, EventBody, FlowId, HostNetwork, LimitKind, LimitsConfig, Nameserver, NameserverHost,
-    NameserverOver, PortId, PortProtocol, Time,
+    NameserverOver, PortId, PortProtocol, SocketId, Time,
 };
 use cofferdam_names::{Families, Reach, Rebinding, Resolver, ResolverConfig, Upstream};
 use rustix::io::Errno;
@@ -37,6 +37,7 @@ use crate::ports::{self, PortSocket, Ports};
 use crate::relay::{Ended, Relay, Side};
 use crate::seal::{self, Needs, SealError, Sealed};
 use crate::session::Sessions;
+use crate::sockets::HostSockets;
 use crate::udp::Udp;
 
 /// Packets read from the TUN in one turn.
@@ -130,6 +131,7 @@ struct Gateway {
     checks: Checks,
     relay: Relay,
     ports: Ports,
+    sockets: HostSockets,
     /// Flows that wait for a rate.
     queues: Queues,
     udp: Udp,
@@ -199,6 +201,7 @@ fn gate_config(config: &GatewayConfig, room: Room) -> GateConfig {
         mtu: config.network.interface.mtu,
         deny_with: config.network.deny_with,
         limits: room.limits(&config.network.limits),
+        host_sockets: config.network.host_sockets.clone(),
         pin_floor: config.network.dns.pin_floor,
         seed: config.seed,
     }
@@ -285,6 +288,7 @@ impl Gateway {
         if let Some(broker) = ports.broker() {
             poller.add(broker, Token::Broker, Watch::Read)?;
         }
+        let sockets = HostSockets::new(&poller, fds.host_sockets, fds.dialer)?;
         let published: Vec<PortSocket> = fds.ports;
         let room = Room { descriptors, has_ports: ports.can_publish() };
         let resolver = Resolver::new(resolver_config(&config), Arc::clone(&config.policy));
@@ -292,6 +296,7 @@ impl Gateway {
             poller,
             clock: Clock::start(),
             ports,
+            sockets,
             spare: fds.tun.try_clone().ok(),
             tun: fds.tun,
             listeners: fds.listeners,
@@ -471,6 +476,8 @@ impl Gateway {
                     self.events.push(now, EventBody::GatewayNotice { message });
                 }
             }
+            Token::HostSocket(id) => self.reach_out(now, id),
+            Token::Dialer => self.connected(now),
             Token::Udp(flow) => self.udp.handle_ready(&mut self.gate, now, flow, ready),
             Token::Echo(flow) => self.echo.handle_ready(&mut self.gate, now, flow),
             Token::Upstream(id) => self.dns.handle_upstream(now, id, ready),
@@ -697,6 +704,12 @@ impl Gateway {
                     self.closed(now, ended);
                 }
             }
+            Output::DialSocket { flow, socket } => {
+                if let Err(error) = self.sockets.dial(flow, socket) {
+                    self.gate.handle_socket_dialed(now, flow, Err(error));
+                }
+            }
+            Output::AbandonSocket { flow } => drop(self.sockets.take(flow)),
             Output::Event(body) => self.events.push(now, body),
         }
     }
@@ -816,6 +829,51 @@ impl Gateway {
                 // Whatever else it is, it is about one connection: the listener stays.
                 Err(_) => return,
             }
+        }
+    }
+
+    /// Programs have connected to the place of a socket of the host.
+    fn reach_out(&mut self, now: Time, id: SocketId) {
+        for _ in 0..ACCEPTS {
+            let Some(listener) = self.sockets.listener(id) else { return };
+            match rustix::net::accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+                Ok(guest) => {
+                    if let Some(flow) = self.gate.handle_socket(now, id) {
+                        self.sockets.hold(flow, guest);
+                    }
+                    self.drain(now);
+                }
+                Err(Errno::MFILE | Errno::NFILE) => {
+                    self.spare = None;
+                    drop(self.sockets.listener(id).map(rustix::net::accept));
+                    self.spare = self.tun.try_clone().ok();
+                    return self.gate.handle_limit(now, LimitKind::Descriptors, 0);
+                }
+                Err(Errno::INTR | Errno::CONNABORTED) => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// The dialer has connected to sockets of the host, or not.
+    fn connected(&mut self, now: Time) {
+        let (ends, gone) = self.sockets.handle_dialer();
+        for (flow, result) in ends {
+            // One that the gate knows no more, and whoever is not to be relayed, is closed by being dropped.
+            if self.gate.handle_socket_dialed(now, flow, result.as_ref().map(drop).map_err(|error| *error)) {
+                let ends = self.sockets.take(flow).zip(result.ok());
+                let mut pace = Pace::new(self.gate.limits(), &mut self.queues, now);
+                if !ends.is_some_and(|ends| self.relay.insert_local(&self.poller, &mut pace, flow, ends)) {
+                    self.gate.handle_closed(now, flow, CloseReason::Error, Default::default());
+                }
+            }
+            self.drain(now);
+        }
+        if gone {
+            let message =
+                "the process that connects to sockets of the host has ended: there are no new connections to them"
+                    .to_owned();
+            self.events.push(now, EventBody::GatewayNotice { message });
         }
     }
 
@@ -988,7 +1046,14 @@ mod tests {
         let link = crate::LinkAddresses { guest4, gateway4, prefix4: 30, v6: Some(v6) };
         let policy = Arc::new(cofferdam_policy::Policy::compile(&network.policy, Classifier::default()));
         let config = GatewayConfig { network, policy, link, resolvers: Vec::new(), anchors: Vec::new(), seed: [3; 32] };
-        let fds = GatewayFds { tun: tun_in, listeners: Vec::new(), broker: None, ports: Vec::new() };
+        let fds = GatewayFds {
+            tun: tun_in,
+            listeners: Vec::new(),
+            broker: None,
+            ports: Vec::new(),
+            host_sockets: Vec::new(),
+            dialer: None,
+        };
         let (commands, commands_in) = Commands::pair().unwrap();
         let channels = Channels {
             events: events_in,

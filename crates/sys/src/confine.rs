@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::str::FromStr;
 
@@ -98,6 +99,8 @@ impl fmt::Display for Capability {
 }
 
 impl Capability {
+    /// Over the permissions of files, for root's processes that are to reach what others own.
+    pub const DAC_OVERRIDE: Capability = Capability(1);
     /// Of a network namespace: its interfaces, addresses, filters, and sockets with addresses that are not its own.
     pub const NET_ADMIN: Capability = Capability(12);
 
@@ -143,6 +146,14 @@ pub fn keep_capabilities(kept: &[Capability]) -> io::Result<()> {
         rustix::thread::configure_capability_in_ambient_set(capability, true)?;
     }
     Ok(())
+}
+
+/// Whether the calling thread has a capability.
+///
+/// # Errors
+/// Those of capget(2).
+pub fn has_capability(capability: Capability) -> io::Result<bool> {
+    Ok(rustix::thread::capabilities(None)?.effective.contains(capability.set()))
 }
 
 /// Sets `no_new_privs` for the calling thread: execve(2) never grants anything again.
@@ -342,33 +353,48 @@ pub fn landlock_deny_all_fs() -> io::Result<Landlock> {
     landlock_paths(&[])
 }
 
+/// Leaves the calling thread connecting to Unix sockets beneath the given directories and nothing else; otherwise as
+/// [`landlock_deny_all_fs`].
+///
+/// # Errors
+/// Those of the Landlock calls; a kernel without Landlock is not an error.
+pub fn landlock_connect_beneath(directories: &[BorrowedFd<'_>]) -> io::Result<Landlock> {
+    let rules = directories.iter().map(|directory| PathBeneath::new(*directory, AccessFs::ResolveUnix));
+    enforced(restrict(rules))
+}
+
 /// Leaves the calling thread the given accesses beneath the given paths and nothing else; otherwise as
 /// [`landlock_deny_all_fs`]. Paths that do not exist are left out.
 ///
 /// # Errors
 /// Those of the Landlock calls; a kernel without Landlock is not an error.
 pub fn landlock_paths(paths: &[(&Path, PathAccess)]) -> io::Result<Landlock> {
-    let status = restrict(paths).map_err(io::Error::other)?;
-    Ok(match status.ruleset {
+    let rules = paths.iter().filter_map(|(path, access)| {
+        let access = match access {
+            PathAccess::Read => AccessFs::from_read(LANDLOCK_ABI),
+            PathAccess::Write => AccessFs::from_all(LANDLOCK_ABI) & !AccessFs::ResolveUnix,
+            PathAccess::WriteAndConnect => AccessFs::from_all(LANDLOCK_ABI),
+        };
+        Some(PathBeneath::new(PathFd::new(path).ok()?, access))
+    });
+    enforced(restrict(rules))
+}
+
+fn enforced(status: Result<RestrictionStatus, RulesetError>) -> io::Result<Landlock> {
+    Ok(match status.map_err(io::Error::other)?.ruleset {
         RulesetStatus::FullyEnforced => Landlock::Full,
         RulesetStatus::PartiallyEnforced => Landlock::Partial,
         RulesetStatus::NotEnforced => Landlock::Absent,
     })
 }
 
-fn restrict(paths: &[(&Path, PathAccess)]) -> Result<RestrictionStatus, RulesetError> {
+fn restrict<F: AsFd>(rules: impl Iterator<Item = PathBeneath<F>>) -> Result<RestrictionStatus, RulesetError> {
     let mut ruleset = Ruleset::default()
         .handle_access(AccessFs::from_all(LANDLOCK_ABI))?
         .scope(Scope::from_all(LANDLOCK_ABI))?
         .create()?;
-    for (path, access) in paths {
-        let Ok(beneath) = PathFd::new(path) else { continue };
-        let access = match access {
-            PathAccess::Read => AccessFs::from_read(LANDLOCK_ABI),
-            PathAccess::Write => AccessFs::from_all(LANDLOCK_ABI) & !AccessFs::ResolveUnix,
-            PathAccess::WriteAndConnect => AccessFs::from_all(LANDLOCK_ABI),
-        };
-        ruleset = ruleset.add_rule(PathBeneath::new(beneath, access))?;
+    for rule in rules {
+        ruleset = ruleset.add_rule(rule)?;
     }
     ruleset.restrict_self()
 }

@@ -27,6 +27,16 @@ pub fn enable_error_queue(socket: impl AsFd, ipv6: bool) -> io::Result<()> {
     set_option(socket, level, name, 1)
 }
 
+/// Has whoever sends descriptors (`SCM_RIGHTS`) to this Unix socket, or to one that it accepts, get `EPERM`.
+///
+/// # Errors
+/// Those of setsockopt(2): `ENOPROTOOPT` before Linux 6.16.
+pub fn refuse_descriptors(socket: impl AsFd) -> io::Result<()> {
+    // asm-generic/socket.h.
+    const SO_PASSRIGHTS: libc::c_int = 83;
+    set_option(socket, libc::SOL_SOCKET, SO_PASSRIGHTS, 0)
+}
+
 /// One entry of a socket's error queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QueuedError {
@@ -117,6 +127,23 @@ mod tests {
         a.connect(b.local_addr().unwrap()).unwrap();
         b.connect(a.local_addr().unwrap()).unwrap();
         (a, b)
+    }
+
+    #[test]
+    fn a_listener_that_refuses_descriptors_hands_that_down() {
+        let dir = std::env::temp_dir().join(format!("cofferdam-rights-{}", std::process::id()));
+        let listener = std::os::unix::net::UnixListener::bind(&dir).unwrap();
+        match refuse_descriptors(&listener) {
+            Ok(()) => {
+                let client = std::os::unix::net::UnixStream::connect(&dir).unwrap();
+                let _accepted = listener.accept().unwrap();
+                let sent = crate::fdpass::send_fds(&client, b"x", &[listener.as_fd()]);
+                assert_eq!(sent.unwrap_err().raw_os_error(), Some(libc::EPERM));
+                crate::fdpass::send_fds(&client, b"x", &[]).unwrap();
+            }
+            Err(error) => assert_eq!(error.raw_os_error(), Some(libc::ENOPROTOOPT)),
+        }
+        std::fs::remove_file(&dir).unwrap();
     }
 
     #[test]

@@ -113,6 +113,7 @@ pub(crate) fn gate_config() -> GateConfig {
             rates: RateLimits::default(),
             budgets: Vec::new(),
         },
+        host_sockets: Vec::new(),
         pin_floor: Duration::from_secs(60),
         seed: [7; 32],
     }
@@ -220,6 +221,8 @@ pub(crate) fn names(outputs: &[Output]) -> Vec<&'static str> {
         Output::DialGuest { .. } => "dial guest",
         Output::SendPeer { .. } => "send peer",
         Output::CloseUsedUp { .. } => "close used up",
+        Output::DialSocket { .. } => "dial socket",
+        Output::AbandonSocket { .. } => "abandon socket",
         Output::Event(event) => match event {
             EventBody::FlowOpened { .. } => "opened",
             EventBody::FlowDenied { .. } => "denied",

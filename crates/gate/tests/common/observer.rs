@@ -97,6 +97,9 @@ impl Observer {
             Output::SendPeer { payload, segment, .. } => {
                 assert!(segment.is_none_or(|size| size > 0 && usize::from(size) < payload.len()));
             }
+            Output::DialSocket { .. } | Output::AbandonSocket { .. } => {
+                panic!("no packet leads to a socket of the host")
+            }
             Output::Event(event) => self.see_event(event),
         }
     }
