@@ -60,6 +60,9 @@ pub(crate) fn checked(mut spec: SandboxSpec, task: Task) -> Result<SandboxSpec, 
     if spec.limits.cpus.is_some_and(|cpus| !cpus.is_finite() || cpus <= 0.0) {
         return wrong("the number of processors is not a positive number".to_owned());
     }
+    if spec.sockets.iter().any(|path| !path.is_absolute() || path.file_name().is_none()) {
+        return wrong("the place of a host socket is an absolute path".to_owned());
+    }
     if let Some(project) = &mut spec.place.project {
         *project = real(project, &[])?;
     }

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
-use cofferdam_gateway::{Channels, Commands, GatewayConfig, GatewayFds, PortSocket};
+use cofferdam_gateway::{Channels, Commands, GatewayConfig, GatewayFds, PortSocket, SocketDoor, serve_dialer};
 use cofferdam_sys::fdpass;
 use cofferdam_sys::ns::{self, Child, Fork};
 use cofferdam_sys::process::{self, Groups};
@@ -50,10 +50,11 @@ impl From<Fault> for GatewayError {
 }
 
 impl Gateway {
-    /// Forks the gateway process and waits until it is confined and serves.
+    /// Forks the gateway process and waits until it is confined and serves. `sockets`: the listeners for sockets of the host, and the
+    /// channel to the dialer.
     pub(crate) fn start(
         network: &NetworkSpec,
-        mut fds: Vec<OwnedFd>,
+        (mut fds, sockets): (Vec<OwnedFd>, Option<(Vec<OwnedFd>, OwnedFd)>),
         lifeline: &OwnedFd,
         identity: Identity,
         deadline: Instant,
@@ -63,6 +64,8 @@ impl Gateway {
             return Err(nothing.into());
         }
         let tun = fds.remove(0);
+        let (host_sockets, dialer) = sockets.unzip();
+        let host_sockets = host_sockets.unwrap_or_default();
         // The listeners come last.
         let broker = if network.needs_broker() && !fds.is_empty() { Some(fds.remove(0)) } else { None };
         let pipe = || rustix::pipe::pipe_with(PipeFlags::CLOEXEC).step(|| "make a pipe".to_owned());
@@ -93,12 +96,12 @@ impl Gateway {
                     Some(PortSocket { id: port.id, port: port.port, socket: port.socket.try_clone().ok()? })
                 };
                 let Some(ports) = network.ports.iter().map(port).collect() else { return 1 };
-                let (host_sockets, dialer) = (Vec::new(), None);
                 let fds = GatewayFds { tun, listeners: fds, broker, ports, host_sockets, dialer };
                 run(network.gateway.clone(), fds, channels, &errors_in, identity)
             }),
         };
-        drop((tun, broker, fds, events_in, machine_in, commands_in, ready_in, errors_in));
+        drop((tun, broker, fds, host_sockets, dialer));
+        drop((events_in, machine_in, commands_in, ready_in, errors_in));
         for pipe in [&events, &errors] {
             rustix::fs::fcntl_setfl(pipe, OFlags::NONBLOCK).step(|| "set up a pipe".to_owned())?;
         }
@@ -134,6 +137,40 @@ impl Gateway {
         let text = String::from_utf8_lossy(&buffer);
         text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
     }
+}
+
+/// Forks the process that connects to sockets of the host, and returns the gateway's end of the channel to it.
+pub(crate) fn start_dialer(doors: &[Arc<SocketDoor>], lifeline: &OwnedFd) -> Result<(Child, OwnedFd), Fault> {
+    let (channel, gateways) = fdpass::pair().step(|| "make a socket pair".to_owned())?;
+    rustix::io::ioctl_fionbio(&gateways, true).step(|| "set up a socket".to_owned())?;
+    match ns::fork().step(|| "fork the dialer".to_owned())? {
+        Fork::Parent(child) => Ok((child, gateways)),
+        Fork::Child => process::run_and_exit(|| match dial(doors, &channel, lifeline) {
+            Ok(()) => 0,
+            // The gateway sees the end of the channel, and tells.
+            Err(()) => 1,
+        }),
+    }
+}
+
+/// The dialer from the fork to its end. It stays whoever the supervisor is, for whom the sockets are open.
+fn dial(doors: &[Arc<SocketDoor>], channel: &OwnedFd, lifeline: &OwnedFd) -> Result<(), ()> {
+    let prepare = || -> io::Result<()> {
+        let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, rustix::fs::Mode::empty())?;
+        rustix::stdio::dup2_stdin(&null)?;
+        rustix::stdio::dup2_stdout(&null)?;
+        rustix::stdio::dup2_stderr(&null)?;
+        drop(null);
+        let mut kept = vec![channel.as_fd(), lifeline.as_fd()];
+        kept.extend(doors.iter().map(|door| door.as_fd()));
+        process::close_all_except(&kept)?;
+        process::rename("cofferdam-dial")?;
+        rustix::process::setsid()?;
+        process::die_with_parent()
+    };
+    prepare().map_err(|_| ())?;
+    let doors: Vec<&SocketDoor> = doors.iter().map(AsRef::as_ref).collect();
+    serve_dialer(channel, lifeline, &doors).map_err(|_| ())
 }
 
 /// The gateway process from the fork to its end.
@@ -173,6 +210,7 @@ fn enter(fds: &GatewayFds, channels: &Channels, errors: &OwnedFd, identity: Iden
         [&fds.tun, &channels.events, &channels.machine, &channels.ready, &channels.lifeline].map(AsFd::as_fd).into();
     kept.extend(fds.listeners.iter().chain(&channels.commands).chain(&fds.broker).map(AsFd::as_fd));
     kept.extend(fds.ports.iter().map(|port| port.socket.as_fd()));
+    kept.extend(fds.host_sockets.iter().chain(&fds.dialer).map(AsFd::as_fd));
     process::close_all_except(&kept).step(|| "close descriptors".to_owned())?;
     // Away from the terminal, whose interrupts are for the supervisor.
     rustix::process::setsid().step(|| "start a session".to_owned())?;

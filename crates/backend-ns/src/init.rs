@@ -14,7 +14,7 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use cofferdam_gateway::configure_guest_link;
 use cofferdam_sys::confine::{self, Filter};
@@ -133,13 +133,20 @@ fn prepare(
         None if is_joined => Ok(()),
         None => loopback_up().map_err(|error| Some(fault(&error))),
     };
-    match inside {
+    let sockets = match inside {
         None => place(init.steps, &trees, init.spec.limits.memory, link)?,
         Some(Inside { mount, .. }) => {
             link()?;
             place::step_inside(mount, init.steps)?;
+            Vec::new()
         }
+    };
+    for sockets in sockets.chunks(fdpass::MAX_FDS) {
+        let sockets: Vec<BorrowedFd<'_>> = sockets.iter().map(AsFd::as_fd).collect();
+        wire::send(&init.supervisor, &Message::Sockets, &sockets).step(|| "reach the supervisor".to_owned())?;
     }
+    // Once the gateway is gone nobody must listen on them any more.
+    drop(sockets);
     drop(trees);
     drop(builder);
     wire::send(&init.supervisor, &Message::Placed, &[]).step(|| "reach the supervisor".to_owned())?;

@@ -7,8 +7,10 @@ use std::path::{Path, PathBuf};
 
 use cofferdam_sys::mount::{self, Attributes};
 use cofferdam_sys::ns::{self, NamespaceKind, Namespaces};
-use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
+use cofferdam_sys::socket;
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::plan::{self, Need, Source, Step};
 use crate::wire::{Fault, Step as _};
@@ -16,10 +18,16 @@ use crate::wire::{Fault, Step as _};
 /// Where the writable file system is attached while its directories are taken from it.
 const SCRATCH: &str = ".scratch";
 
+/// The directory of sockets there.
+const SOCKETS: &str = "sockets";
+
+/// Connections that wait to be accepted. The kernel bounds it by `net.core.somaxconn`, 4,096 since Linux 5.4.
+const BACKLOG: i32 = 4096;
+
 /// A file larger than this is not copied, whatever the survey said: it may have grown.
 const COPY_LIMIT: u64 = 1024 * 1024;
 
-/// Makes the view of `steps`, moves into it, and leaves nothing of the old one in reach.
+/// Makes the view of `steps`, moves into it, and leaves nothing of the old one in reach. The sockets that it made, in order.
 ///
 /// `last` is done when all is made and before it is moved into: the last time that `/proc/sys` can be written.
 ///
@@ -30,7 +38,7 @@ pub(crate) fn place<E: From<Fault>>(
     trees: &[OwnedFd],
     memory: Option<u64>,
     last: impl FnOnce() -> Result<(), E>,
-) -> Result<(), E> {
+) -> Result<Vec<OwnedFd>, E> {
     let mask = rustix::process::umask(Mode::empty());
     mount::make_all_private().step(|| "cut its mounts off from the host's".to_owned())?;
     let root = mount::new_filesystem("tmpfs", &plan::skeleton_options(), Attributes::default())
@@ -39,13 +47,14 @@ pub(crate) fn place<E: From<Fault>>(
     mount::attach(root.as_fd(), mount::Place { root: CWD, path: Path::new("/") })
         .step(|| "attach its root directory".to_owned())?;
     let placer = Placer::new(root, trees, memory)?;
+    let mut sockets = Vec::new();
     for step in steps {
-        placer.carry_out(step)?;
+        sockets.extend(placer.carry_out(step)?);
     }
     last()?;
     placer.finish()?;
     rustix::process::umask(mask);
-    Ok(())
+    Ok(sockets)
 }
 
 /// Steps into the view of a sandbox that is there, as a copy: what `steps` put on top of it is for this process and its
@@ -92,7 +101,9 @@ pub(crate) fn step_inside(sandbox: OwnedFd, steps: &[Step]) -> Result<(), Fault>
             | Step::Tree { .. }
             | Step::Scratch { .. }
             | Step::Cover { .. }
-            | Step::Freeze { .. } => placer.carry_out(step)?,
+            | Step::Freeze { .. }
+            | Step::Socket { .. }
+            | Step::Hide { .. } => drop(placer.carry_out(step)?),
         }
     }
     Ok(())
@@ -131,7 +142,8 @@ impl<'a> Placer<'a> {
         Ok(Self { root, scratch: Some(scratch), trees, empty })
     }
 
-    fn carry_out(&self, step: &Step) -> Result<(), Fault> {
+    /// The socket, when it made one.
+    fn carry_out(&self, step: &Step) -> Result<Option<OwnedFd>, Fault> {
         match step {
             Step::Directory { path } => {
                 self.directory(path).step(|| make(path))?;
@@ -152,8 +164,10 @@ impl<'a> Placer<'a> {
             Step::Freeze { path } => {
                 self.freeze(path).step(|| format!("make /{} read-only in the sandbox", path.display()))?;
             }
+            Step::Socket { path, number } => return self.socket(path, *number).map(Some),
+            Step::Hide { path } => self.hide(path)?,
         }
-        Ok(())
+        Ok(None)
     }
 
     fn filesystem(&self, path: &Path, kind: &str, made: io::Result<OwnedFd>, need: Need) -> Result<(), Fault> {
@@ -170,7 +184,15 @@ impl<'a> Placer<'a> {
 
     /// Opens a path of the sandbox. Symbolic links lead where they lead inside, never out.
     fn open(&self, path: &Path) -> rustix::io::Result<OwnedFd> {
-        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        self.open_by(path, ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
+    }
+
+    /// Opens a path of the sandbox that has no symbolic link in it.
+    fn open_straight(&self, path: &Path) -> rustix::io::Result<OwnedFd> {
+        self.open_by(path, ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS)
+    }
+
+    fn open_by(&self, path: &Path, resolve: ResolveFlags) -> rustix::io::Result<OwnedFd> {
         let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
         loop {
             match rustix::fs::openat2(&self.root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve) {
@@ -301,6 +323,87 @@ impl<'a> Placer<'a> {
         mount::attach(tree.as_fd(), place)
     }
 
+    /// Makes a listening socket and mounts it where nothing is. The directories on the way become mounts of themselves where a
+    /// program could rename them: the socket has to be found again to be hidden from a run.
+    fn socket(&self, path: &Path, number: usize) -> Result<OwnedFd, Fault> {
+        let make = || format!("make the place /{} for a socket of the host", path.display());
+        let (_, name) = self.parent(path).step(make).map_err(elsewhere)?;
+        // A link that a program has left could lead elsewhere when the socket is to be hidden.
+        let parent = self.open_straight(path.parent().unwrap_or(Path::new(""))).step(make).map_err(elsewhere)?;
+        let mut ways: Vec<&Path> = path.ancestors().skip(1).collect();
+        ways.reverse();
+        for way in ways {
+            self.pin(way).step(make)?;
+        }
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match rustix::fs::openat(&parent, &name, flags, Mode::empty()) {
+            Err(Errno::NOENT) => self.file(path, b"").step(make).map_err(elsewhere)?,
+            Err(error) => return Err(Fault::new(make(), &error.into())),
+            Ok(there) => {
+                let status = rustix::fs::fstat(&there).step(make)?;
+                let is_left = FileType::from_raw_mode(status.st_mode) == FileType::RegularFile && status.st_size == 0;
+                if !is_left {
+                    let fault = Fault::new(make(), &Errno::EXIST.into());
+                    return Err(fault.with_remedy("; something is there already: choose another path inside"));
+                }
+            }
+        }
+        let (socket, tree) = self.listen(&number.to_string()).step(make)?;
+        let place = self.open_straight(path).step(make)?;
+        mount::attach(tree.as_fd(), mount::Place { root: place.as_fd(), path: Path::new("") }).step(make)?;
+        Ok(socket)
+    }
+
+    /// A listening socket on the file system of the writable directories, and the mount of its file.
+    fn listen(&self, name: &str) -> io::Result<(OwnedFd, OwnedFd)> {
+        let scratch = self.scratch.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        match rustix::fs::mkdirat(scratch, SOCKETS, Mode::RWXU) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = rustix::fs::openat(scratch, SOCKETS, flags, Mode::empty())?;
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        // There is no bind(2) below a directory, and no /proc here that would stand in for one.
+        let here = rustix::fs::open(".", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        rustix::process::fchdir(&directory)?;
+        let bound = SocketAddrUnix::new(name).and_then(|name| rustix::net::bind(&socket, &name));
+        rustix::process::fchdir(&here)?;
+        bound?;
+        // Everything inside is one user's.
+        rustix::fs::chmodat(&directory, name, Mode::RUSR | Mode::WUSR, AtFlags::empty())?;
+        // To close what came along may take as long as a program likes (SO_LINGER). An older kernel cannot refuse it.
+        let _before_6_16 = socket::refuse_descriptors(&socket);
+        rustix::net::listen(&socket, BACKLOG)?;
+        let tree = mount::take_tree_at(mount::Place { root: directory.as_fd(), path: Path::new(name) })?;
+        mount::restrict_tree(tree.as_fd(), Attributes { read_only: true, no_exec: true, devices: false })?;
+        Ok((socket, tree))
+    }
+
+    /// Makes a directory a mount of itself, unless it is one, or on the skeleton, which ends up read-only.
+    fn pin(&self, path: &Path) -> io::Result<()> {
+        let place = self.open(path)?;
+        let is_skeleton = rustix::fs::fstat(&place)?.st_dev == rustix::fs::fstat(&self.root)?.st_dev;
+        if is_skeleton || is_mount(place.as_fd())? {
+            return Ok(());
+        }
+        let place = mount::Place { root: place.as_fd(), path: Path::new("") };
+        mount::attach(mount::take_tree_at(place)?.as_fd(), place)
+    }
+
+    /// Covers the socket that was made at `path` when the sandbox was. Nothing else can be there, since nobody inside mounts.
+    fn hide(&self, path: &Path) -> Result<(), Fault> {
+        let step = || format!("hide the host socket /{} from a run with a network of its own", path.display());
+        let place = self.open_straight(path).step(step)?;
+        let status = rustix::fs::fstat(&place).step(step)?;
+        let is_socket = FileType::from_raw_mode(status.st_mode) == FileType::Socket;
+        if !is_socket || !is_mount(place.as_fd()).step(step)? {
+            return Err(Fault::new(step(), &Errno::NOTSOCK.into()));
+        }
+        self.cover(path).step(step)
+    }
+
     /// Moves into the view, and makes the skeleton read-only.
     fn finish(self) -> Result<(), Fault> {
         mount::change_root(self.root.as_fd()).step(|| "make its new root directory the root".to_owned())?;
@@ -308,6 +411,25 @@ impl<'a> Placer<'a> {
         mount::detach(&scratch).step(|| "detach its store of writable directories".to_owned())?;
         fs::remove_dir(&scratch).step(|| "remove the place of its writable directories".to_owned())?;
         mount::freeze(self.root.as_fd()).step(|| "make its root directory read-only".to_owned())
+    }
+}
+
+/// Whether this is the root of a mount.
+fn is_mount(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    let status = rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS)?;
+    Ok(status.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
+}
+
+/// What to do about a place that cannot be made.
+fn elsewhere(fault: Fault) -> Fault {
+    match Errno::from_raw_os_error(fault.errno) {
+        Errno::ROFS | Errno::ACCESS | Errno::PERM | Errno::NOENT => {
+            fault.with_remedy("; nothing can be made there inside: choose another path, beneath /run or /tmp say")
+        }
+        Errno::LOOP => {
+            fault.with_remedy("; a directory on the way is a symbolic link inside: name the place that it leads to")
+        }
+        _ => fault,
     }
 }
 

@@ -146,6 +146,15 @@ pub(crate) enum Step {
     Freeze {
         path: PathBuf,
     },
+    /// A listening socket of the sandbox's user, where nothing is.
+    Socket {
+        path: PathBuf,
+        number: usize,
+    },
+    /// Covers such a socket of a sandbox that is there.
+    Hide {
+        path: PathBuf,
+    },
 }
 
 /// Options of the file system the skeleton lies on.
@@ -291,14 +300,17 @@ pub(crate) fn plan(spec: &SandboxSpec, host: &Host, wanted: &[Wanted]) -> Vec<St
             need: Need::Required,
         });
     }
+    let sockets = spec.sockets.iter().enumerate();
+    steps.extend(sockets.map(|(number, path)| Step::Socket { path: inside(path), number }));
     steps
 }
 
 /// The steps that a run in a sandbox that is there puts on top of its view: what speaks of processes, of the network, and
-/// the terminals.
-pub(crate) fn plan_run() -> Vec<Step> {
+/// the terminals. The sockets at `hidden` are the session's, and not this run's.
+pub(crate) fn plan_run(hidden: &[PathBuf]) -> Vec<Step> {
     let mut steps = vec![terminals()];
     plan_kernel(&mut steps);
+    steps.extend(hidden.iter().map(|path| Step::Hide { path: inside(path) }));
     steps
 }
 
@@ -443,6 +455,7 @@ mod tests {
             limits: ResourceLimits { timeout: Some(Duration::from_secs(1)), ..ResourceLimits::default() },
             hosts: Vec::new(),
             resolv: Vec::new(),
+            sockets: Vec::new(),
             network: None,
         }
     }
@@ -529,10 +542,21 @@ mod tests {
         leave_out_processes(&mut steps);
         assert_eq!(steps.iter().filter(is_proc).count(), 0);
         assert!(steps.contains(&Step::Directory { path: "proc".into() }));
-        let run = plan_run();
+        let run = plan_run(&[]);
         assert_eq!(run.iter().filter(is_proc).count(), 1);
         let hidden = |path: &str| run.contains(&Step::Cover { path: path.into() });
         assert!(COVERED.iter().all(|path| hidden(path)));
+    }
+
+    #[test]
+    fn sockets_of_the_host_come_last_and_are_hidden_from_runs_that_do_not_get_them() {
+        let sockets = vec![PathBuf::from("/tmp/data/a"), PathBuf::from("/run/b")];
+        let wanted = [Wanted { mount: mount("/data", "/tmp/data"), source: Source::Passed(0) }];
+        let steps = plan(&SandboxSpec { sockets: sockets.clone(), ..spec(Place::default()) }, &host(), &wanted);
+        let made = [("tmp/data/a", 0), ("run/b", 1)].map(|(path, number)| Step::Socket { path: path.into(), number });
+        assert!(steps.ends_with(&made), "in the order of their doors");
+        let hidden = ["tmp/data/a", "run/b"].map(|path| Step::Hide { path: path.into() });
+        assert!(plan_run(&sockets).ends_with(&hidden));
     }
 
     #[test]

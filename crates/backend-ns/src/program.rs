@@ -109,7 +109,8 @@ fn restrict_paths(spec: &SandboxSpec) -> io::Result<()> {
             (false, true) => None,
         }
     });
-    let paths: Vec<(PathBuf, PathAccess)> = own.chain(project).chain(mounts).collect();
+    let sockets = spec.sockets.iter().map(|path| (path.clone(), PathAccess::WriteAndConnect));
+    let paths: Vec<(PathBuf, PathAccess)> = own.chain(project).chain(mounts).chain(sockets).collect();
     let mut rules: Vec<(&Path, PathAccess)> = paths.iter().map(|(path, access)| (path.as_path(), *access)).collect();
     rules.push((Path::new("/"), PathAccess::Read));
     confine::landlock_paths(&rules)?;

@@ -94,6 +94,8 @@ struct Processes {
     builder: Option<Child>,
     init: Option<Child>,
     gateway: Option<Gateway>,
+    /// Who connects to sockets of the host for the gateway, and ends with it.
+    dialer: Option<Child>,
     /// What the gateway is told of the machine.
     machine: Option<Machine>,
     cgroup: Option<Cgroup>,
@@ -101,14 +103,14 @@ struct Processes {
 
 impl Processes {
     fn new(lifeline: OwnedFd, cgroup: Option<Cgroup>) -> Self {
-        Self { lifeline: Some(lifeline), builder: None, init: None, gateway: None, machine: None, cgroup }
+        Self { lifeline: Some(lifeline), builder: None, init: None, gateway: None, dialer: None, machine: None, cgroup }
     }
 
     /// Ends what is left and waits for it.
     fn end(&mut self) {
         drop(self.lifeline.take());
         let gateway = self.gateway.take().map(|gateway| gateway.child);
-        for child in [self.builder.take(), self.init.take(), gateway].into_iter().flatten() {
+        for child in [self.builder.take(), self.init.take(), gateway, self.dialer.take()].into_iter().flatten() {
             kill(&child);
             wait(&child);
         }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use cofferdam_gateway::{GatewayConfig, NetnsSpec, PortSocket};
+use cofferdam_gateway::{GatewayConfig, NetnsSpec, PortSocket, SocketDoor};
 use cofferdam_sys::confine::Capability;
 
 /// Everything one sandbox is made from.
@@ -33,6 +33,9 @@ pub struct SandboxSpec {
     pub hosts: Vec<(IpAddr, Vec<String>)>,
     /// The name servers in `/etc/resolv.conf`.
     pub resolv: Vec<IpAddr>,
+    /// Absolute paths inside at which programs find sockets of the host, in the order of [`NetworkSpec::sockets`]. In a run in a
+    /// sandbox that is there they are there already, and are hidden from a run with a network of its own.
+    pub sockets: Vec<PathBuf>,
     /// `None`: no interface but its own loopback.
     pub network: Option<NetworkSpec>,
 }
@@ -48,6 +51,8 @@ pub struct NetworkSpec {
     pub broker: bool,
     /// Ports that lead into the sandbox, bound already.
     pub ports: Vec<Arc<PortSocket>>,
+    /// Sockets of the host that programs may connect to.
+    pub sockets: Vec<Arc<SocketDoor>>,
     /// The file that names the resolvers, where they are the machine's and so to be followed.
     pub resolvers: Option<ResolverFile>,
 }

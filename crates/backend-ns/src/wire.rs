@@ -84,6 +84,8 @@ pub(crate) enum Message {
     Linked,
     /// Supervisor → init, with mount trees.
     Trees,
+    /// Init → supervisor, with listening sockets: where sockets of the host are to be reached. Before `Placed`.
+    Sockets,
     /// Init → supervisor: everything is in place.
     Placed,
     /// Supervisor → init: start the program.
@@ -113,6 +115,7 @@ impl Message {
             Self::Netns => b"N".to_vec(),
             Self::Linked => b"l".to_vec(),
             Self::Trees => b"t".to_vec(),
+            Self::Sockets => b"S".to_vec(),
             Self::Placed => b"p".to_vec(),
             Self::Go => b"g".to_vec(),
             Self::Started => b"s".to_vec(),
@@ -143,6 +146,7 @@ impl Message {
             b'N' => Self::Netns,
             b'l' => Self::Linked,
             b't' => Self::Trees,
+            b'S' => Self::Sockets,
             b'p' => Self::Placed,
             b'g' => Self::Go,
             b's' => Self::Started,
@@ -259,6 +263,7 @@ mod tests {
             Message::Netns,
             Message::Linked,
             Message::Trees,
+            Message::Sockets,
             Message::Placed,
             Message::Go,
             Message::Started,

@@ -116,10 +116,14 @@ fn kill_something(bench: &Bench, user: User, directory: &Path, random: &mut Rand
         _ => "sleep 9000 & sleep 9000",
     };
     let mut supervisor = bench.supervisor(user, directory);
-    let network = if random.below(2) == 0 { "--network" } else { "--ports" };
+    let network: &[&str] = match random.below(3) {
+        0 => &["--network"],
+        1 => &["--ports"],
+        _ => &["--ports", "--socket", "s:/run/s"],
+    };
     // Half of them in a sandbox that stays, whose keeper is one more to kill.
     supervisor.args((random.below(2) == 0).then_some(support::INSIDE));
-    supervisor.args([network, "--", "sh", "-c", script]);
+    supervisor.args(network).args(["--", "sh", "-c", script]);
     let mut supervisor = supervisor.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     std::thread::sleep(Duration::from_micros(random.below(120_000)));
     let processes = std::iter::once(supervisor.id()).chain(support::descendants(supervisor.id())).collect::<Vec<_>>();
@@ -164,6 +168,9 @@ fn role(pid: u32, supervisor: u32) -> String {
     }
     if name == "cofferdam-ports" {
         return "broker".to_owned();
+    }
+    if name == "cofferdam-dial" {
+        return "dialer".to_owned();
     }
     // The others have the name of the program: the gateway has a seccomp filter once it is confined, and before it is
     // as good as the builder.

@@ -298,6 +298,7 @@ impl Sandbox {
             limits: options.limits,
             hosts,
             resolv: gateway,
+            sockets: Vec::new(),
             network,
         };
         Ok(Sandbox { spec, command, policy, summary, fail_on_deny, said: Vec::new() })
@@ -552,7 +553,15 @@ fn network_spec(
     // Resolvers that were configured stay who they are.
     let file = network.dns.nameservers.is_empty().then(resolvers::file);
     let gateway = GatewayConfig { network, policy, link, resolvers, anchors, seed };
-    Ok(NetworkSpec { gateway, link: netns, live: false, broker: false, ports: Vec::new(), resolvers: file })
+    Ok(NetworkSpec {
+        gateway,
+        link: netns,
+        live: false,
+        broker: false,
+        ports: Vec::new(),
+        sockets: Vec::new(),
+        resolvers: file,
+    })
 }
 
 /// What an address is to a sandbox with this link on this machine.

@@ -18,7 +18,7 @@ use super::machine::Machine;
 use super::{Processes, Running, wait, wait_for, watch};
 use crate::builder::Builder;
 use crate::enter::Enter;
-use crate::gateway::{Gateway, GatewayError};
+use crate::gateway::{self, Gateway, GatewayError};
 use crate::handles::{Attachment, Handles};
 use crate::identity::Identity;
 use crate::init::{Init, Inside, OwnProgram, Task};
@@ -62,11 +62,19 @@ pub fn launch_inside(
     let spec = check::checked(spec, Task::Program)?;
     let spec = match attachment {
         Attachment::Session => SandboxSpec { network: None, ..spec },
-        Attachment::Own => spec,
+        // Who connects to them is the sandbox's own gateway.
+        Attachment::Own => {
+            let network = spec.network.map(|network| NetworkSpec { sockets: Vec::new(), ..network });
+            SandboxSpec { network, ..spec }
+        }
     };
     let filters = filter::program_filters(spec.allow_userns)
         .map_err(|error| failed(Role::Supervisor, crate::builder::fault(&error)))?;
-    let steps = plan::plan_run();
+    let hidden = match attachment {
+        Attachment::Session => &[],
+        Attachment::Own => spec.sockets.as_slice(),
+    };
+    let steps = plan::plan_run(hidden);
     let mut start = Start::inside(&spec, &handles)?;
     start.fork_enter(&handles, attachment, |supervisor, mount| Init {
         spec: &spec,
@@ -84,6 +92,9 @@ pub fn launch_inside(
 
 fn launch_fresh(spec: SandboxSpec, task: Task) -> Result<Running, LaunchError> {
     let spec = check::checked(spec, task)?;
+    if spec.sockets.len() != spec.network.as_ref().map_or(0, |network| network.sockets.len()) {
+        return Err(LaunchError::Spec("every host socket has one place inside, and goes through a gateway".to_owned()));
+    }
     let host = Host::survey(spec.place.rootfs.as_deref()).map_err(|fault| failed(Role::Supervisor, fault))?;
     let filters = filter::program_filters(spec.allow_userns)
         .map_err(|error| failed(Role::Supervisor, crate::builder::fault(&error)))?;
@@ -256,17 +267,23 @@ impl<'a> Start<'a> {
     /// Leads the others through the start. Returns the program's terminal, if it has its own, and where signals arrive.
     fn conduct(&mut self, mounts: &[Wanted]) -> Result<(Option<OwnedFd>, SignalFd), LaunchError> {
         let (mut gateway_ready, mut placed) = (false, false);
+        let (mut built, mut listeners) = (None, Vec::new());
         // The init of a run may be in place before its maker has told of it; and what is not known cannot be ended.
         while !(gateway_ready && placed && self.processes.init.is_some()) {
             match self.next()? {
                 (Role::Builder, Message::Unshared, _) => self.map(mounts)?,
                 (Role::Builder, Message::Born { pid }, fds) => self.adopt(pid, fds)?,
-                (Role::Builder, Message::Built, fds) => {
-                    self.start_gateway(fds)?;
-                    gateway_ready = true;
-                }
+                (Role::Builder, Message::Built, fds) => built = Some(fds),
+                (Role::Init, Message::Sockets, fds) => listeners.extend(fds),
                 (Role::Init, Message::Placed, _) => placed = true,
                 (role, message, _) => return Err(unexpected(role, &message)),
+            }
+            let wanted = self.spec.network.as_ref().map_or(0, |network| network.sockets.len());
+            if listeners.len() >= wanted
+                && let Some(fds) = built.take()
+            {
+                self.start_gateway(fds, std::mem::take(&mut listeners))?;
+                gateway_ready = true;
             }
         }
         let stays = self.spec.network.as_ref().is_some_and(NetworkSpec::needs_broker);
@@ -392,9 +409,17 @@ impl<'a> Start<'a> {
         Ok(())
     }
 
-    fn start_gateway(&mut self, fds: Vec<OwnedFd>) -> Result<(), LaunchError> {
+    fn start_gateway(&mut self, fds: Vec<OwnedFd>, listeners: Vec<OwnedFd>) -> Result<(), LaunchError> {
         let Some(network) = &self.spec.network else { return Ok(()) };
-        match Gateway::start(network, fds, &self.lifeline, self.identity, self.deadline) {
+        let own = |fault| failed(Role::Supervisor, fault);
+        let sockets = if network.sockets.is_empty() {
+            None
+        } else {
+            let (dialer, channel) = gateway::start_dialer(&network.sockets, &self.lifeline).map_err(own)?;
+            self.processes.dialer = Some(dialer);
+            Some((listeners, channel))
+        };
+        match Gateway::start(network, (fds, sockets), &self.lifeline, self.identity, self.deadline) {
             Ok(gateway) => {
                 self.processes.gateway = Some(gateway);
                 Ok(())

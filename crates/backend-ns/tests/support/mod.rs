@@ -16,7 +16,7 @@ use cofferdam_backend_ns::{
     Attachment, GatewayEnd, Handles, LaunchError, Mount, NetworkSpec, Observer, Order, Outcome, Place, ResourceLimits,
     Running, SandboxSpec, Status, Terminal, launch, launch_empty, launch_inside,
 };
-use cofferdam_gateway::{Commands, GatewayConfig, LinkAddresses, NetnsSpec};
+use cofferdam_gateway::{Commands, GatewayConfig, LinkAddresses, NetnsSpec, SocketDoor};
 use cofferdam_model::{
     Classifier, DenyWith, DnsConfig, HostNetwork, InterfaceConfig, LimitsConfig, NetworkConfig, PolicyConfig,
     RateLimits,
@@ -241,6 +241,7 @@ fn parse(arguments: Vec<OsString>, events: &mut bool) -> SandboxSpec {
         limits: ResourceLimits::default(),
         hosts: Vec::new(),
         resolv: Vec::new(),
+        sockets: Vec::new(),
         network: None,
     };
     let mut arguments = arguments.into_iter();
@@ -278,6 +279,17 @@ fn parse(arguments: Vec<OsString>, events: &mut bool) -> SandboxSpec {
             "--network" => spec.network = Some(network()),
             // A broker stays where something may be published while it runs.
             "--ports" => spec.network = Some(NetworkSpec { broker: true, ..network() }),
+            // A socket of the host's, which this process listens on, and its place inside.
+            "--socket" => {
+                let text = value();
+                let (host, guest) = text.split_once(':').unwrap();
+                let host = std::path::absolute(host).unwrap();
+                // For as long as this process lives.
+                std::mem::forget(std::os::unix::net::UnixListener::bind(&host).unwrap());
+                let door = SocketDoor::open(&host.canonicalize().unwrap()).unwrap();
+                spec.sockets.push(guest.into());
+                spec.network.get_or_insert_with(network).sockets.push(Arc::new(door));
+            }
             other => panic!("unknown option {other}"),
         }
     }
@@ -328,7 +340,15 @@ fn network() -> NetworkSpec {
     let spec =
         NetnsSpec { link: link.clone(), mtu: 1500, guest_mac: [2, 0, 0, 0, 0, 2], gateway_mac: [2, 0, 0, 0, 0, 1] };
     let gateway = GatewayConfig { network, policy, link, resolvers: Vec::new(), anchors: Vec::new(), seed: [7; 32] };
-    NetworkSpec { gateway, link: spec, live: true, broker: false, ports: Vec::new(), resolvers: None }
+    NetworkSpec {
+        gateway,
+        link: spec,
+        live: true,
+        broker: false,
+        ports: Vec::new(),
+        sockets: Vec::new(),
+        resolvers: None,
+    }
 }
 
 /// The processes whose parent is `parent`, as this process's `/proc` shows them.
