@@ -110,6 +110,8 @@ Examples:
   cofferdam run --net public,host -- ./client
   # A server inside, reached at port 8080 of this machine.
   cofferdam run -p 8080:80 -- ./server
+  # Your SSH agent, and nothing else.
+  cofferdam run --net-default deny --host-socket $SSH_AUTH_SOCK:/run/agent -e SSH_AUTH_SOCK=/run/agent -- ssh-add -l
   # Rules in full.
   cofferdam run --net-rule 'deny@any:tcp:25,allow@10.0.0.0/8:tcp' -- ./agent
 
@@ -199,6 +201,18 @@ pub(crate) struct NetworkArgs {
             picks one and says which. Without BIND only this machine can reach it; [::1] and [::] are IPv6."
     )]
     pub publish: Vec<String>,
+    // Not a doc comment: rustdoc takes the brackets for links.
+    #[arg(
+        long,
+        value_name = "HOST:GUEST",
+        action = ArgAction::Append,
+        hide_short_help = true,
+        help = "Let programs connect to a Unix socket of this machine: $SSH_AUTH_SOCK:/run/agent.sock",
+        long_help = "Let programs connect to a Unix socket of this machine: $SSH_AUTH_SOCK:/run/agent.sock\n\n\
+            The stream socket HOST is reached at the path GUEST in the sandbox, through the gateway: bytes pass, descriptors do not. No rule is asked; whoever listens \
+            is trusted with what the program says. The socket of a container engine is as good as root."
+    )]
+    pub host_socket: Vec<String>,
     /// How a denial looks: TCP reset (else ICMP prohibited), ICMP prohibited for all, or silence.
     #[arg(long, value_name = "HOW", hide_short_help = true)]
     pub deny_with: Option<DenyWord>,

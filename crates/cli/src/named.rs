@@ -159,6 +159,7 @@ fn spec_of(
     let capabilities = place.cap_add.clone();
     let mut options = RunOptions::new(Vec::new(), config);
     run::fill_place(&mut options, place)?;
+    run::refuse_links(&options)?;
     let command = command.into_iter().map(|word| text("the main command", word)).collect::<Result<_, _>>()?;
     for path in options.project.iter().chain(options.mounts.iter().flat_map(|mount| [&mount.source, &mount.target])) {
         text("a path", path.clone().into_os_string())?;
@@ -364,6 +365,11 @@ pub(crate) fn set_policy(mut args: PolicySetArgs, matches: &ArgMatches) -> u8 {
         if !network.ports.is_empty() {
             return Err(Refusal::setup(
                 "ports are published with `cofferdam ports add`, and stay when a policy is set".to_owned(),
+            ));
+        }
+        if !network.host_sockets.is_empty() {
+            return Err(Refusal::setup(
+                "host sockets are named when a sandbox is made, and stay when a policy is set".to_owned(),
             ));
         }
         let unusable = |error: SpecError| Refusal::setup(output::chain(&error));

@@ -9,7 +9,7 @@ use clap::ArgMatches;
 use cofferdam_control::named::Registry;
 use cofferdam_control::summary::{Detail, Summary};
 use cofferdam_control::{
-    Capability, EventLog, Finished, Mount, ResourceLimits, RunOptions, Sandbox, Terminal, check_project, create_report,
+    Capability, EventLog, Finished, Mount, ResolveError, ResourceLimits, RunOptions, Sandbox, Terminal, check_project, create_report,
     environment, resolve, writable_roots,
 };
 use cofferdam_model::{Action, DenyWith, NetworkConfig, NetworkMode};
@@ -38,6 +38,7 @@ pub(crate) fn run(args: RunArgs, matches: &ArgMatches) -> u8 {
         if let Ok(registry) = crate::named::registry() {
             refuse_state(&registry, &options)?;
         }
+        refuse_links(&options)?;
         options.limits =
             ResourceLimits { memory: limits.memory, cpus: limits.cpus, pids: limits.pids, timeout: limits.timeout };
         // What the run leaves behind is opened before it starts: a run whose evidence has no place does not happen.
@@ -67,6 +68,17 @@ pub(crate) fn run(args: RunArgs, matches: &ArgMatches) -> u8 {
 /// Refuses to show where the sandboxes that stay are kept, from where they could be taken over.
 pub(crate) fn refuse_state(registry: &Registry, options: &RunOptions) -> Result<(), Refusal> {
     registry.check_hidden(options).map_err(|error| Refusal::setup(output::chain(&error)))
+}
+
+/// Refuses sockets of the host that are named by a link which a program may have left.
+pub(crate) fn refuse_links(options: &RunOptions) -> Result<(), Refusal> {
+    let roots = suspect_roots(options);
+    for socket in &options.network.host_sockets {
+        if let Err(error @ ResolveError::Link { .. }) = resolve(Path::new(&socket.host), &roots) {
+            return Err(Refusal::setup(format!("--host-socket cannot be used: {error}")));
+        }
+    }
+    Ok(())
 }
 
 /// No limit, for verbs without such flags.
@@ -150,6 +162,7 @@ pub(crate) fn flag_items(
     items.extend(limits.max_inbound_connections.map(FlagItem::MaxInboundConnections));
     items.extend(limits.max_udp_connections.map(FlagItem::MaxUdpConnections));
     items.extend(args.publish.iter().cloned().map(FlagItem::Publish));
+    items.extend(args.host_socket.iter().map(|text| FlagItem::HostSocket(host_socket(text))));
     for (limit, rate, burst) in [
         (RateFlag::EgressBandwidth, limits.net_egress_bandwidth, limits.net_egress_bandwidth_burst),
         (RateFlag::EgressOps, limits.net_egress_ops, limits.net_egress_ops_burst),
@@ -167,6 +180,21 @@ pub(crate) fn flag_items(
     items.extend(args.ipv6_pool.clone().map(FlagItem::Ipv6Pool));
     items.extend(args.no_ipv6.then_some(FlagItem::NoIpv6));
     Ok(items)
+}
+
+/// A host socket as it was written, with both paths whole and straight where they can be. What is wrong with it is for the policy
+/// crate to say.
+fn host_socket(text: &str) -> String {
+    let Some((host, guest)) = text.rfind(":/").and_then(|at| text.split_at_checked(at)) else { return text.to_owned() };
+    let host = match std::env::current_dir() {
+        Ok(current) if !host.is_empty() && !host.starts_with('@') => current.join(host),
+        _ => PathBuf::from(host),
+    };
+    let straight = |path: &Path| path.components().collect::<PathBuf>().to_string_lossy().into_owned();
+    let guest = guest.strip_prefix(':').unwrap_or(guest);
+    // What ends in a slash is a directory, and no socket.
+    let end = if guest.len() > 1 && guest.ends_with('/') { "/" } else { "" };
+    format!("{}:{}{end}", straight(&host), straight(Path::new(guest)))
 }
 
 pub(crate) fn fill_place(options: &mut RunOptions, place: PlaceArgs) -> Result<(), Refusal> {

@@ -16,6 +16,7 @@
 pub mod environment;
 mod events;
 mod host;
+mod host_sockets;
 pub mod named;
 pub mod ports;
 mod report;
@@ -30,5 +31,6 @@ pub use cofferdam_backend_ns::{
 };
 pub use events::EventLog;
 pub use host::Host;
+pub use host_sockets::ShareError;
 pub use report::{ReportError, create_report};
 pub use sandbox::{DEFAULT_UID, EXIT_DENIED, EXIT_SETUP, Finished, HOST_ALIASES, RunError, RunOptions, Sandbox};

@@ -34,5 +34,6 @@ pub use client::{Inspected, RunInfo, enter, inspect, ports, publish, set_policy,
 pub use exec::{ExecOptions, Session};
 pub use keeper::{Kept, start};
 pub use narrow::{Mode, NarrowError};
+pub(crate) use registry::is_control_socket;
 pub use registry::{Entry, Locked, NamedError, Registry, SandboxName, State};
 pub use spec::{LimitsEntry, MountEntry, NamedSpec, RunSpec, SpecError};

@@ -14,14 +14,14 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use cofferdam_backend_ns::{
     Capability, GatewayEnd, GatewayFate, LaunchError, Mount, NetworkSpec, Observer, Order, Outcome, Place,
-    ResourceLimits, Running, SandboxSpec, Status, Terminal,
+    ResourceLimits, Running, SandboxSpec, Status, Terminal, writable_roots,
 };
 use cofferdam_gateway::{
     CommandAnswer, Commands, DnsUpstream, GatewayConfig, LinkAddresses, NetnsSpec, ReadAnchorsError, trust_anchors,
 };
 use cofferdam_model::{
-    Action, Classifier, Event, EventBody, EventSource, HostNetwork, LimitKind, NameserverOver, NetworkConfig,
-    PolicyConfig, PortId, PublishedPort, rfc3339,
+    Action, Classifier, Event, EventBody, EventSource, HostNetwork, HostSocket, LimitKind, NameserverOver,
+    NetworkConfig, PolicyConfig, PortId, PublishedPort, rfc3339,
 };
 use cofferdam_policy::grammar::format_rule;
 use cofferdam_policy::{Policy, TooManyLayers};
@@ -29,6 +29,7 @@ use cofferdam_policy::{Policy, TooManyLayers};
 use crate::environment;
 use crate::events::{EventLog, MAX_LINES};
 use crate::host::Host;
+use crate::host_sockets::{self, ShareError};
 use crate::named::NarrowError;
 use crate::ports::{self, PublishError};
 use crate::resolvers::{self, LookUpError};
@@ -120,6 +121,8 @@ pub enum RunError {
     #[error(transparent)]
     Publish(#[from] PublishError),
     #[error(transparent)]
+    Share(#[from] ShareError),
+    #[error(transparent)]
     Launch(#[from] LaunchError),
     #[error("{0}")]
     Spec(String),
@@ -142,6 +145,7 @@ impl RunError {
             | RunError::Nameserver(_)
             | RunError::Anchors(_)
             | RunError::Publish(_)
+            | RunError::Share(_)
             | RunError::Slot(_)
             | RunError::Spec(_)
             | RunError::Narrow(_)
@@ -185,7 +189,7 @@ impl Sandbox {
     /// When the machine cannot be read or has no room for the sandbox's addresses.
     pub fn prepare(options: RunOptions) -> Result<Sandbox, RunError> {
         let (options, host, seed) = Sandbox::look_around(options)?;
-        Sandbox::plan(options, &host, seed, std::process::id())?.with_ports()
+        Sandbox::plan(options, &host, seed, std::process::id())?.with_host_sockets()?.with_ports()
     }
 
     /// What [`Sandbox::plan`] wants besides: the machine, and randomness. Looks up the names of resolvers.
@@ -213,6 +217,21 @@ impl Sandbox {
     /// Lets ports be published while it runs.
     pub(crate) fn open_to_ports(mut self) -> Sandbox {
         self.spec.network.iter_mut().for_each(|network| network.broker = true);
+        self
+    }
+
+    /// Opens the way to its sockets of the host.
+    fn with_host_sockets(mut self) -> Result<Sandbox, RunError> {
+        let Some(network) = &mut self.spec.network else { return Ok(self) };
+        let Place { project, mounts, .. } = &self.spec.place;
+        let roots = writable_roots(project.as_deref(), mounts);
+        network.sockets = host_sockets::open(&network.gateway.network.host_sockets, &roots)?;
+        Ok(self)
+    }
+
+    /// Says where the session's sockets of the host are, for a run in it.
+    pub(crate) fn in_session(mut self, sockets: &[HostSocket]) -> Sandbox {
+        self.spec.sockets = places(sockets);
         self
     }
 
@@ -282,6 +301,7 @@ impl Sandbox {
         let policy = policy_text(network);
         let hosts = link.as_ref().map(hosts_lines).unwrap_or_else(|| vec![(LOCAL_NAME, vec![NAME.to_owned()])]);
         let fail_on_deny = options.fail_on_deny;
+        let sockets = places(&network.host_sockets);
         let network = link.map(|link| network_spec(options.network, link, host, resolvers, seed)).transpose()?;
         let workdir = options.workdir.or_else(|| options.project.clone()).unwrap_or_else(|| environment::HOME.into());
         let root = !options.capabilities.is_empty();
@@ -298,7 +318,7 @@ impl Sandbox {
             limits: options.limits,
             hosts,
             resolv: gateway,
-            sockets: Vec::new(),
+            sockets,
             network,
         };
         Ok(Sandbox { spec, command, policy, summary, fail_on_deny, said: Vec::new() })
@@ -562,6 +582,11 @@ fn network_spec(
         sockets: Vec::new(),
         resolvers: file,
     })
+}
+
+/// Where programs find these sockets.
+fn places(sockets: &[HostSocket]) -> Vec<PathBuf> {
+    sockets.iter().map(|socket| PathBuf::from(&socket.guest)).collect()
 }
 
 /// What an address is to a sandbox with this link on this machine.

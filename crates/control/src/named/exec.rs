@@ -109,6 +109,7 @@ impl Session {
         run.allow_changes_default = options.allow_changes_default;
         run.fail_on_deny = options.fail_on_deny;
         let asked = options.network.clone();
+        let shared = std::mem::take(&mut run.network.host_sockets);
         let (sandbox, attachment) = match options.network {
             None => (Sandbox::plan_at(run, &crate::Host::default(), [0; 32], None)?, Attachment::Session),
             Some(network) => {
@@ -127,14 +128,15 @@ impl Session {
                 (Sandbox::plan_at(run, &host, seed, link)?.live(), Attachment::Own)
             }
         };
+        let sandbox = sandbox.in_session(&shared);
         // A run that has a network of its own hears from a gateway of its own, or has nothing that could be denied.
         let listener = listener.filter(|_| attachment == Attachment::Session);
         let keeper = Some(keeper);
         let mut run = Run { keeper, listener, heard: Vec::new(), command: shown, asked, waiting: None, started };
         let mut finished = sandbox.run_by(|spec| launch_inside(spec, handles, attachment, own), log, tell, &mut run)?;
         if attachment == Attachment::Session && finished.summary.denied_anything() {
-            let shared = "what was denied was denied in the session's network, to this run or to others that share it";
-            finished.notices.push(shared.to_owned());
+            let whose = "what was denied was denied in the session's network, to this run or to others that share it";
+            finished.notices.push(whose.to_owned());
         }
         Ok(finished)
     }

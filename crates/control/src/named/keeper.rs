@@ -486,8 +486,14 @@ impl Keeper<'_> {
         let NamedSpec { network, network_flags, ipv6, .. } = asked;
         let spec = NamedSpec { network, network_flags, ipv6, ..self.spec.clone() };
         let network = spec.network().map_err(|error| chain(&error))?;
-        let before = self.spec.network().map_err(|error| chain(&error))?.dns.nameservers;
-        resolvers::check_change(&before, &network.dns.nameservers)?;
+        let before = self.spec.network().map_err(|error| chain(&error))?;
+        // They are there already, and hidden from runs by what the specification says of them.
+        if before.host_sockets != network.host_sockets {
+            return Err(
+                "a sandbox that runs has the host sockets that it was started with; leave them as they are".to_owned()
+            );
+        }
+        resolvers::check_change(&before.dns.nameservers, &network.dns.nameservers)?;
         let commands = commands.filter(|_| self.has_gateway);
         let commands = commands.ok_or("it has no network while it runs; stop it, and start it anew")?;
         let told = commands.replace(&enforced(network));

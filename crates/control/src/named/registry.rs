@@ -43,6 +43,11 @@ const LOCK: &str = "lock";
 pub(super) const SPEC: &str = "sandbox.json";
 pub(super) const CONTROL: &str = "control";
 
+/// Whether this is where a keeper is asked things.
+pub(crate) fn is_control_socket(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name == CONTROL) && path.with_file_name(SPEC).exists()
+}
+
 /// The name of a sandbox: `[a-z0-9][a-z0-9._-]{0,62}`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SandboxName(String);
@@ -102,6 +107,8 @@ pub enum NamedError {
         path = path.display(), root = root.display()
     )]
     Shown { path: PathBuf, root: PathBuf },
+    #[error("the socket {path} of the host cannot be shared: it lies where the sandboxes that stay are kept, in {root}", path = path.display(), root = root.display())]
+    Shared { path: PathBuf, root: PathBuf },
     #[error("cannot {step} {path}", path = path.display())]
     Io { step: &'static str, path: PathBuf, source: io::Error },
     #[error("the keeper of {name} {what}")]
@@ -163,6 +170,12 @@ impl Registry {
             let Ok(real) = path.canonicalize() else { continue };
             if root.starts_with(&real) || (real.starts_with(&root) && self.root.exists()) {
                 return Err(NamedError::Shown { path: path.to_owned(), root: self.root.clone() });
+            }
+        }
+        for socket in &options.network.host_sockets {
+            let path = Path::new(&socket.host);
+            if path.canonicalize().is_ok_and(|real| real.starts_with(&root)) {
+                return Err(NamedError::Shared { path: path.to_owned(), root: self.root.clone() });
             }
         }
         Ok(())
@@ -586,6 +599,17 @@ mod tests {
         }
         fs::create_dir(dir.path().join("beside")).unwrap();
         registry.check_hidden(&showing(&dir.path().join("beside"))).unwrap();
+        let control = dir.path().join("sandboxes/a/control");
+        let beside = dir.path().join("beside/control");
+        for (path, is_shown) in [(&control, true), (&beside, false)] {
+            let _listener = std::os::unix::net::UnixListener::bind(path).unwrap();
+            let mut options = RunOptions::new(Vec::new(), network());
+            options.network.host_sockets = vec![cofferdam_model::HostSocket {
+                host: path.to_str().unwrap().to_owned(),
+                guest: "/run/x".to_owned(),
+            }];
+            assert_eq!(registry.check_hidden(&options).is_err(), is_shown, "{path:?}");
+        }
         assert!(Registry::at(Path::new("/opt/state")).check_hidden(&RunOptions::new(Vec::new(), network())).is_err());
     }
 }

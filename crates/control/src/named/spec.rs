@@ -140,7 +140,7 @@ impl NamedSpec {
     }
 
     /// The same with another policy: that of `items`. What they do not name of limits, resolvers and the link stays, and so do
-    /// published ports, unless there is no network any more.
+    /// published ports and sockets of the host, unless there is no network any more.
     ///
     /// # Errors
     /// Everything that is wrong with either network.
@@ -150,6 +150,7 @@ impl NamedSpec {
         network.interface.ipv6 = ipv6.or(network.interface.ipv6);
         if network.enabled {
             network.ports = before.ports;
+            network.host_sockets = before.host_sockets;
         }
         let json =
             serde_json::from_str(&file::to_json(&network)).map_err(|error| SpecError::Json(error.to_string()))?;
