@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::{Marked, Ran, Sandbox};
 
 /// What `world/up.sh` and its neighbours need beside them; in the binary, so that a test can be run from anywhere.
-const FILES: [(&str, &str); 25] = [
+const FILES: [(&str, &str); 26] = [
     ("up.sh", include_str!("../world/up.sh")),
     ("enter.sh", include_str!("../world/enter.sh")),
     ("as_guest.sh", include_str!("../world/as_guest.sh")),
@@ -37,6 +37,7 @@ const FILES: [(&str, &str); 25] = [
     ("flights.py", include_str!("../world/flights.py")),
     ("sockets.py", include_str!("../world/sockets.py")),
     ("ports.py", include_str!("../world/ports.py")),
+    ("host_sockets.py", include_str!("../world/host_sockets.py")),
 ];
 
 /// What every script on the host begins with.
