@@ -129,6 +129,8 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     pub limits: LimitArgs,
     #[command(flatten)]
+    pub network_limits: NetworkLimitArgs,
+    #[command(flatten)]
     pub place: PlaceArgs,
     #[command(flatten)]
     pub evidence: EvidenceArgs,
@@ -268,8 +270,6 @@ pub(crate) struct LimitArgs {
     /// Processes and threads inside.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), hide_short_help = true)]
     pub pids: Option<u32>,
-    #[command(flatten)]
-    pub network: NetworkLimitArgs,
 }
 
 #[derive(Debug, Default, Args)]

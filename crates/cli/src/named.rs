@@ -21,8 +21,8 @@ use cofferdam_control::named::{
 use cofferdam_control::{RunOptions, Terminal, check_project, environment};
 
 use crate::args::{
-    CreateArgs, ExecArgs, LimitArgs, ModeWord, NetworkArgs, PlaceArgs, PolicySetArgs, RmArgs, RunArgs, StartArgs,
-    StopArgs,
+    CreateArgs, ExecArgs, LimitArgs, ModeWord, NetworkArgs, NetworkLimitArgs, PlaceArgs, PolicySetArgs, RmArgs,
+    RunArgs, StartArgs, StopArgs,
 };
 use crate::output::{self, Screen};
 use crate::refusal::Refusal;
@@ -80,18 +80,18 @@ fn create_one(args: CreateArgs, matches: &ArgMatches) -> Result<(&'static str, V
     let no_start = args.no_start;
     let spec = match &args.spec {
         Some(path) => read_spec(path, NamedSpec::parse)?,
-        None => spec_of(args.command, args.network, args.limits, args.place, matches)?,
+        None => spec_of(args.command, (args.network, args.network_limits), args.limits, args.place, matches)?,
     };
     make(&registry, &name, &spec, no_start)
 }
 
 /// `cofferdam run --detach`: makes a sandbox with a main command, and prints its name.
 pub(crate) fn detach(args: RunArgs, matches: &ArgMatches) -> u8 {
-    let RunArgs { network, limits, place, command, name, .. } = args;
+    let RunArgs { network, limits, network_limits, place, command, name, .. } = args;
     let made = || -> Result<String, Refusal> {
         let name = name.unwrap_or_else(|| format!("run-{}", std::process::id()));
         let parsed: SandboxName = name.parse().map_err(|error| Refusal::from(&error))?;
-        let spec = spec_of(command, network, limits, place, matches)?;
+        let spec = spec_of(command, (network, network_limits), limits, place, matches)?;
         make(&registry()?, &parsed, &spec, false).map(|(_, notices)| say_all(&notices)).map(|_| name)
     };
     match made() {
@@ -145,7 +145,7 @@ fn read_spec<T>(path: &Path, parse: impl FnOnce(&[u8]) -> Result<T, SpecError>) 
 /// What the flags ask for.
 fn spec_of(
     command: Vec<OsString>,
-    network: NetworkArgs,
+    (network, network_limits): (NetworkArgs, NetworkLimitArgs),
     limits: LimitArgs,
     place: PlaceArgs,
     matches: &ArgMatches,
@@ -153,7 +153,7 @@ fn spec_of(
     if limits.timeout.is_some() {
         return Err(Refusal::setup("a sandbox that stays has no --timeout; exec has one for a run".to_owned()));
     }
-    let network_flags = run::flag_items(&network, &limits.network, matches)?;
+    let network_flags = run::flag_items(&network, &network_limits, matches)?;
     let config = run::network_config(&network_flags, &network)?;
     let env = named_variables(&place)?;
     let capabilities = place.cap_add.clone();

@@ -118,6 +118,7 @@ impl From<&NamedError> for Refusal {
             | NamedError::Spec { .. }
             | NamedError::StateDirectory { .. }
             | NamedError::Shown { .. }
+            | NamedError::Shared { .. }
             | NamedError::Io { .. }
             | NamedError::Keeper { .. } => Kind::Setup,
         };
@@ -136,6 +137,7 @@ impl From<&RunError> for Refusal {
             | RunError::Nameserver(_)
             | RunError::Anchors(_)
             | RunError::Publish(_)
+            | RunError::Share(_)
             | RunError::Slot(_)
             | RunError::Spec(_)
             | RunError::Launch(_)

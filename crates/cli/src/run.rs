@@ -9,8 +9,8 @@ use clap::ArgMatches;
 use cofferdam_control::named::Registry;
 use cofferdam_control::summary::{Detail, Summary};
 use cofferdam_control::{
-    Capability, EventLog, Finished, Mount, ResolveError, ResourceLimits, RunOptions, Sandbox, Terminal, check_project, create_report,
-    environment, resolve, writable_roots,
+    Capability, EventLog, Finished, Mount, ResolveError, ResourceLimits, RunOptions, Sandbox, Terminal, check_project,
+    create_report, environment, resolve, writable_roots,
 };
 use cofferdam_model::{Action, DenyWith, NetworkConfig, NetworkMode};
 use cofferdam_policy::file::{self, FlagItem, RateFlag};
@@ -28,8 +28,8 @@ pub(crate) fn run(args: RunArgs, matches: &ArgMatches) -> u8 {
     if args.detach {
         return crate::named::detach(args, matches);
     }
-    let RunArgs { network, limits, place, evidence, command, .. } = args;
-    let configured = flag_items(&network, &limits.network, matches).and_then(|items| network_config(&items, &network));
+    let RunArgs { network, limits, network_limits, place, evidence, command, .. } = args;
+    let configured = flag_items(&network, &network_limits, matches).and_then(|items| network_config(&items, &network));
     let started = configured.and_then(|config| {
         let mut options = RunOptions::new(command, config);
         options.allow_changes_default = network.leaves_default();
@@ -359,7 +359,7 @@ mod tests {
     fn network(args: &[&str]) -> NetworkConfig {
         let matches = Cli::command().try_get_matches_from(["cofferdam"].iter().chain(args)).unwrap();
         let Verb::Run(run) = Cli::from_arg_matches(&matches).unwrap().verb else { panic!("{args:?}") };
-        let items = flag_items(&run.network, &run.limits.network, matches.subcommand().unwrap().1).unwrap();
+        let items = flag_items(&run.network, &run.network_limits, matches.subcommand().unwrap().1).unwrap();
         network_config(&items, &run.network).unwrap()
     }
 }

@@ -60,6 +60,8 @@ pub(crate) struct CreateArgs {
     #[command(flatten)]
     pub limits: LimitArgs,
     #[command(flatten)]
+    pub network_limits: NetworkLimitArgs,
+    #[command(flatten)]
     pub place: PlaceArgs,
 }
 

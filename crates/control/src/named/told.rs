@@ -40,6 +40,9 @@ pub(super) fn concerns_runs(event: &Event) -> bool {
         | EventBody::PolicyChanged { .. }
         | EventBody::PortPublished { .. }
         | EventBody::PortWithdrawn { .. }
+        | EventBody::SocketOpened { .. }
+        | EventBody::SocketClosed { .. }
+        | EventBody::SocketFailed { .. }
         | EventBody::GatewayDropped { .. } => false,
     }
 }
