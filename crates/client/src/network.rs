@@ -238,7 +238,7 @@ mod tests {
         let policy = change(|n| n.mode(NetworkMode::Open));
         let mut keys: Vec<&String> = policy.as_object().unwrap().keys().collect();
         keys.sort_unstable();
-        assert_eq!(keys, ["ceilings", "deny_with", "dns", "enabled", "policy", "ports", "strict"]);
+        assert_eq!(keys, ["ceilings", "deny_with", "dns", "enabled", "host_sockets", "policy", "ports", "strict"]);
         assert_eq!(policy["dns"].as_object().unwrap().keys().collect::<Vec<_>>(), ["rebind_protection"]);
         let limited = change(|n| n.adjust(|network| network.limits.max_connections = 7));
         assert_eq!(limited["max_connections"], 7);
