@@ -10,7 +10,7 @@
 //! | running | end of the main command | its status is written down; stopping |
 //! | running | `Policy` | the gateway is told; once it has answered, it is written down and every run is told |
 //! | running | a run has not narrowed in time | it is killed |
-//! | running | the gateway denies something | every run is told ([`told`](super::told)) |
+//! | running | the gateway denies something | every run is told ([`told`]) |
 //! | running | a run's program has ended | once the gateway has told everything, so has the keeper |
 //! | stopping | no run is left, or the time is up | the sandbox is ended, and with it whatever runs in it |
 //!

@@ -66,7 +66,7 @@ pub(super) enum Request {
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub(super) enum Reply {
-    /// With the handles, the specification, and a socket for what the session's gateway denies ([`Told`](super::told::Told)).
+    /// With the handles, the specification, and a socket for what the session's gateway denies ([`told`](super::told)).
     Entered(Entered),
     Inspected(Status),
     /// It is done, or will be when the connection closes.
