@@ -372,7 +372,15 @@ pub(crate) fn set_policy(mut args: PolicySetArgs, matches: &ArgMatches) -> u8 {
                 "host sockets are named when a sandbox is made, and stay when a policy is set".to_owned(),
             ));
         }
-        let unusable = |error: SpecError| Refusal::setup(output::chain(&error));
+        let unusable = |error: SpecError| {
+            if let SpecError::Network(errors) = &error {
+                output::to_stderr(&crate::policy::explained(errors));
+            }
+            Refusal::setup(
+                "the policy does not go together with what the sandbox was made with, so nothing was changed"
+                    .to_owned(),
+            )
+        };
         let before = entry.spec().map_err(|error| Refusal::from(&error))?;
         let spec = before.with_policy(&items, args.network.ipv6.then_some(true)).map_err(unusable)?;
         match named::set_policy(&entry, &spec) {

@@ -140,7 +140,7 @@ impl NamedSpec {
     }
 
     /// The same with another policy: that of `items`. What they do not name of limits, resolvers and the link stays, and so do
-    /// published ports and sockets of the host, unless there is no network any more.
+    /// published ports and sockets of the host.
     ///
     /// # Errors
     /// Everything that is wrong with either network.
@@ -148,13 +148,13 @@ impl NamedSpec {
         let before = self.network()?;
         let mut network = file::replacing(&before, items).map_err(SpecError::Network)?;
         network.interface.ipv6 = ipv6.or(network.interface.ipv6);
-        if network.enabled {
-            network.ports = before.ports;
-            network.host_sockets = before.host_sockets;
-        }
+        network.ports = before.ports;
+        network.host_sockets = before.host_sockets;
         let json =
             serde_json::from_str(&file::to_json(&network)).map_err(|error| SpecError::Json(error.to_string()))?;
-        Ok(NamedSpec { network: Some(json), network_flags: Vec::new(), ipv6: None, ..self.clone() })
+        let spec = NamedSpec { network: Some(json), network_flags: Vec::new(), ipv6: None, ..self.clone() };
+        // One that does not go together with what it keeps would not start again.
+        spec.network().map(|_| spec)
     }
 
     /// The options of a run inside: `command`, with `env` as its whole environment.
@@ -317,12 +317,14 @@ mod tests {
         assert_eq!(new.policy, file::from_flags(&flags(&["b.example"])).unwrap().policy);
         // It is read again as it is written, also without a network and back.
         assert_eq!(NamedSpec::parse(after.to_json().as_bytes()).unwrap(), NamedSpec { v: VERSION, ..after.clone() });
-        let none = after.with_policy(&[FlagItem::NoNet], None).unwrap();
+        assert!(matches!(after.with_policy(&[FlagItem::NoNet], None), Err(SpecError::Network(_))), "it has a port");
+        let unpublished = NamedSpec { network_flags: vec![FlagItem::MaxConnections(7)], ..NamedSpec::default() };
+        let none = unpublished.with_policy(&[FlagItem::NoNet], None).unwrap();
         let off = NamedSpec::parse(none.to_json().as_bytes()).unwrap().network().unwrap();
-        assert!(!off.enabled && off.ports.is_empty());
+        assert!(!off.enabled);
         assert_eq!(off.limits.max_connections, 7);
         let on = none.with_policy(&flags(&["b.example"]), None).unwrap().network().unwrap();
-        assert!(on.enabled && on.limits == old.limits);
+        assert!(on.enabled && on.limits.max_connections == 7);
     }
 
     #[test]
