@@ -372,14 +372,18 @@ pub(crate) fn set_policy(mut args: PolicySetArgs, matches: &ArgMatches) -> u8 {
                 "host sockets are named when a sandbox is made, and stay when a policy is set".to_owned(),
             ));
         }
-        let unusable = |error: SpecError| {
-            if let SpecError::Network(errors) = &error {
-                output::to_stderr(&crate::policy::explained(errors));
+        let unusable = |error: SpecError| match error {
+            SpecError::Network(errors) => {
+                let text =
+                    "the policy does not go together with what the sandbox was made with, so nothing was changed";
+                Refusal { errors: Some(errors), ..Refusal::setup(text.to_owned()) }
             }
-            Refusal::setup(
-                "the policy does not go together with what the sandbox was made with, so nothing was changed"
-                    .to_owned(),
-            )
+            other @ (SpecError::Json(_)
+            | SpecError::Command
+            | SpecError::Version(_)
+            | SpecError::Capability(_)
+            | SpecError::Relative(_)
+            | SpecError::Environment(_)) => Refusal::setup(output::chain(&other)),
         };
         let before = entry.spec().map_err(|error| Refusal::from(&error))?;
         let spec = before.with_policy(&items, args.network.ipv6.then_some(true)).map_err(unusable)?;

@@ -108,8 +108,9 @@ impl Listener {
 
     /// Adds the events that are there, [`TURN`] of them at most. `false`: no more will come.
     pub(super) fn take(&self, lines: &mut Vec<Vec<u8>>) -> bool {
+        let mut buffer = vec![0; LONGEST];
         for _ in 0..TURN {
-            match self.hear() {
+            match self.hear(&mut buffer) {
                 Heard::Event(line) => lines.push(line),
                 Heard::Nothing => return true,
                 Heard::End(_) => return false,
@@ -121,9 +122,10 @@ impl Listener {
     /// The events until the end, and how many of them are missing.
     pub(super) fn rest(self) -> (Vec<Vec<u8>>, u64) {
         let mut lines = Vec::new();
+        let mut buffer = vec![0; LONGEST];
         let deadline = Instant::now() + LAST_WORDS;
         loop {
-            match self.hear() {
+            match self.hear(&mut buffer) {
                 Heard::Event(line) => lines.push(line),
                 Heard::End(lost) => return (lines, lost),
                 Heard::Nothing => {
@@ -139,9 +141,8 @@ impl Listener {
         }
     }
 
-    fn hear(&self) -> Heard {
-        let mut buffer = vec![0; LONGEST];
-        match rustix::io::retry_on_intr(|| rustix::net::recv(&self.socket, &mut buffer[..], RecvFlags::DONTWAIT)) {
+    fn hear(&self, buffer: &mut [u8]) -> Heard {
+        match rustix::io::retry_on_intr(|| rustix::net::recv(&self.socket, &mut *buffer, RecvFlags::DONTWAIT)) {
             // The keeper is gone, which is noticed as such.
             Ok((0, _)) => Heard::End(0),
             Ok((len, _)) => understand(buffer.get(..len).unwrap_or_default()),
