@@ -25,8 +25,9 @@ fn behind_a_stub(flags: &str, upstream: &str, script: &str) -> Ran {
 fn a_stub_that_asks_over_one_connection_is_like_none() {
     for family in Family::BOTH {
         let flags = format!("--allow *.names-test.com --allow web.wall-test.com --dns-nameserver {}", unbound(family));
+        // A port for each: dig lets the kernel choose one that another dig has (SO_REUSEADDR), and takes its answer.
         let script = "grep -x 'nameserver 127.0.0.53' /etc/resolv.conf
-            for n in $(seq 40); do dig +short +tries=1 +time=4 n$n.wild.names-test.com >>found & done; wait; sort found | uniq -c
+            for n in $(seq 40); do dig -b 127.0.0.1#$((20000 + n)) +short +tries=1 +time=4 n$n.wild.names-test.com >>found & done; wait; sort found | uniq -c
             for flag in -4 -6; do curl -sS $flag --cacert ca.pem https://web.wall-test.com/who; done";
         let ran = behind_a_stub(&flags, gateway(family), script);
         ran.exits(0).says(&format!("40 {}", Family::V4.web()));
