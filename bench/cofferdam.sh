@@ -21,8 +21,10 @@ peer_up() {
 	local pid port publish=
 	for port in ${PUBLISH:-}; do publish="$publish -p 0.0.0.0:$port"; done
 	mark_start
-	# The bench's server has a documentation address, which no profile calls public.
-	spawn "$COFFERDAM" run --quiet --no-cwd --no-ipv6 --net all ${PEER_MTU:+--mtu $PEER_MTU} $publish ${COFFERDAM_FLAGS:-} -- sleep 100000
+	# The bench's server has a documentation address, which no profile calls public, and its names have private ones; it holds
+	# 9,900 connections, and the other peers have no bound.
+	spawn "$COFFERDAM" run --quiet --no-cwd --no-ipv6 --net all --no-dns-rebind-protection --max-connections 0 --max-inbound-connections 0 \
+		${PEER_MTU:+--mtu $PEER_MTU} $publish ${COFFERDAM_FLAGS:-} -- sleep 100000
 	wait_for program_inside
 	pid=$(program_inside) || return 1
 	sandbox_is "$pid"
