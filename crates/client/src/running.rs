@@ -8,8 +8,11 @@ use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout};
 
 use crate::Error;
 use crate::error::io_error;
-use crate::report::{End, Finished, Line};
+use crate::report::{End, Finished, Line, Status};
 use crate::streams::{Feed, Report, StreamError};
+
+/// The exit status of `cofferdam` for what could not be set up (`docs/guide.md`).
+const EXIT_SETUP: u8 = 125;
 
 /// A signal that reaches the program of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,9 +58,13 @@ impl Running {
         if matches!(first, Some(Ok(Line::Started))) {
             return Ok(running);
         }
-        match running.wait().await {
-            Err(error) => Err(error),
-            Ok(_) => Err(unexpected("it has not said that the program runs")),
+        match running.wait().await? {
+            // Its supervisor was killed, from outside or with the machine's last memory.
+            Finished { status: Status::Lost, .. } => {
+                let message = "the run was ended from outside before the program ran".to_owned();
+                Err(Error::Setup { message, exit_status: EXIT_SETUP })
+            }
+            _ => Err(unexpected("it has not said that the program runs")),
         }
     }
 
@@ -83,8 +90,8 @@ impl Running {
                     Err(Error::TimedOut { after: self.timeout.unwrap_or_default(), output })
                 }
             },
-            // Its supervisor was killed before it could say more.
-            Some(Ok(Line::Started)) | None if status.signal().is_some() => Ok(Finished::lost()),
+            // Its supervisor was killed before it could say more, or while it did.
+            Some(Ok(Line::Started) | Err(_)) | None if status.signal().is_some() => Ok(Finished::lost()),
             Some(Ok(Line::Started)) | None => Err(unexpected(&format!("it ended with {status} and without a report"))),
             Some(Err(error)) => Err(unexpected(&error.to_string())),
         }
@@ -137,4 +144,56 @@ impl Running {
 
 fn unexpected(message: &str) -> Error {
     Error::Protocol { verb: "exec".to_owned(), message: message.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Stdio;
+
+    use tokio::process::Command;
+
+    use super::*;
+
+    const STARTED: &str = r#"echo '{"report": "started", "v": 1}'"#;
+
+    /// A supervisor that is a piece of shell, and reports on its standard output.
+    async fn begin(script: &str) -> Result<Running, Error> {
+        let mut command = Command::new("sh");
+        let mut child = command
+            .args(["-c", script])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let report = Report::new(child.stdout.take().unwrap());
+        Running::begin(child, Feed::new(None, Vec::new()), report, None).await
+    }
+
+    #[tokio::test]
+    async fn a_supervisor_that_is_killed_before_the_program_runs_has_started_nothing() {
+        for script in ["kill -9 $$", r#"printf '{"report": "sta'; kill -9 $$"#] {
+            let error = begin(script).await.unwrap_err();
+            assert!(matches!(error, Error::Setup { exit_status: EXIT_SETUP, .. }), "{script}: {error:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_run_whose_supervisor_is_killed_is_lost() {
+        for last in ["", r#"printf '{"report": "ended", "ended": {"exi';"#] {
+            let mut running = begin(&format!("{STARTED}; {last} kill -9 $$")).await.unwrap();
+            assert_eq!(running.wait().await.unwrap(), Finished::lost(), "{last}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_supervisor_that_ends_without_a_word_is_another_program() {
+        for script in ["exit 3".to_owned(), format!("{STARTED}; exit 3"), format!("{STARTED}; echo '{{'; exit 3")] {
+            let told = match begin(&script).await {
+                Ok(mut running) => running.wait().await.unwrap_err(),
+                Err(error) => error,
+            };
+            assert!(matches!(&told, Error::Protocol { verb, .. } if verb == "exec"), "{script}: {told:?}");
+        }
+    }
 }
