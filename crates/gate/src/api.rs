@@ -19,6 +19,8 @@ pub struct GateConfig {
     pub mtu: u16,
     pub deny_with: DenyWith,
     pub limits: LimitsConfig,
+    /// TCP flows of all kinds that there are descriptors for; 0 for any number.
+    pub room: u32,
     /// The host's sockets that the guest may connect to; [`SocketId`] is the position.
     pub host_sockets: Vec<HostSocket>,
     /// How long a name stays bound to an address at least.

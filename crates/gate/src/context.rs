@@ -35,10 +35,18 @@ pub(crate) struct Context {
     pub(crate) outputs: VecDeque<Output>,
     pub(crate) reports: Reports,
     pub(crate) limits: Limits,
-    /// Connections to sockets of the host, which count with those of TCP.
-    pub(crate) host_sockets: usize,
+    pub(crate) held: Held,
     replies: Replies,
     next_flow: u64,
+}
+
+/// Connections that there were when the input came.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Held {
+    /// The guest's, with those to sockets of the host.
+    pub(crate) outward: usize,
+    /// Those of peers.
+    pub(crate) inbound: usize,
 }
 
 /// A verdict with what events tell about it.
@@ -89,7 +97,7 @@ impl Context {
             replies: Replies::new(usize::from(config.mtu), fragments),
             pins: Pins::new(config.pin_floor),
             limits: Limits::new(&config.limits, Time::ZERO),
-            host_sockets: 0,
+            held: Held::default(),
             config,
             policy,
             outputs: VecDeque::new(),
@@ -343,6 +351,18 @@ impl Context {
     }
 
     /// Counts that a limit was reached.
+    /// Makes sure that there is room for one more connection besides these, or says which limit is in the way: their own, or that of
+    /// all connections together.
+    pub(crate) fn find_room(&self, held: usize, bound: u32, limit: LimitKind) -> Result<(), (LimitKind, u64)> {
+        let Held { outward, inbound } = self.held;
+        let bounds = [(held, bound, limit), (outward + inbound, self.config.room, LimitKind::Descriptors)];
+        let is_full = |held: usize, bound: u32| bound != 0 && u32::try_from(held).map_or(true, |held| held >= bound);
+        match bounds.into_iter().find(|(held, bound, _)| is_full(*held, *bound)) {
+            Some((_, bound, limit)) => Err((limit, u64::from(bound))),
+            None => Ok(()),
+        }
+    }
+
     pub(crate) fn limit(&mut self, now: Time, limit: LimitKind, bound: u64) {
         if let Some(event) = self.reports.count_limit(now, limit, bound) {
             self.event(event);

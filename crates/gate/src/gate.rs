@@ -13,7 +13,7 @@ use crate::api::{
     Accepted, DialError, DnsClient, EchoError, FlightAnswer, Fragmentation, GateConfig, Link4, Output, Published,
     SocketError, UdpError,
 };
-use crate::context::{self, Context, DNS_PORT};
+use crate::context::{self, Context, DNS_PORT, Held};
 use crate::echo::Echoes;
 use crate::fragments::Fragments;
 use crate::hash::Seeded;
@@ -80,7 +80,13 @@ impl Gate {
         self.handle_whole(now, offload, &packet);
     }
 
+    fn count_held(&mut self) {
+        let outward = self.connections.len() + self.host_sockets.len();
+        self.cx.held = Held { outward, inbound: self.peers.len() };
+    }
+
     fn handle_whole(&mut self, now: Time, offload: Offload, packet: &IpPacket<'_>) {
+        self.count_held();
         let cx = &mut self.cx;
         if let Err(reason) = check_addresses(&cx.config, packet.src, packet.dst) {
             return cx.drop(now, reason);
@@ -151,6 +157,7 @@ impl Gate {
     /// A connection to a published port was accepted. The flow that it is, and what is to be done about it; `None`: reset it,
     /// so that the peer sees `ECONNRESET`.
     pub fn handle_peer(&mut self, now: Time, published: Published, peer: SocketAddr) -> Option<FlowId> {
+        self.count_held();
         self.peers.handle_connection(&mut self.cx, now, published, peer)
     }
 
@@ -162,7 +169,8 @@ impl Gate {
     /// A connection of the guest to this socket of the host was accepted. The flow that it is, and what is to be done about it;
     /// `None`: close it.
     pub fn handle_socket(&mut self, now: Time, socket: SocketId) -> Option<FlowId> {
-        self.host_sockets.handle_connection(&mut self.cx, now, socket, self.connections.len())
+        self.count_held();
+        self.host_sockets.handle_connection(&mut self.cx, now, socket)
     }
 
     /// An attempt to connect to the host's socket has ended. `true`: relay the two; `false`: keep or close the guest's, as the

@@ -62,18 +62,16 @@ impl HostSockets {
         HostSockets { table: Table::new(hasher), rested: Time::ZERO }
     }
 
-    /// A connection was accepted, besides `others` of TCP. `None`: close it.
-    pub(crate) fn handle_connection(
-        &mut self,
-        cx: &mut Context,
-        now: Time,
-        socket: SocketId,
-        others: usize,
-    ) -> Option<FlowId> {
+    pub(crate) fn len(&self) -> usize {
+        self.table.len()
+    }
+
+    /// A connection was accepted. `None`: close it.
+    pub(crate) fn handle_connection(&mut self, cx: &mut Context, now: Time, socket: SocketId) -> Option<FlowId> {
         named(cx, socket)?;
         let bound = cx.config.limits.max_connections;
-        if bound != 0 && u32::try_from(self.table.len() + others).map_or(true, |len| len >= bound) {
-            cx.limit(now, LimitKind::Connections, u64::from(bound));
+        if let Err((limit, bound)) = cx.find_room(cx.held.outward, bound, LimitKind::Connections) {
+            cx.limit(now, limit, bound);
             return None;
         }
         if cx.limits.in_the_way(cx.limits.whole_run()).is_some() {
@@ -85,7 +83,6 @@ impl HostSockets {
         }
         let flow = cx.new_flow();
         self.table.insert(now, DIALING, flow.0, flow, Connection { socket, since: now });
-        cx.host_sockets = self.table.len();
         cx.output(Output::DialSocket { flow, socket });
         Some(flow)
     }
@@ -131,7 +128,6 @@ impl HostSockets {
         counters: FlowCounters,
     ) -> bool {
         let Some(removed) = self.table.find_flow(flow).and_then(|slot| self.table.remove(slot)) else { return false };
-        cx.host_sockets = self.table.len();
         cx.limits.close(flow);
         let duration_ms = u64::try_from(now.since(removed.value.since).as_millis()).unwrap_or(u64::MAX);
         cx.event(EventBody::SocketClosed { flow, by, counters, duration_ms });
@@ -181,7 +177,6 @@ impl HostSockets {
 
     fn fail(&mut self, cx: &mut Context, now: Time, slot: Slot, error: SocketError) {
         let Some(removed) = self.table.remove(slot) else { return };
-        cx.host_sockets = self.table.len();
         if error == SocketError::Resources {
             cx.out_of_descriptors(now);
         }

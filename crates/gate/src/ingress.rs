@@ -143,8 +143,8 @@ impl Peers {
             return None;
         }
         let bound = cx.config.limits.max_inbound_connections;
-        if bound != 0 && u32::try_from(self.connections.len()).map_or(true, |len| len >= bound) {
-            cx.limit(now, LimitKind::InboundConnections, u64::from(bound));
+        if let Err((limit, bound)) = cx.find_room(cx.held.inbound, bound, LimitKind::InboundConnections) {
+            cx.limit(now, limit, bound);
             return None;
         }
         let flow = cx.new_flow();
@@ -155,6 +155,11 @@ impl Peers {
         let connection = Connection { ends, state: State::Dialing(about) };
         self.connections.insert(now, DIALING, flow.0, flow, connection);
         Some(flow)
+    }
+
+    /// Connections of peers.
+    pub(crate) fn len(&self) -> usize {
+        self.connections.len()
     }
 
     /// The dial to the guest has ended. Whether the connection is to be relayed; the other answer is to reset it.

@@ -190,10 +190,7 @@ impl Connections {
 
     /// Makes sure that there is room for one more, or says which limit is in the way.
     fn make_room(&mut self, cx: &mut Context) -> Result<(), (LimitKind, u64)> {
-        let bound = cx.config.limits.max_connections;
-        if bound != 0 && u32::try_from(self.table.len() + cx.host_sockets).map_or(true, |len| len >= bound) {
-            return Err((LimitKind::Connections, u64::from(bound)));
-        }
+        cx.find_room(cx.held.outward, cx.config.limits.max_connections, LimitKind::Connections)?;
         let pending = self.table.list_len(DIALING) + self.table.list_len(INJECTED);
         if pending >= MAX_PENDING {
             let bound = u64::try_from(MAX_PENDING).unwrap_or(u64::MAX);

@@ -145,6 +145,30 @@ fn connections_of_peers_have_a_bound_of_their_own() {
     }
 }
 
+#[test]
+fn connections_of_both_ways_share_the_room_there_is() {
+    for family in BOTH {
+        let mut world = World::with(with("allow:egress@public"), |config| config.room = 2);
+        let full = |outputs: &[Output]| {
+            let is_it = |event: &&EventBody| {
+                matches!(event, EventBody::LimitReached { limit: LimitKind::Descriptors, bound: 2, count: 1 })
+            };
+            events(outputs).iter().any(is_it)
+        };
+        let syn = |world: &mut World, port| world.send(&packet::syn(at(family.guest(), port), at(family.public(), 80)));
+        let is_dialed = |outputs: &[Output]| outputs.iter().any(|output| matches!(output, Output::Dial { .. }));
+        assert!(is_dialed(&syn(&mut world, 1)));
+        let (first, _) = connect(&mut world, at(family.public(), 1));
+        assert_eq!(world.gate.handle_peer(world.now, WEB, at(family.public(), 2)), None);
+        assert!(full(&world.drain()), "{family:?}");
+        world.pass(Duration::from_secs(2));
+        assert!(full(&syn(&mut world, 2)), "{family:?}");
+        world.gate.handle_guest_dialed(world.now, first, Err(DialError::Refused));
+        world.drain();
+        assert!(is_dialed(&syn(&mut world, 3)), "there is room again");
+    }
+}
+
 /// `size` in a second, and nothing before that second is over.
 fn bucket(size: u64) -> Option<BucketConfig> {
     Some(BucketConfig { size, refill_time: Duration::from_secs(1), one_time_burst: 0 })

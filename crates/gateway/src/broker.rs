@@ -23,9 +23,9 @@ use crate::netns::CONGESTION_CONTROL;
 use crate::seal::{SealError, confine, helper_calls, only};
 
 /// Below so many the gateway asks for more, which come while these are used up: a connection takes longer than a socket.
-const LOW: usize = 32;
+const LOW: usize = 16;
 /// How many it asks for.
-const REFILL: u8 = 64;
+const REFILL: u8 = 32;
 /// The most that the gateway has in stock, of both families: below [`LOW`], and then what it asks for.
 pub(crate) const STOCK: u64 = 2 * (LOW as u64 + REFILL as u64);
 

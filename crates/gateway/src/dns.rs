@@ -546,6 +546,7 @@ mod tests {
                         .collect(),
                     ..network.limits
                 },
+                room: 0,
                 host_sockets: Vec::new(),
                 pin_floor: network.dns.pin_floor,
                 seed: [1; 32],

@@ -178,19 +178,26 @@ struct Room {
 }
 
 impl Room {
-    /// The bounds on TCP flows, two descriptors each, that can be held. Where not all fit, each direction has half of the room, and
-    /// what the other leaves of its own.
-    fn limits(self, wanted: &LimitsConfig) -> LimitsConfig {
-        let Some(descriptors) = self.descriptors else { return wanted.clone() };
+    /// The TCP flows, two descriptors each, that can be held in all; 0 for any number. One may always be tried.
+    fn flows(self) -> u32 {
+        let Some(descriptors) = self.descriptors else { return 0 };
         let reserved = RESERVED_DESCRIPTORS + if self.has_ports { broker::STOCK } else { 0 };
-        let flows = u32::try_from(descriptors.saturating_sub(reserved) / 2).unwrap_or(u32::MAX);
-        // 0 stands for unlimited; one flow may always be tried.
-        let within = |wanted: u32, room: u32| if wanted == 0 { room.max(1) } else { wanted.min(room.max(1)) };
-        let LimitsConfig { max_connections, max_inbound_connections, .. } = *wanted;
-        let inbound = if self.has_ports { within(max_inbound_connections, flows / 2) } else { 0 };
-        let max_connections = within(max_connections, flows.saturating_sub(inbound));
-        let max_inbound_connections = within(max_inbound_connections, flows.saturating_sub(max_connections));
-        LimitsConfig { max_connections, max_inbound_connections, ..wanted.clone() }
+        u32::try_from(descriptors.saturating_sub(reserved) / 2).unwrap_or(u32::MAX).max(1)
+    }
+
+    /// The bounds within that: peers have half of it at most, so that strangers cannot take all of it from the guest.
+    fn limits(self, wanted: &LimitsConfig) -> LimitsConfig {
+        // 0 stands for unlimited.
+        let within = |wanted: u32, room: u32| match (wanted, room) {
+            (0, bound) | (bound, 0) => bound,
+            (wanted, room) => wanted.min(room),
+        };
+        let flows = self.flows();
+        LimitsConfig {
+            max_connections: within(wanted.max_connections, flows),
+            max_inbound_connections: within(wanted.max_inbound_connections, flows.div_ceil(2)),
+            ..wanted.clone()
+        }
     }
 }
 
@@ -201,6 +208,7 @@ fn gate_config(config: &GatewayConfig, room: Room) -> GateConfig {
         mtu: config.network.interface.mtu,
         deny_with: config.network.deny_with,
         limits: room.limits(&config.network.limits),
+        room: room.flows(),
         host_sockets: config.network.host_sockets.clone(),
         pin_floor: config.network.dns.pin_floor,
         seed: config.seed,
@@ -1009,19 +1017,21 @@ mod tests {
             (limits.max_connections, limits.max_inbound_connections)
         };
         let outward = |wanted, descriptors| bounds((wanted, 1024), descriptors, false).0;
+        let flows = |descriptors, has_ports| Room { descriptors, has_ports }.flows();
         assert_eq!(outward(4096, Some(20_000)), 4096);
         assert_eq!(outward(0, Some(20_000)), 9950);
         assert_eq!(outward(4096, Some(1024)), 462);
         assert_eq!(outward(4096, Some(10)), 1);
         assert_eq!(outward(0, None), 0);
-        // With published ports both directions have to fit, and neither starves the other.
+        // 9,900 connections fit into 20,000 descriptors also where ports are published, and strangers do not take all of the room.
         assert_eq!(bounds((4096, 1024), Some(20_000), true), (4096, 1024));
-        assert_eq!(bounds((0, 0), Some(20_000), true), (4927, 4927));
-        assert_eq!(bounds((4096, 1024), Some(1024), true), (183, 183));
-        assert_eq!(bounds((4096, 10), Some(1024), true), (356, 10));
-        assert_eq!(bounds((100, 0), Some(1024), true), (100, 266));
+        assert_eq!(bounds((0, 1024), Some(20_000), true), (9902, 1024));
+        assert_eq!(bounds((0, 0), Some(20_000), true), (9902, 4951));
+        assert_eq!(bounds((4096, 1024), Some(1024), true), (414, 207));
+        assert_eq!(bounds((4096, 10), Some(1024), true), (414, 10));
         assert_eq!(bounds((4096, 1024), Some(10), true), (1, 1));
         assert_eq!(bounds((0, 0), None, true), (0, 0));
+        assert_eq!([flows(Some(20_000), false), flows(Some(1024), true), flows(None, true)], [9950, 414, 0]);
     }
 
     /// A gateway in a thread of its own, which is sealed for good, with sockets in place of TUN and supervisor.

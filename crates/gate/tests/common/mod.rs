@@ -113,6 +113,7 @@ pub(crate) fn gate_config() -> GateConfig {
             rates: RateLimits::default(),
             budgets: Vec::new(),
         },
+        room: 0,
         host_sockets: Vec::new(),
         pin_floor: Duration::from_secs(60),
         seed: [7; 32],
