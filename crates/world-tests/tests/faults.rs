@@ -150,7 +150,7 @@ END
 fn a_listener_goes_on_after_it_has_run_out_of_descriptors() {
     let world = World::shared();
     // With a few, and with fewer than what the gateway keeps in reserve.
-    for (limit, most) in [("ulimit -n 512", "55 good"), ("ulimit -n 60", "")] {
+    for (limit, most) in [("ulimit -n 512", "79 good"), ("ulimit -n 60", "")] {
         let sandbox = sandbox("--quiet -p 24107:7 -p [::1]:24107:7 --events events").broken(limit);
         let events = sandbox.folder().join("events");
         let served = Served::start(&sandbox, &["python3", "-c", world.program("ports.py"), "serve"]);
