@@ -11,6 +11,7 @@ mod output;
 mod policy;
 mod refusal;
 mod run;
+mod state;
 mod units;
 mod world;
 

@@ -27,6 +27,7 @@ use crate::args::{
 use crate::output::{self, Screen};
 use crate::refusal::Refusal;
 use crate::run;
+use crate::state::{self, registry};
 
 pub(crate) use cp::cp;
 pub(crate) use logs::logs;
@@ -37,19 +38,6 @@ use report::Report;
 
 /// Exit status of a verb that could not do what it is for.
 const EXIT_FAILED: u8 = 1;
-
-/// Where sandboxes of root are kept when nothing says where root keeps things.
-const ROOTS_STATE: &str = "/var/lib";
-
-/// The sandboxes of this user.
-pub(crate) fn registry() -> Result<Registry, Refusal> {
-    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    // The XDG base directory specification has relative paths ignored.
-    let state = absolute("XDG_STATE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".local/state")));
-    let state = state.or_else(|| rustix::process::geteuid().is_root().then(|| ROOTS_STATE.into()));
-    let refusal = || Refusal::setup("there is no place for sandboxes: set HOME or XDG_STATE_HOME".to_owned());
-    Ok(Registry::at(&state.ok_or_else(refusal)?.join("cofferdam")))
-}
 
 pub(super) fn open(name: &str) -> Result<Entry, Refusal> {
     let name: SandboxName = name.parse().map_err(|error| Refusal::from(&error))?;
@@ -112,7 +100,7 @@ fn make(
         let home = std::env::var_os("HOME").map(PathBuf::from);
         check_project(project, home.as_deref()).map_err(|error| Refusal::setup(output::chain(&error)))?;
     }
-    run::refuse_state(registry, &options)?;
+    state::refuse_shown(&options)?;
     let locked = registry.create(name, spec).map_err(|error| Refusal::from(&error))?;
     if no_start {
         return Ok(("stopped", Vec::new()));
@@ -230,7 +218,7 @@ pub(crate) fn start(args: &StartArgs) -> u8 {
         let spec = entry.spec().map_err(|error| Refusal::from(&error))?;
         let options =
             spec.run_options(Vec::new(), Vec::new()).map_err(|error| Refusal::setup(output::chain(&error)))?;
-        run::refuse_state(&registry()?, &options)?;
+        state::refuse_shown(&options)?;
         match entry.lock() {
             Ok(locked) => start_kept(locked, &spec),
             Err(NamedError::Running(name)) => Ok(vec![format!("the sandbox {name} is running already")]),

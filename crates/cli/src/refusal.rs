@@ -114,13 +114,9 @@ impl From<&NamedError> for Refusal {
             NamedError::Stopped(_) => Kind::Stopped,
             NamedError::Running(_) => Kind::Running,
             NamedError::Busy(_) => Kind::Busy,
-            NamedError::Name(_)
-            | NamedError::Spec { .. }
-            | NamedError::StateDirectory { .. }
-            | NamedError::Shown { .. }
-            | NamedError::Shared { .. }
-            | NamedError::Io { .. }
-            | NamedError::Keeper { .. } => Kind::Setup,
+            NamedError::Name(_) | NamedError::Spec { .. } | NamedError::State(_) | NamedError::Keeper { .. } => {
+                Kind::Setup
+            }
         };
         Refusal { kind, ..Refusal::setup(output::chain(error)) }
     }

@@ -6,7 +6,6 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use clap::ArgMatches;
-use cofferdam_control::named::Registry;
 use cofferdam_control::summary::{Detail, Summary};
 use cofferdam_control::{
     Capability, EventLog, Finished, Mount, ResolveError, ResourceLimits, RunOptions, Sandbox, Terminal, check_project,
@@ -21,6 +20,7 @@ use crate::args::{
 use crate::output::{self, Screen};
 use crate::policy;
 use crate::refusal::Refusal;
+use crate::state;
 use crate::units::Budget;
 
 /// Runs a program and returns the exit status. `matches` knows the order of the flags.
@@ -35,9 +35,7 @@ pub(crate) fn run(args: RunArgs, matches: &ArgMatches) -> u8 {
         options.allow_changes_default = network.leaves_default();
         options.fail_on_deny = evidence.fail_on_deny;
         fill_place(&mut options, place)?;
-        if let Ok(registry) = crate::named::registry() {
-            refuse_state(&registry, &options)?;
-        }
+        state::refuse_shown(&options)?;
         refuse_links(&options)?;
         options.limits =
             ResourceLimits { memory: limits.memory, cpus: limits.cpus, pids: limits.pids, timeout: limits.timeout };
@@ -63,11 +61,6 @@ pub(crate) fn run(args: RunArgs, matches: &ArgMatches) -> u8 {
         Ok((finished, report)) => conclude(&finished, report, &evidence),
         Err(refusal) => refusal.tell(false),
     }
-}
-
-/// Refuses to show where the sandboxes that stay are kept, from where they could be taken over.
-pub(crate) fn refuse_state(registry: &Registry, options: &RunOptions) -> Result<(), Refusal> {
-    registry.check_hidden(options).map_err(|error| Refusal::setup(output::chain(&error)))
 }
 
 /// Refuses sockets of the host that are named by a link which a program may have left.

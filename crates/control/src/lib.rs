@@ -19,10 +19,12 @@ mod host;
 mod host_sockets;
 pub mod named;
 pub mod ports;
+mod remove;
 mod report;
 mod resolvers;
 mod sandbox;
 pub mod slot;
+mod state;
 pub mod summary;
 
 pub use cofferdam_backend_ns::{
@@ -34,3 +36,4 @@ pub use host::Host;
 pub use host_sockets::ShareError;
 pub use report::{ReportError, create_report};
 pub use sandbox::{DEFAULT_UID, EXIT_DENIED, EXIT_SETUP, Finished, HOST_ALIASES, RunError, RunOptions, Sandbox};
+pub use state::{StateError, check_hidden};

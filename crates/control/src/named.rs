@@ -26,12 +26,12 @@ mod narrow;
 mod protocol;
 mod published;
 mod registry;
-mod remove;
 mod spec;
 mod told;
 
 pub use client::{Inspected, RunInfo, enter, inspect, ports, publish, set_policy, stop, withdraw};
 pub use exec::{ExecOptions, Session};
+pub(crate) use keeper::chain;
 pub use keeper::{Kept, start};
 pub use narrow::{Mode, NarrowError};
 pub(crate) use registry::is_control_socket;

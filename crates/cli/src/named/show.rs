@@ -3,10 +3,11 @@
 use cofferdam_control::named::{self, Entry};
 use cofferdam_control::summary::escaped;
 
-use super::{EXIT_FAILED, open, registry};
+use super::{EXIT_FAILED, open};
 use crate::args::{InspectArgs, LsArgs};
 use crate::output;
 use crate::refusal::Refusal;
+use crate::state::registry;
 
 pub(crate) fn ls(args: &LsArgs) -> u8 {
     let listed = registry().and_then(|registry| {

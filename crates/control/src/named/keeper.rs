@@ -42,11 +42,12 @@ use super::exec::{self, Main};
 use super::narrow::enforced;
 use super::protocol::{self, Entered, FromRun, Link, MAX_RUNS, Reply, Request, RunStatus, Status, ToRun};
 use super::published::Published;
-use super::registry::{CONTROL, Entry, Locked, NamedError, SPEC, replace_file, write_new};
+use super::registry::{CONTROL, Entry, Locked, NamedError, SPEC};
 use super::spec::NamedSpec;
 use super::told::{self, Teller};
 use crate::resolvers;
 use crate::sandbox::{Companion, EXIT_SETUP};
+use crate::state::{replace_file, write_new};
 use crate::{EventLog, RunError, Sandbox};
 
 /// Connections at once: runs, and who asks something.
@@ -230,7 +231,7 @@ fn listen(entry: &Entry) -> io::Result<OwnedFd> {
 }
 
 /// An error with everything behind it, in one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

@@ -11,35 +11,28 @@
 //! the entry is still the one by that name. The kernel lets go of a lock when the last process that has it ends, so nothing
 //! that is written in a file, no process id above all, has to be believed.
 
-use std::fs::{self, DirBuilder, File};
-use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, RenameFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
-use super::remove::remove_tree;
 use super::spec::{KEPT, NamedSpec, SpecError};
-use crate::RunOptions;
+use crate::remove::remove_tree;
+use crate::state::{self, StateError, read_file, replace_file, write_new};
 
 /// Longest name. What is inside of a sandbox never sees it, so this is for people and file systems.
 const LONGEST_NAME: usize = 63;
 
-/// What of the host every sandbox sees, besides single links into it.
-const SHOWN: [&str; 6] = ["/usr", "/opt", "/etc", "/bin", "/sbin", "/lib"];
-
-/// The longest specification that is read.
-const LONGEST_SPEC: u64 = 16 << 20;
-
 /// How long a lock that somebody holds for a moment only (`ls` looks that way) is waited for.
 const MOMENT: Duration = Duration::from_millis(500);
 
-const LOCK: &str = "lock";
 pub(super) const SPEC: &str = "sandbox.json";
 pub(super) const CONTROL: &str = "control";
 
@@ -96,21 +89,8 @@ pub enum NamedError {
     Busy(SandboxName),
     #[error("the specification of the sandbox {name} cannot be used, so it was not started")]
     Spec { name: SandboxName, source: SpecError },
-    #[error(
-        "{path} belongs to somebody else or can be written to by others, so it cannot hold sandboxes; \
-         choose another state directory with XDG_STATE_HOME"
-    )]
-    StateDirectory { path: PathBuf },
-    #[error(
-        "{path} cannot be shown in a sandbox, since the sandboxes that stay are kept in {root}; \
-         show a directory below it or beside it",
-        path = path.display(), root = root.display()
-    )]
-    Shown { path: PathBuf, root: PathBuf },
-    #[error("the socket {path} of the host cannot be shared: it lies where the sandboxes that stay are kept, in {root}", path = path.display(), root = root.display())]
-    Shared { path: PathBuf, root: PathBuf },
-    #[error("cannot {step} {path}", path = path.display())]
-    Io { step: &'static str, path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    State(#[from] StateError),
     #[error("the keeper of {name} {what}")]
     Keeper { name: SandboxName, what: String },
 }
@@ -146,39 +126,13 @@ impl Registry {
     /// The sandboxes in a state directory, which does not have to be there.
     #[must_use]
     pub fn at(state: &Path) -> Registry {
-        Registry { root: state.join("sandboxes") }
+        Registry { root: state.join(state::SANDBOXES) }
     }
 
     /// Where they are.
     #[must_use]
     pub fn root(&self) -> &Path {
         &self.root
-    }
-
-    /// Checks that no sandbox made from these options would see this directory: neither as what is shown, nor beneath it, nor
-    /// above it.
-    ///
-    /// # Errors
-    /// What would show it.
-    pub fn check_hidden(&self, options: &RunOptions) -> Result<(), NamedError> {
-        let Some(root) = existing(&self.root) else { return Ok(()) };
-        let shown =
-            options.project.iter().chain(options.mounts.iter().map(|mount| &mount.source)).chain(&options.rootfs);
-        let system = SHOWN.iter().map(Path::new).filter(|_| options.rootfs.is_none());
-        for path in shown.map(PathBuf::as_path).chain(system) {
-            // One that does not exist shows nothing, and is somebody else's error.
-            let Ok(real) = path.canonicalize() else { continue };
-            if root.starts_with(&real) || (real.starts_with(&root) && self.root.exists()) {
-                return Err(NamedError::Shown { path: path.to_owned(), root: self.root.clone() });
-            }
-        }
-        for socket in &options.network.host_sockets {
-            let path = Path::new(&socket.host);
-            if path.canonicalize().is_ok_and(|real| real.starts_with(&root)) {
-                return Err(NamedError::Shared { path: path.to_owned(), root: self.root.clone() });
-            }
-        }
-        Ok(())
     }
 
     /// The names there are, in order.
@@ -203,14 +157,13 @@ impl Registry {
     /// When it is not there, or is not to be trusted.
     pub fn open(&self, name: &SandboxName) -> Result<Entry, NamedError> {
         let path = self.root.join(name.as_str());
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        match rustix::fs::open(&path, flags, Mode::empty()) {
+        match state::open_entry(&path) {
             Ok(directory) => {
-                check_owner(&directory, &path)?;
+                state::check_owner(&directory, &path)?;
                 Ok(Entry { name: name.clone(), path, directory })
             }
-            Err(Errno::NOENT) => Err(NamedError::Absent(name.clone())),
-            Err(errno) => Err(io_error("open", &path)(errno.into())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(NamedError::Absent(name.clone())),
+            Err(error) => Err(io_error("open", &path)(error)),
         }
     }
 
@@ -219,8 +172,8 @@ impl Registry {
     /// # Errors
     /// When there is one by that name, or it cannot be made.
     pub fn create(&self, name: &SandboxName, spec: &NamedSpec) -> Result<Locked, NamedError> {
-        self.make_root()?;
-        self.sweep();
+        state::make_root(&self.root)?;
+        state::sweep(&self.root);
         if self.root.join(name.as_str()).symlink_metadata().is_ok() {
             return Err(NamedError::Exists(name.clone()));
         }
@@ -235,10 +188,8 @@ impl Registry {
     }
 
     fn fill(&self, path: &Path, name: &SandboxName, spec: &NamedSpec) -> Result<Locked, NamedError> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let directory =
-            rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| io_error("open", path)(errno.into()))?;
-        let lock = make_lock(&directory).map_err(io_error("lock", path))?;
+        let directory = state::open_entry(path).map_err(io_error("open", path))?;
+        let lock = state::make_lock(&directory).map_err(io_error("lock", path))?;
         for (target, kept) in KEPT {
             let kept = path.join(kept);
             fs::create_dir(&kept).map_err(io_error("make", &kept))?;
@@ -251,42 +202,6 @@ impl Registry {
             Ok(()) => Ok(Locked { entry: Entry { name: name.clone(), path: goal, directory }, lock }),
             Err(Errno::EXIST) => Err(NamedError::Exists(name.clone())),
             Err(errno) => Err(io_error("make", &goal)(errno.into())),
-        }
-    }
-
-    fn make_root(&self) -> Result<(), NamedError> {
-        let make = DirBuilder::new().recursive(true).mode(0o700).create(&self.root);
-        make.map_err(io_error("make", &self.root))?;
-        for path in [Some(self.root.as_path()), self.root.parent()].into_iter().flatten() {
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            let directory =
-                rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| io_error("open", path)(errno.into()))?;
-            check_owner(&directory, path)?;
-        }
-        let private = fs::Permissions::from_mode(0o700);
-        fs::set_permissions(&self.root, private).map_err(io_error("close to others", &self.root))
-    }
-
-    /// Removes what a crash left half made or half removed.
-    fn sweep(&self) {
-        for entry in fs::read_dir(&self.root).into_iter().flatten().flatten() {
-            let name = entry.file_name();
-            if !name.to_str().is_some_and(|name| name.starts_with(".new-") || name.starts_with(".gone-")) {
-                continue;
-            }
-            let lock = File::open(entry.path().join(LOCK));
-            // One without a lock is a moment old, or was left in that very moment: its maker may still be at it.
-            let is_old = || {
-                let age = entry.metadata().ok().and_then(|metadata| metadata.modified().ok()?.elapsed().ok());
-                age.is_some_and(|age| age > Duration::from_secs(60))
-            };
-            let is_free = match lock {
-                Ok(lock) => rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok(),
-                Err(_) => is_old(),
-            };
-            if is_free {
-                let _again_next_time = remove_tree(&entry.path());
-            }
         }
     }
 }
@@ -343,12 +258,7 @@ impl Entry {
         if self.connect().is_ok() {
             return State::Running;
         }
-        match open_lock(&self.directory)
-            .map(|lock| rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared).is_err())
-        {
-            Ok(true) => State::Changing,
-            Ok(false) | Err(_) => State::Stopped,
-        }
+        if state::is_locked(&self.directory) { State::Changing } else { State::Stopped }
     }
 
     /// A connection to its keeper.
@@ -379,7 +289,7 @@ impl Entry {
     pub fn lock_within(self, patience: Duration) -> Result<Locked, NamedError> {
         let deadline = Instant::now() + patience;
         loop {
-            match take_lock(&self.directory) {
+            match state::take_lock(&self.directory) {
                 Ok(lock) => return self.confirmed(lock),
                 // The directory has no name any more.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(NamedError::Absent(self.name)),
@@ -431,66 +341,9 @@ impl Locked {
     }
 }
 
-/// A path without symbolic links, the part of it that exists already; what is to be made there has none.
-fn existing(path: &Path) -> Option<PathBuf> {
-    path.ancestors().find_map(|ancestor| {
-        let real = ancestor.canonicalize().ok()?;
-        Some(real.join(path.strip_prefix(ancestor).ok()?))
-    })
-}
-
 fn io_error(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> NamedError {
-    let path = path.to_owned();
-    move |source| NamedError::Io { step, path, source }
-}
-
-/// A directory that somebody else can write to would let them choose what is mounted into sandboxes of ours.
-fn check_owner(directory: &OwnedFd, path: &Path) -> Result<(), NamedError> {
-    let file = File::from(directory.try_clone().map_err(io_error("read", path))?);
-    let metadata = file.metadata().map_err(io_error("read", path))?;
-    let is_ours = metadata.uid() == rustix::process::geteuid().as_raw() && metadata.mode() & 0o022 == 0;
-    if is_ours { Ok(()) } else { Err(NamedError::StateDirectory { path: path.to_owned() }) }
-}
-
-/// A lock that is held from when it has its name on: whoever sweeps never finds it free.
-fn make_lock(directory: &OwnedFd) -> io::Result<OwnedFd> {
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let lock = rustix::fs::openat(directory, "lock.new", flags, Mode::RUSR | Mode::WUSR)?;
-    rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
-    rustix::fs::renameat(directory, "lock.new", directory, LOCK)?;
-    Ok(lock)
-}
-
-fn open_lock(directory: &OwnedFd) -> io::Result<OwnedFd> {
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    Ok(rustix::fs::openat(directory, LOCK, flags, Mode::RUSR | Mode::WUSR)?)
-}
-
-fn take_lock(directory: &OwnedFd) -> io::Result<OwnedFd> {
-    let lock = open_lock(directory)?;
-    rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
-    Ok(lock)
-}
-
-pub(super) fn write_new(directory: &OwnedFd, name: &str, content: &[u8]) -> io::Result<()> {
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(directory.as_fd(), name, flags, Mode::RUSR | Mode::WUSR)?;
-    File::from(file).write_all(content)
-}
-
-/// Puts a file in the place of another, whole or not at all.
-pub(super) fn replace_file(directory: &OwnedFd, name: &str, content: &[u8]) -> io::Result<()> {
-    let fresh = format!("{name}.new");
-    write_new(directory, &fresh, content)?;
-    Ok(rustix::fs::renameat(directory, &fresh, directory, name)?)
-}
-
-fn read_file(directory: &OwnedFd, name: &str) -> io::Result<Vec<u8>> {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(directory, name, flags, Mode::empty())?;
-    let mut content = Vec::new();
-    File::from(file).take(LONGEST_SPEC).read_to_end(&mut content)?;
-    Ok(content)
+    let error = state::io_error(step, path);
+    move |source| error(source).into()
 }
 
 #[cfg(test)]
@@ -568,48 +421,15 @@ mod tests {
         let open_up = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
         let entry = registry.root().join("a");
         open_up(&entry, 0o777);
-        assert!(matches!(registry.open(&name("a")), Err(NamedError::StateDirectory { .. })));
+        assert!(matches!(registry.open(&name("a")), Err(NamedError::State(StateError::Owner { .. }))));
         open_up(&entry, 0o700);
         open_up(registry.root(), 0o770);
-        assert!(matches!(registry.create(&name("b"), &NamedSpec::default()), Err(NamedError::StateDirectory { .. })));
+        assert!(matches!(
+            registry.create(&name("b"), &NamedSpec::default()),
+            Err(NamedError::State(StateError::Owner { .. }))
+        ));
         // And a link is no entry.
         std::os::unix::fs::symlink(&entry, registry.root().join("link")).unwrap();
         assert!(registry.open(&name("link")).is_err());
-    }
-
-    #[test]
-    fn nothing_that_holds_the_directory_is_shown() {
-        let (dir, registry) = registry();
-        let network = cofferdam_policy::file::default_network;
-        let showing = |path: &Path| {
-            let mut options = RunOptions::new(Vec::new(), network());
-            options.mounts.push(cofferdam_backend_ns::Mount {
-                source: path.to_owned(),
-                target: "/x".into(),
-                read_only: true,
-            });
-            options
-        };
-        // Also before it is there.
-        assert!(registry.check_hidden(&showing(dir.path())).is_err());
-        drop(registry.create(&name("a"), &NamedSpec::default()).unwrap());
-        std::os::unix::fs::symlink(dir.path(), dir.path().join("round")).unwrap();
-        for shown in ["", "sandboxes", "sandboxes/a", "sandboxes/a/home", "round"] {
-            assert!(registry.check_hidden(&showing(&dir.path().join(shown))).is_err(), "{shown}");
-        }
-        fs::create_dir(dir.path().join("beside")).unwrap();
-        registry.check_hidden(&showing(&dir.path().join("beside"))).unwrap();
-        let control = dir.path().join("sandboxes/a/control");
-        let beside = dir.path().join("beside/control");
-        for (path, is_shown) in [(&control, true), (&beside, false)] {
-            let _listener = std::os::unix::net::UnixListener::bind(path).unwrap();
-            let mut options = RunOptions::new(Vec::new(), network());
-            options.network.host_sockets = vec![cofferdam_model::HostSocket {
-                host: path.to_str().unwrap().to_owned(),
-                guest: "/run/x".to_owned(),
-            }];
-            assert_eq!(registry.check_hidden(&options).is_err(), is_shown, "{path:?}");
-        }
-        assert!(Registry::at(Path::new("/opt/state")).check_hidden(&RunOptions::new(Vec::new(), network())).is_err());
     }
 }

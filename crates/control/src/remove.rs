@@ -15,7 +15,7 @@ use rustix::io::Errno;
 ///
 /// # Errors
 /// The first thing that could not be removed.
-pub(super) fn remove_tree(path: &Path) -> io::Result<()> {
+pub(crate) fn remove_tree(path: &Path) -> io::Result<()> {
     let top = open(CWD, path)?;
     let mut moved: u64 = 0;
     loop {

@@ -1,0 +1,36 @@
+//! Where this user's sandboxes and the records of runs are kept.
+
+use std::path::PathBuf;
+
+use cofferdam_control::named::Registry;
+use cofferdam_control::{RunOptions, check_hidden};
+
+use crate::output;
+use crate::refusal::Refusal;
+
+/// Where root keeps things when nothing says where.
+const ROOTS_STATE: &str = "/var/lib";
+
+/// The state directory.
+pub(crate) fn directory() -> Result<PathBuf, Refusal> {
+    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    // The XDG base directory specification has relative paths ignored.
+    let state = absolute("XDG_STATE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".local/state")));
+    let state = state.or_else(|| rustix::process::geteuid().is_root().then(|| ROOTS_STATE.into()));
+    let refusal = || Refusal::setup("there is no state directory: set HOME or XDG_STATE_HOME".to_owned());
+    Ok(state.ok_or_else(refusal)?.join("cofferdam"))
+}
+
+/// The sandboxes of this user.
+pub(crate) fn registry() -> Result<Registry, Refusal> {
+    Ok(Registry::at(&directory()?))
+}
+
+/// Refuses to show the state directory, through which sandboxes that stay could be taken over and records changed.
+pub(crate) fn refuse_shown(options: &RunOptions) -> Result<(), Refusal> {
+    match directory() {
+        Ok(state) => check_hidden(&state, options).map_err(|error| Refusal::setup(output::chain(&error))),
+        // What has no place is not shown either.
+        Err(_) => Ok(()),
+    }
+}
