@@ -25,6 +25,7 @@ mod resolvers;
 mod sandbox;
 pub mod slot;
 mod state;
+pub mod store;
 pub mod summary;
 
 pub use cofferdam_backend_ns::{

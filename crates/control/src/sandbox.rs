@@ -30,10 +30,11 @@ use crate::environment;
 use crate::events::{EventLog, MAX_LINES};
 use crate::host::Host;
 use crate::host_sockets::{self, ShareError};
-use crate::named::NarrowError;
+use crate::named::{NarrowError, chain};
 use crate::ports::{self, PublishError};
 use crate::resolvers::{self, LookUpError};
 use crate::slot::{self, SlotError};
+use crate::store::{Ended, Subject};
 use crate::summary::{Advice, Summary};
 
 /// The user id of a program that asked for none: the first one of a distribution's people, so that nothing inside
@@ -165,6 +166,9 @@ pub struct Sandbox {
     fail_on_deny: bool,
     /// What a person is told when it starts.
     said: Vec<String>,
+    /// What it is allowed, for its record; and what it is to be advised.
+    allowed: NetworkConfig,
+    advice: Advice,
 }
 
 /// How a run ended.
@@ -292,7 +296,8 @@ impl Sandbox {
     ) -> Result<Sandbox, RunError> {
         let network = &options.network;
         let gateway = link.as_ref().map(gateway_addresses).unwrap_or_default();
-        let mut summary = Summary::new(Advice { allow_changes_default: options.allow_changes_default });
+        let advice = Advice { allow_changes_default: options.allow_changes_default };
+        let mut summary = Summary::new(advice);
         let resolvers = resolvers(network, host);
         if link.is_some() && resolvers.is_empty() {
             summary.note("this machine names no resolver in /etc/resolv.conf: names will not resolve; --dns-nameserver gives one");
@@ -302,6 +307,7 @@ impl Sandbox {
         let hosts = link.as_ref().map(hosts_lines).unwrap_or_else(|| vec![(LOCAL_NAME, vec![NAME.to_owned()])]);
         let fail_on_deny = options.fail_on_deny;
         let sockets = places(&network.host_sockets);
+        let allowed = network.clone();
         let network = link.map(|link| network_spec(options.network, link, host, resolvers, seed)).transpose()?;
         let workdir = options.workdir.or_else(|| options.project.clone()).unwrap_or_else(|| environment::HOME.into());
         let root = !options.capabilities.is_empty();
@@ -321,7 +327,7 @@ impl Sandbox {
             sockets,
             network,
         };
-        Ok(Sandbox { spec, command, policy, summary, fail_on_deny, said: Vec::new() })
+        Ok(Sandbox { spec, command, policy, summary, fail_on_deny, said: Vec::new(), allowed, advice })
     }
 
     /// Runs the program to its end. Call it while the process has one thread: it forks.
@@ -342,7 +348,8 @@ impl Sandbox {
         tell: &mut dyn FnMut(&str),
         companion: &mut dyn Companion,
     ) -> Result<Finished, RunError> {
-        let Sandbox { spec, command, policy, summary, fail_on_deny, said } = self;
+        let Sandbox { spec, command, policy, summary, fail_on_deny, said, allowed, advice } = self;
+        let gateways = spec.network.as_ref().map(|network| Arc::clone(&network.gateway.policy));
         let guest = spec.network.as_ref().map(|network| guest_addresses(&network.gateway.link)).unwrap_or_default();
         for text in &said {
             tell(text);
@@ -351,26 +358,27 @@ impl Sandbox {
         companion.started(&running)?;
         // The gateway's clock starts when it is ready, which is a moment ago: both count from the same event.
         let started = Instant::now();
+        let classifier = gateways.as_ref().map(|policy| policy.classifier());
+        let subject = Subject { command: &command, network: &allowed, classifier, advice };
+        if let Err(error) = log.begin(subject) {
+            tell(&format!("this run is not recorded: {}", chain(&error)));
+        }
         log.write(&own_event(started, EventBody::SandboxStarted { command, policy, guest }));
-        let mut record = Record { log, summary, tell, started, missed: 0, companion };
+        let mut record = Record { log, summary, tell, started, companion };
         let outcome = running.run_to_end(&mut record);
         record.hear_the_last();
-        let Record { log, summary, mut missed, .. } = record;
+        let Record { log, summary, .. } = record;
         let exit_status = exit_status(&outcome, fail_on_deny && summary.denied_anything());
         let duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        missed = missed.saturating_add(tell_lost(log, started));
-        log.write(&own_event(started, EventBody::SandboxStopped { exit_status: i32::from(exit_status), duration_ms }));
+        log.tell_lost(true, |count| lost(started, count));
+        let stopped =
+            own_event(started, EventBody::SandboxStopped { exit_status: i32::from(exit_status), duration_ms });
+        log.write(&stopped);
         let mut notices = outcome_notices(&outcome);
         let (status, lost_network) = (outcome.status, lost_network(&outcome));
         notices.extend(outcome.notices);
-        log.finish();
-        missed = missed.saturating_add(log.take_lost());
-        if missed > 0 {
-            notices.push(format!("the event log is incomplete: its reader was too slow, and {missed} lines were lost"));
-        }
-        if let Some(error) = log.take_error() {
-            notices.push(format!("the event log is incomplete: {error}"));
-        }
+        let totals = summary.totals();
+        notices.extend(log.finish(Ended { time: stopped.time, exit_status, duration_ms, totals }));
         Ok(Finished { exit_status, status, lost_network, summary, notices })
     }
 }
@@ -381,8 +389,6 @@ struct Record<'a> {
     summary: Summary,
     tell: &'a mut dyn FnMut(&str),
     started: Instant,
-    /// Lines that the log has lost.
-    missed: u64,
     companion: &'a mut dyn Companion,
 }
 
@@ -456,9 +462,8 @@ impl Record<'_> {
 
     /// A line of the event stream. The event, if it can be understood.
     fn keep(&mut self, line: &[u8]) -> Option<Event> {
-        if self.log.has_room() {
-            self.missed = self.missed.saturating_add(tell_lost(self.log, self.started));
-        }
+        let started = self.started;
+        self.log.tell_lost(false, |count| lost(started, count));
         self.log.write_line(line);
         let event = serde_json::from_slice::<Event>(line).ok();
         match &event {
@@ -650,14 +655,10 @@ fn layer_text(policy: &PolicyConfig) -> Vec<String> {
     rules.iter().map(format_rule).chain(defaults).chain(lax).collect()
 }
 
-/// Says in the log how many lines it lost, and how many that were.
-fn tell_lost(log: &mut EventLog, started: Instant) -> u64 {
-    let count = log.take_lost();
-    if count > 0 {
-        let bound = u64::try_from(MAX_LINES).unwrap_or(u64::MAX);
-        log.write(&own_event(started, EventBody::LimitReached { limit: LimitKind::Events, bound, count }));
-    }
-    count
+/// What whoever has lost lines is told: how many.
+fn lost(started: Instant, count: u64) -> Event {
+    let bound = u64::try_from(MAX_LINES).unwrap_or(u64::MAX);
+    own_event(started, EventBody::LimitReached { limit: LimitKind::Events, bound, count })
 }
 
 /// An event of the supervisor, whose clock started when the program did.

@@ -29,7 +29,7 @@ const BUDGET: &str = "budget of ";
 pub const MAX_LINES: usize = 10;
 
 /// What the summary has to know about the flags of the run to give advice that works when it is followed.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Advice {
     /// Whether `--allow` alone would switch the default to deny: true when neither `--net` nor `--allow` was given.
     pub allow_changes_default: bool,
@@ -51,7 +51,8 @@ pub struct Summary {
 }
 
 /// Plain counters of one run.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
 pub struct Totals {
     /// Flows that were allowed and opened.
     pub flows_opened: u64,
