@@ -1,5 +1,6 @@
 //! The command line, as clap reads it. Every flag here does something; what is not built has no flag.
 
+mod evidence;
 mod named;
 
 use std::ffi::OsString;
@@ -10,6 +11,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 use crate::units;
 
+pub(crate) use evidence::{LogArgs, LogRmArgs, LogVerb, WhyArgs};
 pub(crate) use named::{
     CpArgs, CreateArgs, ExecArgs, InspectArgs, LogsArgs, LsArgs, ModeWord, PolicySetArgs, PortsChangeArgs, PortsLsArgs,
     PortsVerb, RmArgs, StartArgs, StopArgs,
@@ -68,6 +70,12 @@ pub(crate) enum Verb {
     /// Show what a main command has written.
     #[command(after_long_help = "Examples:\n  cofferdam logs web\n  cofferdam logs --follow web")]
     Logs(LogsArgs),
+    /// Show which runs there were, and what was decided in one.
+    #[command(after_help = "All options: cofferdam log --help", after_long_help = evidence::LOG_EXAMPLES)]
+    Log(LogArgs),
+    /// Explain a decision, and say what would change it.
+    #[command(after_long_help = evidence::WHY_EXAMPLES)]
+    Why(WhyArgs),
     /// Show in a closed world of its own, offline, what a sandbox lets through.
     #[command(after_long_help = "Examples:\n  cofferdam demo\n  cofferdam demo --json | jq '.[].rows'")]
     Demo(DemoArgs),
@@ -369,8 +377,13 @@ pub(crate) struct PlaceArgs {
 #[command(next_help_heading = "Evidence")]
 pub(crate) struct EvidenceArgs {
     /// Write events as JSON lines; - is stdout.
+    ///
+    /// unix:PATH is a stream socket on which somebody has to listen when the run starts.
     #[arg(long, value_name = "FILE")]
     pub events: Option<PathBuf>,
+    /// Keep nothing of this run for `cofferdam log`.
+    #[arg(long, hide_short_help = true)]
+    pub no_record: bool,
     /// Write the summary of the run to FILE.
     #[arg(long, value_name = "FILE", hide_short_help = true)]
     pub json_summary: Option<PathBuf>,

@@ -6,6 +6,7 @@ mod args;
 mod client;
 mod demo;
 mod doctor;
+mod log;
 mod named;
 mod output;
 mod policy;
@@ -13,6 +14,7 @@ mod refusal;
 mod run;
 mod state;
 mod units;
+mod why;
 mod world;
 
 use std::io::{self, Write};
@@ -50,6 +52,8 @@ fn main() -> ExitCode {
         Verb::Ports(verb) => named::ports(verb),
         Verb::Cp(args) => named::cp(&args),
         Verb::Logs(args) => named::logs(&args),
+        Verb::Log(args) => log::log(args),
+        Verb::Why(args) => why::why(&args),
         Verb::Demo(args) => demo::demo(&args),
         Verb::Doctor(args) => doctor::doctor(&args),
         Verb::Policy(PolicyVerb::Set(args)) => {

@@ -18,6 +18,7 @@ use cofferdam_control::named::{
     self, Entry, ExecOptions, LimitsEntry, Locked, Mode, MountEntry, NamedError, NamedSpec, Registry, RunSpec,
     SandboxName, SpecError,
 };
+use cofferdam_control::store::RunKind;
 use cofferdam_control::{RunOptions, Terminal, check_project, environment};
 
 use crate::args::{
@@ -25,7 +26,7 @@ use crate::args::{
     RunArgs, StartArgs, StopArgs,
 };
 use crate::output::{self, Screen};
-use crate::refusal::Refusal;
+use crate::refusal::{EXIT_FAILED, Refusal, each};
 use crate::run;
 use crate::state::{self, registry};
 
@@ -35,9 +36,6 @@ pub(crate) use ports::ports;
 pub(crate) use show::{inspect, ls};
 
 use report::Report;
-
-/// Exit status of a verb that could not do what it is for.
-const EXIT_FAILED: u8 = 1;
 
 pub(super) fn open(name: &str) -> Result<Entry, Refusal> {
     let name: SandboxName = name.parse().map_err(|error| Refusal::from(&error))?;
@@ -68,18 +66,22 @@ fn create_one(args: CreateArgs, matches: &ArgMatches) -> Result<(&'static str, V
     let no_start = args.no_start;
     let spec = match &args.spec {
         Some(path) => read_spec(path, NamedSpec::parse)?,
-        None => spec_of(args.command, (args.network, args.network_limits), args.limits, args.place, matches)?,
+        None => {
+            let spec = spec_of(args.command, (args.network, args.network_limits), args.limits, args.place, matches)?;
+            NamedSpec { no_record: args.no_record, ..spec }
+        }
     };
     make(&registry, &name, &spec, no_start)
 }
 
 /// `cofferdam run --detach`: makes a sandbox with a main command, and prints its name.
 pub(crate) fn detach(args: RunArgs, matches: &ArgMatches) -> u8 {
-    let RunArgs { network, limits, network_limits, place, command, name, .. } = args;
+    let RunArgs { network, limits, network_limits, place, command, name, evidence, .. } = args;
     let made = || -> Result<String, Refusal> {
         let name = name.unwrap_or_else(|| format!("run-{}", std::process::id()));
         let parsed: SandboxName = name.parse().map_err(|error| Refusal::from(&error))?;
         let spec = spec_of(command, (network, network_limits), limits, place, matches)?;
+        let spec = NamedSpec { no_record: evidence.no_record, ..spec };
         make(&registry()?, &parsed, &spec, false).map(|(_, notices)| say_all(&notices)).map(|_| name)
     };
     match made() {
@@ -171,6 +173,7 @@ fn spec_of(
         network: None,
         network_flags,
         ipv6: if network.ipv6 { Some(true) } else { None },
+        no_record: false,
     })
 }
 
@@ -294,7 +297,7 @@ fn exec_one(mut args: ExecArgs, matches: &ArgMatches, mut to_caller: Option<&mut
     let spec = session.spec();
     let options = spec.run_options(Vec::new(), Vec::new()).map_err(|error| Refusal::setup(output::chain(&error)))?;
     let roots = run::suspect_roots(&options);
-    let mut log = run::open_log(evidence.events.as_deref(), &roots)?;
+    let log = run::open_log(evidence.events.as_deref(), &roots)?;
     let report = evidence.json_summary.as_deref().map(|path| run::open_report(path, &roots)).transpose()?;
     let is_terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
     let terminal = if tty || is_terminal { Terminal::Pty } else { Terminal::Inherit };
@@ -317,6 +320,7 @@ fn exec_one(mut args: ExecArgs, matches: &ArgMatches, mut to_caller: Option<&mut
             output::say_now(text, screen);
         }
     };
+    let mut log = state::recorded(log, &evidence, RunKind::Exec, Some(&name), &mut tell);
     let mut started = || to_caller.iter_mut().for_each(|report| report.started());
     let finished = session.exec(options, &mut log, &mut tell, &mut started).map_err(|error| Refusal::from(&error))?;
     let status = run::conclude(&finished, report, &evidence);
@@ -325,14 +329,14 @@ fn exec_one(mut args: ExecArgs, matches: &ArgMatches, mut to_caller: Option<&mut
 }
 
 pub(crate) fn stop(args: &StopArgs) -> u8 {
-    each(&args.names, args.json, |name| match named::stop(open(name)?, args.time) {
+    each("name", &args.names, args.json, |name| match named::stop(open(name)?, args.time) {
         Err(NamedError::Stopped(_)) | Ok(()) => Ok(()),
         Err(error) => Err(Refusal::from(&error)),
     })
 }
 
 pub(crate) fn rm(args: &RmArgs) -> u8 {
-    each(&args.names, args.json, |name| {
+    each("name", &args.names, args.json, |name| {
         if args.force {
             match named::stop(open(name)?, Duration::ZERO) {
                 Err(NamedError::Stopped(_)) | Ok(()) => {}
@@ -388,25 +392,6 @@ pub(crate) fn set_policy(mut args: PolicySetArgs, matches: &ArgMatches) -> u8 {
         Ok(()) => 0,
         Err(refusal) => refusal.with_status(EXIT_FAILED).tell(args.json),
     }
-}
-
-/// Does something with each, and says what did not work; with `json` what became of each.
-fn each(names: &[String], json: bool, mut act: impl FnMut(&str) -> Result<(), Refusal>) -> u8 {
-    let mut status = 0;
-    let mut list = Vec::new();
-    for name in names {
-        let mut became = serde_json::json!({});
-        if let Err(refusal) = act(name) {
-            let refusal = refusal.with_status(EXIT_FAILED);
-            status = if json { refusal.status } else { refusal.tell(false) };
-            became = refusal.to_json();
-        }
-        if let Some(object) = became.as_object_mut() {
-            object.insert("name".to_owned(), name.as_str().into());
-        }
-        list.push(became);
-    }
-    if json { status.max(output::print_json(&list.into())) } else { status }
 }
 
 impl NetworkArgs {

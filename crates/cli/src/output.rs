@@ -33,6 +33,11 @@ impl Paint {
         Paint(io::stderr().is_terminal() && colour_wanted())
     }
 
+    #[cfg(test)]
+    pub(crate) fn never() -> Paint {
+        Paint(false)
+    }
+
     pub(crate) fn paint(self, style: Style, text: &str) -> String {
         let code = match style {
             Style::Good => "32",

@@ -1,11 +1,34 @@
 //! Why something did not happen: for people in words, for programs with a kind.
 
 use cofferdam_control::named::{NamedError, NarrowError};
+use cofferdam_control::store::StoreError;
 use cofferdam_control::{EXIT_SETUP, RunError};
 use cofferdam_policy::file::ConfigErrors;
 use serde_json::{Value, json};
 
 use crate::{output, policy};
+
+/// Exit status of a verb that could not do what it is for.
+pub(crate) const EXIT_FAILED: u8 = 1;
+
+/// Does something with each, and says what did not work; with `json` what became of each, which is called `field`.
+pub(crate) fn each(field: &str, names: &[String], json: bool, mut act: impl FnMut(&str) -> Result<(), Refusal>) -> u8 {
+    let mut status = 0;
+    let mut list = Vec::new();
+    for name in names {
+        let mut became = serde_json::json!({});
+        if let Err(refusal) = act(name) {
+            let refusal = refusal.with_status(EXIT_FAILED);
+            status = if json { refusal.status } else { refusal.tell(false) };
+            became = refusal.to_json();
+        }
+        if let Some(object) = became.as_object_mut() {
+            object.insert(field.to_owned(), name.as_str().into());
+        }
+        list.push(became);
+    }
+    if json { status.max(output::print_json(&list.into())) } else { status }
+}
 
 /// Why something did not happen, as text, as one of a few kinds, and as an exit status.
 #[derive(Debug, Clone)]
@@ -117,6 +140,21 @@ impl From<&NamedError> for Refusal {
             NamedError::Name(_) | NamedError::Spec { .. } | NamedError::State(_) | NamedError::Keeper { .. } => {
                 Kind::Setup
             }
+        };
+        Refusal { kind, ..Refusal::setup(output::chain(error)) }
+    }
+}
+
+impl From<&StoreError> for Refusal {
+    fn from(error: &StoreError) -> Refusal {
+        let kind = match error {
+            StoreError::Absent(_) | StoreError::Empty => Kind::Absent,
+            StoreError::Running(_) => Kind::Running,
+            StoreError::State(_)
+            | StoreError::Random(_)
+            | StoreError::Ambiguous { .. }
+            | StoreError::Version { .. }
+            | StoreError::Broken { .. } => Kind::Setup,
         };
         Refusal { kind, ..Refusal::setup(output::chain(error)) }
     }

@@ -6,10 +6,11 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use clap::ArgMatches;
+use cofferdam_control::store::RunKind;
 use cofferdam_control::summary::{Detail, Summary};
 use cofferdam_control::{
     Capability, EventLog, Finished, Mount, ResolveError, ResourceLimits, RunOptions, Sandbox, Terminal, check_project,
-    create_report, environment, resolve, writable_roots,
+    connect_report, create_report, environment, resolve, writable_roots,
 };
 use cofferdam_model::{Action, DenyWith, NetworkConfig, NetworkMode};
 use cofferdam_policy::file::{self, FlagItem, RateFlag};
@@ -41,7 +42,7 @@ pub(crate) fn run(args: RunArgs, matches: &ArgMatches) -> u8 {
             ResourceLimits { memory: limits.memory, cpus: limits.cpus, pids: limits.pids, timeout: limits.timeout };
         // What the run leaves behind is opened before it starts: a run whose evidence has no place does not happen.
         let roots = suspect_roots(&options);
-        let mut log = open_log(evidence.events.as_deref(), &roots)?;
+        let log = open_log(evidence.events.as_deref(), &roots)?;
         let report = evidence.json_summary.as_deref().map(|path| open_report(path, &roots)).transpose()?;
         let screen = match options.terminal {
             Terminal::Inherit => Screen::Ours,
@@ -52,6 +53,7 @@ pub(crate) fn run(args: RunArgs, matches: &ArgMatches) -> u8 {
                 output::say_now(text, screen);
             }
         };
+        let mut log = state::recorded(log, &evidence, RunKind::Run, None, &mut tell);
         let finished = Sandbox::prepare(options)
             .and_then(|sandbox| sandbox.run(&mut log, &mut tell))
             .map_err(|error| Refusal::from(&error))?;
@@ -271,7 +273,13 @@ pub(crate) fn open_log(path: Option<&Path>, roots: &[PathBuf]) -> Result<EventLo
             Ok(stdout) => Ok(EventLog::to(Box::new(File::from(stdout)))),
             Err(error) => Err(Refusal::setup(format!("cannot write events to stdout: {error}"))),
         },
-        Some(path) => Ok(EventLog::to(Box::new(open_report(path, roots)?.1))),
+        Some(path) => match path.to_str().and_then(|text| text.strip_prefix("unix:")) {
+            Some(socket) => match connect_report(Path::new(socket), roots) {
+                Ok(stream) => Ok(EventLog::to(Box::new(stream))),
+                Err(error) => Err(Refusal::setup(format!("cannot write to the socket {socket}: {error}"))),
+            },
+            None => Ok(EventLog::to(Box::new(open_report(path, roots)?.1))),
+        },
     }
 }
 

@@ -3,8 +3,10 @@
 use std::path::PathBuf;
 
 use cofferdam_control::named::Registry;
-use cofferdam_control::{RunOptions, check_hidden};
+use cofferdam_control::store::{RecordAs, RunKind, RunStore};
+use cofferdam_control::{EventLog, RunOptions, check_hidden};
 
+use crate::args::EvidenceArgs;
 use crate::output;
 use crate::refusal::Refusal;
 
@@ -24,6 +26,34 @@ pub(crate) fn directory() -> Result<PathBuf, Refusal> {
 /// The sandboxes of this user.
 pub(crate) fn registry() -> Result<Registry, Refusal> {
     Ok(Registry::at(&directory()?))
+}
+
+/// The records of this user's runs.
+pub(crate) fn run_store() -> Result<RunStore, Refusal> {
+    Ok(RunStore::at(&directory()?))
+}
+
+/// Has a run recorded, unless nobody wants that. A run whose record has no place goes on without, and `tell` says so.
+pub(crate) fn recorded(
+    log: EventLog,
+    evidence: &EvidenceArgs,
+    kind: RunKind,
+    sandbox: Option<&str>,
+    tell: &mut dyn FnMut(&str),
+) -> EventLog {
+    if evidence.no_record {
+        return log;
+    }
+    match run_store() {
+        Ok(store) => {
+            let (sandbox, directory) = (sandbox.map(str::to_owned), std::env::current_dir().ok());
+            log.recorded(RecordAs { store, kind, sandbox, directory })
+        }
+        Err(refusal) => {
+            tell(&format!("this run is not recorded: {}", refusal.text));
+            log
+        }
+    }
 }
 
 /// Refuses to show the state directory, through which sandboxes that stay could be taken over and records changed.

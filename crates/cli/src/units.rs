@@ -1,9 +1,9 @@
 //! Values of flags that have units or parts.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use cofferdam_model::Direction;
+use cofferdam_model::{Direction, rfc3339};
 
 /// A `--mount`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +46,46 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
         rest = tail;
     }
     if total.is_zero() { Err("the time must be longer than zero".to_owned()) } else { Ok(total) }
+}
+
+/// A moment, as events write it: RFC 3339 in UTC, so that texts are in the order of time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Since(String);
+
+impl Since {
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// So long ago, or a moment in UTC: `10m`, `2026-11-26`, `2026-11-26T07:00:00Z`.
+pub(crate) fn since(text: &str) -> Result<Since, String> {
+    if let Ok(ago) = duration(text) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        return Ok(Since(rfc3339(now.saturating_sub(ago))));
+    }
+    let moment = text.strip_suffix('Z').unwrap_or(text);
+    let whole = format!("{moment}{}", "0000-00-00T00:00:00.".get(moment.len()..).unwrap_or_default());
+    let fits = |(byte, like): (u8, u8)| if like == b'0' { byte.is_ascii_digit() } else { byte == like };
+    let is_moment = whole.bytes().zip(*b"0000-00-00T00:00:00.000000000").all(fits);
+    // A day, a minute, a second, or parts of one.
+    if is_moment && matches!(moment.len(), 10 | 16 | 19 | 21..=29) {
+        return Ok(Since(whole));
+    }
+    Err("expected a time such as 10m (ago), 2026-11-26 or 2026-11-26T07:00:00Z (in UTC)".to_owned())
+}
+
+/// Seconds since 1970 of a moment as events write it.
+pub(crate) fn seconds_of(moment: &str) -> Option<u64> {
+    let number = |from: usize, to: usize| moment.get(from..to)?.parse::<u64>().ok();
+    let (year, month, day) = (number(0, 4)?, number(5, 7)?, number(8, 10)?);
+    let (hour, minute, second) = (number(11, 13)?, number(14, 16)?, number(17, 19)?);
+    // The usual days-from-civil arithmetic: years begin in March, so that the leap day is their last.
+    let year = if month <= 2 { year.checked_sub(1)? } else { year };
+    let month_from_march = (month.checked_add(9)?) % 12;
+    let days = 365 * year + year / 4 - year / 100 + year / 400 + (153 * month_from_march + 2) / 5 + day;
+    let since_1970 = days.checked_sub(719_469)?;
+    Some(since_1970 * 86_400 + hour * 3600 + minute * 60 + second)
 }
 
 /// A size such as `512M` or `2G` in bytes; units are powers of 1024, and `K`, `KB` and `KiB` mean the same.
@@ -173,6 +213,29 @@ mod tests {
         {
             assert!(duration(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn moments() {
+        for (text, written) in [
+            ("2026-11-26", "2026-11-26T00:00:00."),
+            ("2026-11-26T07:05", "2026-11-26T07:05:00."),
+            ("2026-11-26T07:05:09Z", "2026-11-26T07:05:09."),
+            ("2026-11-26T07:05:09.5Z", "2026-11-26T07:05:09.5"),
+        ] {
+            assert_eq!(since(text), Ok(Since(written.to_owned())), "{text}");
+        }
+        let hour_ago = since("1h").unwrap();
+        let seconds = |moment: &str| seconds_of(moment).unwrap();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        assert!((3599..3700).contains(&(now - seconds(hour_ago.as_str()))));
+        for text in ["", "yesterday", "2026-11-26 07:00", "2026-11-26T07", "2026-11-26T07:00:00+02:00", "07:00"] {
+            assert!(since(text).is_err(), "{text}");
+        }
+        for at in [0, 951_782_399, 951_782_400, 1_767_225_599, 4_107_542_400] {
+            assert_eq!(seconds_of(&rfc3339(Duration::from_secs(at))), Some(at));
+        }
+        assert_eq!((seconds_of("then"), seconds_of("1969-12-31T23:59:59Z")), (None, None));
     }
 
     #[test]

@@ -7,7 +7,7 @@ mod common;
 use common::{cofferdam, finish, run, run_in};
 
 /// Every way to ask for help.
-const PAGES: [&[&str]; 24] = [
+const PAGES: [&[&str]; 27] = [
     &[],
     &["run"],
     &["create"],
@@ -22,6 +22,9 @@ const PAGES: [&[&str]; 24] = [
     &["ports", "add"],
     &["ports", "rm"],
     &["ports", "ls"],
+    &["log"],
+    &["log", "rm"],
+    &["why"],
     &["demo"],
     &["doctor"],
     &["policy", "check"],

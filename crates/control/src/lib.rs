@@ -35,6 +35,6 @@ pub use cofferdam_backend_ns::{
 pub use events::EventLog;
 pub use host::Host;
 pub use host_sockets::ShareError;
-pub use report::{ReportError, create_report};
+pub use report::{ReportError, connect_report, create_report};
 pub use sandbox::{DEFAULT_UID, EXIT_DENIED, EXIT_SETUP, Finished, HOST_ALIASES, RunError, RunOptions, Sandbox};
 pub use state::{StateError, check_hidden};

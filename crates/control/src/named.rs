@@ -15,7 +15,6 @@
 //! | `lock` | held (`flock`) by the keeper for as long as it lives: alive means locked, whatever is written anywhere |
 //! | `control` | the keeper's socket |
 //! | `log`, `log.1` | what the main command and the keeper wrote; the older part |
-//! | `events`, `events.1` | what the session's gateway has reported; the older part |
 //! | `ended.json` | how the last main command ended |
 //! | `home`, `tmp`, `vartmp` | what the sandbox keeps |
 

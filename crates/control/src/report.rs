@@ -1,12 +1,16 @@
 //! Files that a run leaves behind for its user.
 
+use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use cofferdam_backend_ns::{ResolveError, open_directory, resolve};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 /// Why a report has no place.
 #[derive(Debug, thiserror::Error)]
@@ -18,6 +22,10 @@ pub enum ReportError {
     Link,
     #[error("it is {0} and not a regular file; name a file, or - for standard output")]
     NotAFile(&'static str),
+    #[error("it is {0} and not a socket; name one that somebody listens on, or a file without `unix:`")]
+    NotASocket(&'static str),
+    #[error("nobody listens on it; start its reader first, as a stream socket ({0})")]
+    Unheard(io::Error),
     #[error("{0}")]
     System(io::Error),
 }
@@ -37,15 +45,7 @@ pub fn create_report(path: &Path, roots: &[PathBuf]) -> Result<File, ReportError
     }
     let refused = |errno: Errno| ReportError::System(errno.into());
     let path = std::path::absolute(path).map_err(ReportError::System)?;
-    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(ReportError::NotAFile("a directory"));
-    };
-    let parent = match resolve(parent, roots) {
-        Ok(parent) => parent,
-        Err(ResolveError::Missing { source, .. }) => return Err(ReportError::System(source)),
-        Err(link @ ResolveError::Link { .. }) => return Err(ReportError::Path(link)),
-    };
-    let directory = open_directory(&parent).map_err(ReportError::System)?;
+    let (directory, name) = parent_of(&path, roots)?;
     // Looked at before it is opened, since opening a device may do something to it.
     match rustix::fs::statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(status) => is_file(FileType::from_raw_mode(status.st_mode))?,
@@ -65,16 +65,63 @@ pub fn create_report(path: &Path, roots: &[PathBuf]) -> Result<File, ReportError
     Ok(File::from(file))
 }
 
+/// Connects to a stream socket on which somebody listens for what a run leaves behind, before the run starts.
+///
+/// As with [`create_report`], no symbolic link is followed where a sandbox may have left one, nor one at the end: what is
+/// connected to is the socket that was looked at.
+///
+/// # Errors
+/// When it is no socket, or nobody listens on it.
+pub fn connect_report(path: &Path, roots: &[PathBuf]) -> Result<UnixStream, ReportError> {
+    let refused = |errno: Errno| ReportError::System(errno.into());
+    let path = std::path::absolute(path).map_err(ReportError::System)?;
+    let (directory, name) = parent_of(&path, roots)?;
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let socket = rustix::fs::openat(&directory, name, flags, Mode::empty()).map_err(refused)?;
+    let kind = FileType::from_raw_mode(rustix::fs::fstat(&socket).map_err(refused)?.st_mode);
+    if kind != FileType::Socket {
+        return Err(if kind == FileType::Symlink { ReportError::Link } else { ReportError::NotASocket(word(kind)) });
+    }
+    // It must not wait for somebody who takes no connection; afterwards only a thread of its own waits.
+    let kind = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let stream = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, kind, None).map_err(refused)?;
+    let address = SocketAddrUnix::new(format!("/proc/self/fd/{}", socket.as_raw_fd())).map_err(refused)?;
+    rustix::net::connect(&stream, &address).map_err(|errno| ReportError::Unheard(errno.into()))?;
+    let stream = UnixStream::from(stream);
+    stream.set_nonblocking(false).map_err(ReportError::System)?;
+    Ok(stream)
+}
+
+/// The directory that something is in, and its name there.
+fn parent_of<'a>(path: &'a Path, roots: &[PathBuf]) -> Result<(OwnedFd, &'a OsStr), ReportError> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(ReportError::NotAFile("a directory"));
+    };
+    let parent = match resolve(parent, roots) {
+        Ok(parent) => parent,
+        Err(ResolveError::Missing { source, .. }) => return Err(ReportError::System(source)),
+        Err(link @ ResolveError::Link { .. }) => return Err(ReportError::Path(link)),
+    };
+    Ok((open_directory(&parent).map_err(ReportError::System)?, name))
+}
+
 fn is_file(kind: FileType) -> Result<(), ReportError> {
-    Err(match kind {
-        FileType::RegularFile => return Ok(()),
-        FileType::Symlink => ReportError::Link,
-        FileType::Directory => ReportError::NotAFile("a directory"),
-        FileType::Fifo => ReportError::NotAFile("a FIFO"),
-        FileType::Socket => ReportError::NotAFile("a socket"),
-        FileType::CharacterDevice | FileType::BlockDevice => ReportError::NotAFile("a device"),
-        FileType::Unknown => ReportError::NotAFile("something unknown"),
-    })
+    if kind == FileType::RegularFile {
+        return Ok(());
+    }
+    Err(if kind == FileType::Symlink { ReportError::Link } else { ReportError::NotAFile(word(kind)) })
+}
+
+fn word(kind: FileType) -> &'static str {
+    match kind {
+        FileType::RegularFile => "a file",
+        FileType::Symlink => "a symbolic link",
+        FileType::Directory => "a directory",
+        FileType::Fifo => "a FIFO",
+        FileType::Socket => "a socket",
+        FileType::CharacterDevice | FileType::BlockDevice => "a device",
+        FileType::Unknown => "something unknown",
+    }
 }
 
 #[cfg(test)]
@@ -145,5 +192,36 @@ mod tests {
             assert!(matches!(create_report(&at("null"), &[]), Err(ReportError::NotAFile("a device"))));
         }
         assert!(matches!(create_report(Path::new("/"), &[]), Err(ReportError::NotAFile(_))));
+    }
+
+    #[test]
+    fn a_socket_is_connected_to_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let listener = UnixListener::bind(at("socket")).unwrap();
+        let mut stream = connect_report(&at("socket"), &[]).unwrap();
+        io::Write::write_all(&mut stream, b"{}\n").unwrap();
+        drop(stream);
+        let heard = io::read_to_string(listener.accept().unwrap().0).unwrap();
+        assert_eq!(heard, "{}\n");
+        symlink(at("socket"), at("link")).unwrap();
+        assert!(matches!(connect_report(&at("link"), &[]), Err(ReportError::Link)));
+        std::fs::write(at("file"), "").unwrap();
+        assert!(matches!(connect_report(&at("file"), &[]), Err(ReportError::NotASocket("a file"))));
+        assert!(matches!(connect_report(&at("absent"), &[]), Err(ReportError::System(_))));
+        let _datagrams = std::os::unix::net::UnixDatagram::bind(at("datagrams")).unwrap();
+        assert!(matches!(connect_report(&at("datagrams"), &[]), Err(ReportError::Unheard(_))));
+        // Nor somebody who never takes the connection.
+        let full: Vec<_> = (0..10_000).map_while(|_| connect_report(&at("socket"), &[]).ok()).collect();
+        assert!(!full.is_empty() && full.len() < 10_000, "{}", full.len());
+        drop(listener);
+        let unheard = connect_report(&at("socket"), &[]).unwrap_err();
+        assert!(unheard.to_string().contains("nobody listens"), "{unheard}");
+        // A directory on the way that a sandbox may have linked.
+        std::fs::create_dir(at("project")).unwrap();
+        symlink(dir.path(), at("project/out")).unwrap();
+        let home = dir.path().canonicalize().unwrap();
+        let refused = connect_report(&home.join("project/out/socket"), &[home.join("project")]);
+        assert!(matches!(refused, Err(ReportError::Path(ResolveError::Link { .. }))), "{refused:?}");
     }
 }

@@ -224,6 +224,12 @@ impl Sandbox {
         self
     }
 
+    /// Says what it is for, where the program is started by somebody else.
+    pub(crate) fn about(mut self, command: &[String]) -> Sandbox {
+        self.command = command.to_vec();
+        self
+    }
+
     /// Opens the way to its sockets of the host.
     fn with_host_sockets(mut self) -> Result<Sandbox, RunError> {
         let Some(network) = &mut self.spec.network else { return Ok(self) };

@@ -582,28 +582,35 @@ impl Denied {
     }
 }
 
+impl DeniedTarget {
+    /// The target with its port and what is not TCP about it, as people read it.
+    #[must_use]
+    pub fn label(&self) -> String {
+        let target = match self.target.parse::<IpAddr>() {
+            Ok(address) if self.port.is_some() => bracketed(address),
+            _ => escaped(&self.target),
+        };
+        let target = match self.port {
+            Some(port) => format!("{target}:{port}"),
+            None => target,
+        };
+        match self.protocols.as_slice() {
+            ["udp"] => format!("{target}/udp"),
+            ["icmp"] => format!("{target} (ping)"),
+            ["dns"] => format!("{target} (look-up)"),
+            _ => target,
+        }
+    }
+}
+
 /// The cells of one line: target, count, rule, remedy.
 fn columns(row: &DeniedTarget) -> [String; 4] {
-    let target = match row.target.parse::<IpAddr>() {
-        Ok(address) if row.port.is_some() => bracketed(address),
-        _ => escaped(&row.target),
-    };
-    let target = match row.port {
-        Some(port) => format!("{target}:{port}"),
-        None => target,
-    };
-    let target = match row.protocols.as_slice() {
-        ["udp"] => format!("{target}/udp"),
-        ["icmp"] => format!("{target} (ping)"),
-        ["dns"] => format!("{target} (look-up)"),
-        _ => target,
-    };
     let remedy = match &row.allow_with {
         Some(flag) => format!("→ {flag}"),
         None if row.look_up_again => format!("→ look {} up again", escaped(&row.target)),
         None => String::new(),
     };
-    [target, format!("×{}", row.count), escaped(&row.rule.to_string()), remedy]
+    [row.label(), format!("×{}", row.count), escaped(&row.rule.to_string()), remedy]
 }
 
 fn rule(direction: &str, destination: &str, denied: &Denied, service: Service) -> String {

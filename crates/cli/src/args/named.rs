@@ -46,9 +46,12 @@ pub(crate) struct CreateArgs {
     /// Read the whole specification from a JSON file; - is stdin.
     #[arg(
         long, value_name = "FILE", hide_short_help = true,
-        conflicts_with_all = ["command", "NetworkArgs", "LimitArgs", "NetworkLimitArgs", "PlaceArgs"]
+        conflicts_with_all = ["command", "no_record", "NetworkArgs", "LimitArgs", "NetworkLimitArgs", "PlaceArgs"]
     )]
     pub spec: Option<PathBuf>,
+    /// Keep nothing of what its network reports for `cofferdam log`.
+    #[arg(long, hide_short_help = true)]
+    pub no_record: bool,
     /// Do not start it.
     #[arg(long, hide_short_help = true)]
     pub no_start: bool,

@@ -19,10 +19,10 @@ use rustix::pipe::PipeFlags;
 use rustix::process::{WaitId, WaitIdOptions};
 
 use super::archive::{self, Left, Links};
-use super::{EXIT_FAILED, environment_of, open};
+use super::{environment_of, open};
 use crate::args::CpArgs;
 use crate::output;
-use crate::refusal::Refusal;
+use crate::refusal::{EXIT_FAILED, Refusal};
 use crate::run;
 
 /// One end of a copy.

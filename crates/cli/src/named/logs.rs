@@ -10,9 +10,10 @@ use std::time::Duration;
 use cofferdam_control::named::{Entry, State};
 use cofferdam_control::summary::escaped;
 
-use super::{EXIT_FAILED, open};
+use super::open;
 use crate::args::LogsArgs;
 use crate::output;
+use crate::refusal::EXIT_FAILED;
 
 /// How often a log that is followed is looked at.
 const LOOK: Duration = Duration::from_millis(100);

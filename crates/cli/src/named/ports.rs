@@ -3,10 +3,10 @@
 use cofferdam_control::named;
 use cofferdam_model::PublishedPort;
 
-use super::{EXIT_FAILED, open};
+use super::open;
 use crate::args::{PortsChangeArgs, PortsLsArgs, PortsVerb};
 use crate::output;
-use crate::refusal::Refusal;
+use crate::refusal::{EXIT_FAILED, Refusal};
 
 pub(crate) fn ports(verb: PortsVerb) -> u8 {
     let (listed, json) = match verb {

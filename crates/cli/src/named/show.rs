@@ -3,10 +3,10 @@
 use cofferdam_control::named::{self, Entry};
 use cofferdam_control::summary::escaped;
 
-use super::{EXIT_FAILED, open};
+use super::open;
 use crate::args::{InspectArgs, LsArgs};
 use crate::output;
-use crate::refusal::Refusal;
+use crate::refusal::{EXIT_FAILED, Refusal};
 use crate::state::registry;
 
 pub(crate) fn ls(args: &LsArgs) -> u8 {

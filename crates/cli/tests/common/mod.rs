@@ -16,6 +16,9 @@ pub(crate) struct Output {
 pub(crate) fn cofferdam(args: &[impl AsRef<OsStr>]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cofferdam"));
     command.env_clear().env("PATH", "/usr/bin:/bin").env("COLUMNS", "80").stdin(Stdio::null()).args(args);
+    // Nothing of the user who runs the tests; one for each user, since another's would not be trusted.
+    let state = format!("{}/state-{}", env!("CARGO_TARGET_TMPDIR"), rustix::process::geteuid().as_raw());
+    command.env("XDG_STATE_HOME", state);
     command
 }
 

@@ -24,7 +24,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use cofferdam_backend_ns::{Handles, Order, Running};
@@ -48,6 +48,7 @@ use super::told::{self, Teller};
 use crate::resolvers;
 use crate::sandbox::{Companion, EXIT_SETUP};
 use crate::state::{replace_file, write_new};
+use crate::store::{RecordAs, RunKind, RunStore};
 use crate::{EventLog, RunError, Sandbox};
 
 /// Connections at once: runs, and who asks something.
@@ -173,7 +174,7 @@ fn serve(
     mounts.append(&mut options.mounts);
     options.mounts = mounts;
     let with_status = |error: RunError| (chain(&error), error.exit_status());
-    let sandbox = Sandbox::prepare(options).map_err(with_status)?.live().open_to_ports();
+    let sandbox = Sandbox::prepare(options).map_err(with_status)?.live().open_to_ports().about(&spec.command);
     let link = sandbox.link().map(Link::from);
     let has_gateway = link.is_some();
     let mut keeper = Keeper {
@@ -199,11 +200,14 @@ fn serve(
         failed: None,
     };
     let mut say = |text: &str| eprintln!("cofferdam: {text}");
-    let events = Rotating::open(entry, "events", "events.1");
-    let mut events = match events {
-        Ok(events) => EventLog::to(Box::new(events)),
-        Err(error) => return Err((format!("cannot write the events of {}: {error}", entry.name()), EXIT_SETUP)),
-    };
+    let mut events = EventLog::none();
+    // An entry lies in a folder of the state directory.
+    if let Some(state) = entry.path().parent().and_then(Path::parent).filter(|_| !spec.no_record) {
+        let sandbox = Some(entry.name().to_string());
+        let record =
+            RecordAs { store: RunStore::at(state), kind: RunKind::Session, sandbox, directory: spec.project.clone() };
+        events = events.recorded(record);
+    }
     let finished = sandbox.run_by(cofferdam_backend_ns::launch_empty, &mut events, &mut say, &mut keeper);
     match (finished, keeper.failed) {
         (Err(error), _) => Err(with_status(error)),

@@ -58,6 +58,9 @@ pub struct NamedSpec {
     /// Whether there is IPv6; as on the host when nothing is said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ipv6: Option<bool>,
+    /// Whether nothing of its sessions is recorded.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_record: bool,
 }
 
 /// One file or directory of the host.
@@ -297,6 +300,7 @@ mod tests {
             network: Some(serde_json::json!({ "preset": "public-only" })),
             network_flags: vec![FlagItem::Strict(false), FlagItem::Allow("a.example".to_owned()), FlagItem::NoIpv6],
             ipv6: Some(false),
+            no_record: true,
             ..NamedSpec::default()
         };
         assert_eq!(NamedSpec::parse(spec.to_json().as_bytes()).unwrap(), spec);
