@@ -2,14 +2,19 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use rustix::io::Errno;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::process::{ChildStdin, ChildStdout};
 
 /// Bytes that are read at once: what a pipe holds.
 const CHUNK: usize = 64 * 1024;
+
+/// So many of these are in a pipe at most: `fs.pipe-max-size` is 1 MiB, and a reader may have begun in the middle of one.
+const FULL_PIPE: usize = 17;
 
 /// The longest report of a run: a thousand denied targets take half a megabyte.
 const LONGEST_REPORT: usize = 8 << 20;
@@ -64,7 +69,7 @@ pub(crate) struct Keep<R> {
     limit: usize,
 }
 
-impl<R: AsyncRead + Unpin> Keep<R> {
+impl<R: AsyncRead + AsFd + Unpin> Keep<R> {
     /// `None` has ended.
     pub(crate) fn new(stream: Option<R>, limit: usize) -> Keep<R> {
         Keep { stream, bytes: Vec::new(), limit }
@@ -83,16 +88,38 @@ impl<R: AsyncRead + Unpin> Keep<R> {
                 self.stream = None;
                 break;
             }
-            if read.len() > self.limit.saturating_sub(self.bytes.len()) {
-                return Poll::Ready(Err(StreamError::TooLarge));
-            }
-            self.bytes.extend_from_slice(read);
+            self.add(read)?;
         }
         Poll::Ready(Ok(()))
     }
+
+    fn add(&mut self, read: &[u8]) -> Result<(), StreamError> {
+        if read.len() > self.limit.saturating_sub(self.bytes.len()) {
+            return Err(StreamError::TooLarge);
+        }
+        self.bytes.extend_from_slice(read);
+        Ok(())
+    }
+
+    /// Takes what is there, and no more than what whoever has ended can have left.
+    fn take_rest(&mut self, chunk: &mut [u8]) -> Result<(), StreamError> {
+        let Some(stream) = self.stream.take() else { return Ok(()) };
+        for _ in 0..FULL_PIPE {
+            // The descriptor does not block, as everything that tokio reads.
+            match rustix::io::read(&stream, &mut *chunk) {
+                Ok(0) | Err(Errno::AGAIN) => return Ok(()),
+                Ok(len) => self.add(chunk.get(..len).unwrap_or_default())?,
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(StreamError::Io(errno.into())),
+            }
+        }
+        Ok(())
+    }
 }
 
-/// Reads both streams and the report to their ends, while the process is fed. Dropping it loses what was read.
+/// Reads both streams and the report to their ends, while the process is fed; at the end of the report, only what is there of the
+/// streams by then: whoever wrote them has ended, and another run of the sandbox may hold their other ends for as long as it
+/// likes. Dropping it loses what was read.
 pub(crate) async fn exchange<A, B>(
     mut feed: Feed,
     out: &mut Keep<A>,
@@ -100,19 +127,24 @@ pub(crate) async fn exchange<A, B>(
     mut report: Option<&mut Report>,
 ) -> Result<(), StreamError>
 where
-    A: AsyncRead + Unpin,
-    B: AsyncRead + Unpin,
+    A: AsyncRead + AsFd + Unpin,
+    B: AsyncRead + AsFd + Unpin,
 {
     let mut chunk = vec![0; CHUNK];
     poll_fn(|cx| {
         // Its end is not waited for: when the outputs have ended, nobody reads any more.
         let _fed = feed.poll(cx);
-        let all = [
-            out.poll(cx, &mut chunk)?,
-            err.poll(cx, &mut chunk)?,
-            report.as_mut().map_or(Poll::Ready(Ok(())), |report| report.0.poll(cx, &mut chunk))?,
-        ];
-        if all.iter().all(Poll::is_ready) { Poll::Ready(Ok(())) } else { Poll::Pending }
+        let read = [out.poll(cx, &mut chunk)?, err.poll(cx, &mut chunk)?];
+        let have_ended = read.iter().all(Poll::is_ready);
+        match report.as_mut().map(|report| report.0.poll(cx, &mut chunk)) {
+            None if have_ended => Poll::Ready(Ok(())),
+            None | Some(Poll::Pending) => Poll::Pending,
+            Some(Poll::Ready(ended)) => {
+                ended?;
+                out.take_rest(&mut chunk)?;
+                Poll::Ready(err.take_rest(&mut chunk))
+            }
+        }
     })
     .await
 }
@@ -149,5 +181,43 @@ impl Report {
     /// The lines there are.
     pub(crate) fn lines(&self) -> impl Iterator<Item = &[u8]> {
         self.0.bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{PipeWriter, Write};
+    use std::os::fd::OwnedFd;
+
+    use super::*;
+
+    fn pipe() -> (ChildStdout, PipeWriter) {
+        let (reader, writer) = io::pipe().unwrap();
+        (ChildStdout::from_std(OwnedFd::from(reader).into()).unwrap(), writer)
+    }
+
+    #[tokio::test]
+    async fn streams_that_somebody_else_holds_open_end_with_the_report() {
+        let ((out, mut out_in), (err, err_in), (report, report_in)) = (pipe(), pipe(), pipe());
+        // As much as a pipe holds, and nobody has read of it.
+        let written = vec![b'x'; 60_000];
+        out_in.write_all(&written).unwrap();
+        drop(report_in);
+        let (mut out, mut err) = (Keep::new(Some(out), 1 << 20), Keep::new(Some(err), 10));
+        let mut report = Report::new(report);
+        exchange(Feed::new(None, Vec::new()), &mut out, &mut err, Some(&mut report)).await.unwrap();
+        assert_eq!((out.into_bytes(), err.into_bytes()), (written, Vec::new()));
+        drop((out_in, err_in));
+    }
+
+    #[tokio::test]
+    async fn what_is_left_at_the_end_is_bounded_as_well() {
+        let ((out, mut out_in), (report, report_in)) = (pipe(), pipe());
+        let (mut out, mut err) = (Keep::new(Some(out), 9), Keep::new(None::<ChildStdout>, 9));
+        out_in.write_all(&[0; 10]).unwrap();
+        drop(report_in);
+        let mut report = Report::new(report);
+        let read = exchange(Feed::new(None, Vec::new()), &mut out, &mut err, Some(&mut report)).await;
+        assert!(matches!(read, Err(StreamError::TooLarge)), "{read:?}");
     }
 }

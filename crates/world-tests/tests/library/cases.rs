@@ -4,6 +4,7 @@ use std::error::Error;
 use std::io::Read;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
+use std::process::Stdio;
 use std::time::Duration;
 
 use cofferdam_client::model::{EventBody, NetworkConfig};
@@ -37,6 +38,7 @@ pub(crate) fn run(case: &str, arguments: &[String]) -> Done {
             ("streams", []) => streams().await,
             ("signals", []) => signals().await,
             ("timeout", [word]) => timeout(word).await,
+            ("held_output", [word]) => held_output(word).await,
             ("dropped", [word]) => dropped(word).await,
             ("dropped_future", [word]) => dropped_future(word).await,
             ("too_much_output", [word]) => too_much_output(word).await,
@@ -284,6 +286,32 @@ async fn timeout(word: &str) -> Done {
     let mut run = session.run("sleep").arg(word).timeout(Duration::from_millis(1)).spawn().await?;
     assert!(matches!(run.wait().await, Err(LibraryError::TimedOut { .. })));
     assert!(matches!(run.wait().await, Err(LibraryError::TimedOut { .. })));
+    Ok(())
+}
+
+async fn held_output(word: &str) -> Done {
+    let session = Session::builder("s").create().await?;
+    let take = "import os, socket, sys, time
+l = socket.socket(socket.AF_UNIX); l.bind('/tmp/t'); l.listen(); os.rename('/tmp/t', '/tmp/taker')
+c, _ = l.accept(); held = socket.recv_fds(c, 1, 2)[1]; c.send(b'x'); time.sleep(1000)";
+    let give = "import array, os, socket, sys, time
+while not os.path.exists('/tmp/taker'): time.sleep(0.01)
+s = socket.socket(socket.AF_UNIX); s.connect('/tmp/taker')
+s.sendmsg([b'x'], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', [1, 2]))]); s.recv(1)
+print('given', flush=True)
+if sys.argv[1] == 'stay': time.sleep(1000)";
+    let mut taker = session.run("python3").args(["-c", take, word]).stdout(Stdio::null()).spawn().await?;
+    let given = session.run("python3").args(["-c", give, "go"]).output().await?;
+    assert_eq!((given.status, given.stdout_text().as_str()), (Status::Exited(0), "given\n"));
+    taker.kill()?;
+    taker.wait().await?;
+    session.run("rm").arg("/tmp/taker").status().await?;
+    let taker = session.run("python3").args(["-c", take, word]).stdout(Stdio::null()).spawn().await?;
+    let after = Duration::from_millis(1500);
+    let ended = session.run("python3").args(["-c", give, "stay"]).timeout(after).output().await;
+    let Err(LibraryError::TimedOut { output, .. }) = ended else { panic!("{ended:?}") };
+    assert_eq!(output.stdout_text(), "given\n");
+    drop(taker);
     Ok(())
 }
 

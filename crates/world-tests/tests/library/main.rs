@@ -34,7 +34,7 @@ trap '$C ls --quiet | xargs -r $C rm --force >/dev/null 2>&1 || true; rm -rf "$X
 
 type Test = (&'static str, fn());
 
-const TESTS: [Test; 20] = [
+const TESTS: [Test; 21] = [
     ("a_run_says_what_it_came_to_and_what_it_was_denied", || each_family("denied")),
     ("a_blocked_run_in_an_open_session_reaches_nothing", || each_family("blocked_in_open")),
     ("an_open_run_in_a_blocked_session_stays_blocked", || each_family("open_in_blocked")),
@@ -44,6 +44,7 @@ const TESTS: [Test; 20] = [
     ("streams_go_both_ways_while_a_run_goes_on", || passes("streams")),
     ("signals_reach_the_program", || passes("signals")),
     ("time_ends_a_run_with_what_it_has_started", || leaves_nothing("timeout")),
+    ("a_run_ends_though_another_holds_its_output", || leaves_nothing("held_output")),
     ("a_run_that_is_dropped_is_ended", || leaves_nothing("dropped")),
     ("a_future_that_is_dropped_ends_its_run", || leaves_nothing("dropped_future")),
     ("too_much_output_ends_a_run", || leaves_nothing("too_much_output")),
