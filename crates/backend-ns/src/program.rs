@@ -89,6 +89,7 @@ fn set_limits(spec: &SandboxSpec) -> io::Result<()> {
     };
     // What a core dump helper of the host would be fed with comes from a hostile program.
     limit(Resource::Core, 0)?;
+    process::lower_descriptor_limit()?;
     if let Some(pids) = spec.limits.pids {
         // Counted per user namespace since Linux 5.14, so these are the sandbox's own; its pid 1 is one of them.
         limit(Resource::Nproc, u64::from(pids).saturating_add(1))?;

@@ -29,6 +29,8 @@ use crate::args::{Cli, CompletionsArgs, PolicyVerb, SchemaArgs, SchemaName, Verb
 const EXIT_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
+    // What we hand over between processes must not be stopped by what programs in sandboxes have on its way.
+    cofferdam_sys::process::raise_descriptor_limit();
     let command =
         if std::env::args_os().nth(1).is_some_and(|arg| arg == "-h") { short(Cli::command()) } else { Cli::command() };
     let matches = match command.try_get_matches() {

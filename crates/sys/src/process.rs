@@ -8,9 +8,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::Command;
+use std::sync::OnceLock;
 
 use rustix::io::{Errno, FdFlags};
-use rustix::process::Signal;
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 
 /// Exit status of a child whose closure panicked; the value Rust's own runtime uses for a panic.
 pub const PANICKED: u8 = 101;
@@ -126,6 +127,35 @@ pub fn inherit(command: &mut Command, descriptors: Vec<OwnedFd>) {
     // SAFETY: between fork and exec the closure makes fcntl(2) calls and nothing else: no allocation, no lock, and only with
     // descriptors that it owns.
     unsafe { command.pre_exec(keep_open) };
+}
+
+/// What the soft limit of descriptors was before [`raise_descriptor_limit`]; a process has one, and its forks know it.
+static DESCRIPTORS_BEFORE: OnceLock<Option<u64>> = OnceLock::new();
+
+/// Sets the soft limit of descriptors (`RLIMIT_NOFILE`; getrlimit(2)) to the hard one, and says what it is; `None` is any number.
+pub fn raise_descriptor_limit() -> Option<u64> {
+    let limit = getrlimit(Resource::Nofile);
+    DESCRIPTORS_BEFORE.get_or_init(|| limit.current);
+    // Whoever may not has what it had.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+    getrlimit(Resource::Nofile).current
+}
+
+/// Gives a hostile program that is about to be executed a hard limit of descriptors below that of everybody else of its user, and
+/// the soft one of before [`raise_descriptor_limit`].
+///
+/// The kernel counts descriptors that are on their way over Unix sockets for all processes of a user together, and lets nobody send
+/// who may have fewer than are on their way (unix(7), `ETOOMANYREFS`): with a lower limit a program cannot keep us from sending.
+///
+/// # Errors
+/// Those of setrlimit(2).
+pub fn lower_descriptor_limit() -> io::Result<()> {
+    let limit = getrlimit(Resource::Nofile);
+    let before = DESCRIPTORS_BEFORE.get().copied().unwrap_or(limit.current);
+    // Without a hard limit nothing can be kept apart; no kernel lets one have more than `fs.nr_open`.
+    let hard = limit.maximum.map(|hard| hard - hard / 16);
+    let soft = [before, hard].into_iter().flatten().min();
+    Ok(setrlimit(Resource::Nofile, Rlimit { current: soft, maximum: hard })?)
 }
 
 /// Opens `/dev/null` in place of those of descriptors 0, 1 and 2 that are closed, so that no later descriptor ends up

@@ -169,6 +169,37 @@ fn a_listener_goes_on_after_it_has_run_out_of_descriptors() {
 }
 
 #[test]
+fn descriptors_that_a_program_has_on_its_way_stop_nobody_else() {
+    let ran = World::shared().script(
+        r#"
+        $C create s --no-cwd; $C create other --no-cwd
+        $C exec s -- python3 -c '
+import array, os, resource, socket, time
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+null, kept, count = os.open("/dev/null", os.O_RDONLY), [], 0
+try:
+    while True:
+        a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        a.setblocking(False); kept += [a, b]
+        try:
+            for _ in range(8):
+                a.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [null] * 250))]); count += 250
+        except BlockingIOError: pass
+except OSError as e: print("no more", e.errno, flush=True)
+open("/tmp/full", "w").close(); time.sleep(1000)' & full=$!
+        until_ $C exec s -- test -e /tmp/full
+        $C exec other -- echo runs
+        $C policy set s --net-default-egress deny && echo narrowed
+        $C run --no-cwd -- echo another
+        $C create third --no-cwd -p 24300:80 && echo created
+        kill $full
+        "#,
+    );
+    ran.exits(0).says("no more 109\nruns\nnarrowed\nanother\ncreated\n");
+}
+
+#[test]
 fn a_burst_of_connections_loses_none() {
     let world = World::shared();
     let sandbox = sandbox("-p 24207:7 -p [::1]:24207:7");
