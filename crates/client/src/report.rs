@@ -32,6 +32,8 @@ pub struct Finished {
     pub notices: Vec<String>,
     /// The gateway ended before the program did, which had no network from then on.
     pub network_lost: bool,
+    /// So many events came too fast to be told: there may be denials among them that `denied` and `totals` have not.
+    pub events_lost: u64,
 }
 
 /// As [`Finished`], with what the program has written.
@@ -46,6 +48,7 @@ pub struct Output {
     pub totals: Totals,
     pub notices: Vec<String>,
     pub network_lost: bool,
+    pub events_lost: u64,
 }
 
 impl Finished {
@@ -56,8 +59,8 @@ impl Finished {
     }
 
     pub(crate) fn with_streams(self, stdout: Vec<u8>, stderr: Vec<u8>) -> Output {
-        let Finished { status, denied, denied_beyond, totals, notices, network_lost } = self;
-        Output { status, stdout, stderr, denied, denied_beyond, totals, notices, network_lost }
+        let Finished { status, denied, denied_beyond, totals, notices, network_lost, events_lost } = self;
+        Output { status, stdout, stderr, denied, denied_beyond, totals, notices, network_lost, events_lost }
     }
 
     /// Of a run that could say nothing any more.
@@ -69,6 +72,7 @@ impl Finished {
             totals: Totals::default(),
             notices: Vec::new(),
             network_lost: false,
+            events_lost: 0,
         }
     }
 }
@@ -158,6 +162,16 @@ pub(crate) struct EndedLine {
     totals: Totals,
     #[serde(default)]
     notices: Vec<String>,
+    #[serde(default)]
+    limits: Limits,
+}
+
+/// How often limits were reached, as far as a program has to know.
+#[derive(Debug, Default, Deserialize)]
+struct Limits {
+    /// Events that were lost.
+    #[serde(default)]
+    events: u64,
 }
 
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -172,14 +186,15 @@ enum Ended {
 impl EndedLine {
     /// How the run ended. One whose time was up has been lost, to us.
     pub(crate) fn end(self) -> End {
-        let EndedLine { ended, network_lost, denied, denied_beyond, totals, notices } = self;
+        let EndedLine { ended, network_lost, denied, denied_beyond, totals, notices, limits } = self;
+        let events_lost = limits.events;
         let (status, end): (Status, fn(Finished) -> End) = match ended {
             Ended::Exited(code) => (Status::Exited(code), End::InTime),
             Ended::Signaled(signal) => (Status::Signaled(signal), End::InTime),
             Ended::Lost => (Status::Lost, End::InTime),
             Ended::TimedOut => (Status::Lost, End::TimedOut),
         };
-        end(Finished { status, denied, denied_beyond, totals, notices, network_lost })
+        end(Finished { status, denied, denied_beyond, totals, notices, network_lost, events_lost })
     }
 }
 
@@ -207,9 +222,9 @@ mod tests {
         let denied = r#"{"report": "ended", "v": 1, "ended": {"exited": 3}, "exit_status": 3, "network_lost": false, "notices": ["n"],
             "denied": [{"target": "fd00::5", "port": 80, "protocols": ["tcp"], "count": 2, "group": "private",
             "rule": {"index": null, "text": "default egress deny"}, "decision": "x", "allow_with": null, "look_up_again": false}],
-            "denied_beyond": 0, "totals": {"flows_denied": 2}, "dropped": {}, "limits": {}}"#;
+            "denied_beyond": 0, "totals": {"flows_denied": 2}, "dropped": {}, "limits": {"events": 5, "pings": 1}}"#;
         let finished = read(denied);
-        assert_eq!((finished.status, finished.totals.flows_denied), (Status::Exited(3), 2));
+        assert_eq!((finished.status, finished.totals.flows_denied, finished.events_lost), (Status::Exited(3), 2, 5));
         assert_eq!((finished.denied[0].group, finished.denied[0].count), (Some(Group::Private), 2));
         assert_eq!(read(r#"{"report": "ended", "ended": {"signaled": 9}}"#).status, Status::Signaled(9));
         assert!(matches!(end(r#"{"report": "ended", "ended": "timed_out"}"#), End::TimedOut(_)));

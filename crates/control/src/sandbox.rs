@@ -374,13 +374,20 @@ impl Sandbox {
         let outcome = running.run_to_end(&mut record);
         record.hear_the_last();
         let Record { log, summary, .. } = record;
-        let exit_status = exit_status(&outcome, fail_on_deny && summary.denied_anything());
+        // What nobody has heard of may have been a denial.
+        let may_have = !summary.denied_anything() && summary.events_lost() > 0;
+        let exit_status = exit_status(&outcome, fail_on_deny && (summary.denied_anything() || may_have));
         let duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         log.tell_lost(true, |count| lost(started, count));
         let stopped =
             own_event(started, EventBody::SandboxStopped { exit_status: i32::from(exit_status), duration_ms });
         log.write(&stopped);
         let mut notices = outcome_notices(&outcome);
+        if fail_on_deny && may_have {
+            notices.push(
+                "events were lost, and a denial may have been among them: --fail-on-deny counts that as one".to_owned(),
+            );
+        }
         let (status, lost_network) = (outcome.status, lost_network(&outcome));
         notices.extend(outcome.notices);
         let totals = summary.totals();

@@ -236,6 +236,12 @@ impl Summary {
         self.beyond > 0 || !self.groups.is_empty()
     }
 
+    /// Events that nobody has heard of: there may be denials among them.
+    #[must_use]
+    pub fn events_lost(&self) -> u64 {
+        self.limits.get(&LimitKind::Events).copied().unwrap_or(0)
+    }
+
     /// The plain counters.
     #[must_use]
     pub fn totals(&self) -> Totals {
@@ -282,7 +288,8 @@ impl Summary {
                 "blocked  {hidden} more on {targets}{plus} other targets (--json-summary FILE or --events FILE has them)"
             );
         }
-        if let Some(lost) = self.limits.get(&LimitKind::Events) {
+        let lost = self.events_lost();
+        if lost > 0 {
             let _ = writeln!(
                 text,
                 "note     {lost} events were lost because they came too fast; the counts above are too low"

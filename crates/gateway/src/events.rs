@@ -13,18 +13,25 @@ const GATHER: usize = 16 * 1024;
 /// Writes events to a `SOCK_SEQPACKET` socket, so that a reader gets whole lines or nothing.
 ///
 /// When the reader is slow the message is dropped and its lines are counted; the count becomes an event of its own as soon as
-/// there is room again.
+/// there is room again. At the end, when nobody waits for the gateway any more, it waits for the reader.
 pub(crate) struct EventWriter {
     socket: OwnedFd,
     gathered: Vec<u8>,
     lines: u64,
     lost: u64,
     reported: u64,
+    flags: SendFlags,
 }
 
 impl EventWriter {
     pub(crate) fn new(socket: OwnedFd) -> EventWriter {
-        EventWriter { socket, gathered: Vec::with_capacity(GATHER), lines: 0, lost: 0, reported: 0 }
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        EventWriter { socket, gathered: Vec::with_capacity(GATHER), lines: 0, lost: 0, reported: 0, flags }
+    }
+
+    /// From here on the reader is waited for. It ends whoever keeps it waiting.
+    pub(crate) fn be_patient(&mut self) {
+        self.flags = SendFlags::NOSIGNAL;
     }
 
     /// Adds one event to those of this turn.
@@ -43,22 +50,33 @@ impl EventWriter {
         }
     }
 
-    /// Sends what was gathered.
-    pub(crate) fn flush(&mut self, now: Time) {
-        if self.gathered.is_empty() {
-            return;
-        }
-        let sent = rustix::net::send(&self.socket, &self.gathered, SendFlags::DONTWAIT | SendFlags::NOSIGNAL).is_ok();
-        if !sent {
+    /// Sends what was gathered, and how much was lost before it. Whether all of that is told.
+    pub(crate) fn flush(&mut self, now: Time) -> bool {
+        if !self.send() {
             self.lost += self.lines;
+            self.forget();
+            return false;
         }
+        self.forget();
+        let count = self.lost - self.reported;
+        if count > 0 {
+            self.push(now, EventBody::LimitReached { limit: LimitKind::Events, bound: 0, count });
+            if self.send() {
+                self.reported = self.lost;
+            }
+            self.forget();
+        }
+        self.lost == self.reported
+    }
+
+    fn send(&mut self) -> bool {
+        self.gathered.is_empty()
+            || rustix::io::retry_on_intr(|| rustix::net::send(&self.socket, &self.gathered, self.flags)).is_ok()
+    }
+
+    fn forget(&mut self) {
         self.gathered.clear();
         self.lines = 0;
-        if sent && self.lost > self.reported {
-            let count = self.lost - self.reported;
-            self.reported = self.lost;
-            self.push(now, EventBody::LimitReached { limit: LimitKind::Events, bound: 0, count });
-        }
     }
 }
 
@@ -94,5 +112,42 @@ mod tests {
         let events: Vec<Event> = lines.iter().map(|l| serde_json::from_slice(l).unwrap()).collect();
         let told = |e: &Event| matches!(&e.body, EventBody::LimitReached { limit: LimitKind::Events, count, .. } if *count == lost);
         assert!(events.iter().any(told));
+    }
+
+    #[test]
+    fn says_whether_everything_is_told() {
+        let (ours, theirs) = cofferdam_sys::fdpass::pair().unwrap();
+        let mut writer = EventWriter::new(ours);
+        let mut buffer = vec![0; 4 * GATHER];
+        assert!(writer.flush(Time::ZERO), "there was nothing to tell");
+        let told = |writer: &mut EventWriter| {
+            writer.push(Time::ZERO, EventBody::GatewayNotice { message: "x".repeat(8000) });
+            writer.flush(Time::ZERO)
+        };
+        while told(&mut writer) {}
+        assert!(!writer.flush(Time::ZERO), "the count of those that were lost has found no room");
+        rustix::net::recv(&theirs, &mut buffer[..], rustix::net::RecvFlags::DONTWAIT).unwrap();
+        assert!(writer.flush(Time::ZERO));
+    }
+
+    #[test]
+    fn loses_nothing_at_the_end() {
+        let (ours, theirs) = cofferdam_sys::fdpass::pair().unwrap();
+        let mut writer = EventWriter::new(ours);
+        writer.be_patient();
+        let reading = std::thread::spawn(move || {
+            let (mut buffer, mut lines) = (vec![0; 4 * GATHER], 0);
+            while let Ok((len, _)) = rustix::net::recv(&theirs, &mut buffer[..], rustix::net::RecvFlags::empty())
+                && len > 0
+            {
+                lines += buffer[..len].iter().filter(|byte| **byte == b'\n').count();
+            }
+            lines
+        });
+        for _ in 0..1000 {
+            notice(&mut writer, &"x".repeat(8000));
+        }
+        drop(writer);
+        assert_eq!(reading.join().unwrap(), 1000);
     }
 }

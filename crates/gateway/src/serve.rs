@@ -53,6 +53,9 @@ const COMMANDS: usize = 16;
 const LITTLE_EVENTS: usize = 2;
 const LITTLE_PACKETS: usize = 1;
 
+/// How soon events are told again that found no room and that somebody waits for.
+const AGAIN: std::time::Duration = std::time::Duration::from_millis(5);
+
 /// The `virtio_net_hdr` and the largest packet.
 const FRAME: usize = cofferdam_gate::wire::virtio::HEADER_LEN + 65_535 + 40;
 
@@ -102,7 +105,7 @@ struct Live {
 /// When it could not be confined or its loop could not be made or kept running; nothing of a guest is read before it is
 /// confined.
 pub fn serve(config: GatewayConfig, fds: GatewayFds, channels: Channels) -> Result<(), ServeError> {
-    let descriptors = raise_descriptor_limit();
+    let descriptors = cofferdam_sys::process::raise_descriptor_limit();
     let own = (channels.events, channels.machine);
     let live = match channels.commands {
         Some(channel) => Some(Live { channel, compiler: Compiler::start()? }),
@@ -158,14 +161,6 @@ struct Gateway {
     little: bool,
     stop: bool,
     failure: Option<ServeError>,
-}
-
-/// Sets the soft limit of descriptors to the hard one and says what it is.
-fn raise_descriptor_limit() -> Option<u64> {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
-    getrlimit(Resource::Nofile).current
 }
 
 /// What the descriptors of this process have to do for.
@@ -389,11 +384,13 @@ impl Gateway {
             self.gate.handle_limited(now);
             self.udp.flush(&mut self.gate, now);
             self.drain(now);
-            self.events.flush(now);
-            for number in std::mem::take(&mut self.tells) {
-                self.answer(number, Ok(()));
+            if self.events.flush(now) {
+                for number in std::mem::take(&mut self.tells) {
+                    self.answer(number, Ok(()));
+                }
             }
         }
+        self.events.be_patient();
         let now = self.clock.now();
         let checked = self.checks.reset_all(now, CloseReason::Shutdown);
         for ended in checked.into_iter().chain(self.relay.reset_all(CloseReason::Shutdown)) {
@@ -434,7 +431,9 @@ impl Gateway {
             return Some(std::time::Duration::ZERO);
         }
         let rates = self.queues.poll_timeout(self.gate.limits());
-        let timeouts = [self.gate.poll_timeout(), self.dns.poll_timeout(), self.checks.poll_timeout(), rates];
+        // Somebody waits for events that found no room.
+        let tells = self.tells.first().map(|_| self.clock.now() + AGAIN);
+        let timeouts = [self.gate.poll_timeout(), self.dns.poll_timeout(), self.checks.poll_timeout(), rates, tells];
         let next = timeouts.into_iter().flatten().min()?;
         Some(next.since(self.clock.now()))
     }
