@@ -172,6 +172,7 @@ fn spec_of(
         limits: LimitsEntry { memory: limits.memory, cpus: limits.cpus, pids: limits.pids },
         network: None,
         network_flags,
+        policy_changes: 0,
         ipv6: if network.ipv6 { Some(true) } else { None },
         no_record: false,
     })
@@ -218,12 +219,15 @@ fn start_kept(locked: Locked, spec: &NamedSpec) -> Result<Vec<String>, Refusal> 
 
 pub(crate) fn start(args: &StartArgs) -> u8 {
     let started = open(&args.name).and_then(|entry| {
-        let spec = entry.spec().map_err(|error| Refusal::from(&error))?;
-        let options =
-            spec.run_options(Vec::new(), Vec::new()).map_err(|error| Refusal::setup(output::chain(&error)))?;
-        state::refuse_shown(&options)?;
         match entry.lock() {
-            Ok(locked) => start_kept(locked, &spec),
+            Ok(locked) => {
+                // Read under the lock: nobody changes it any more.
+                let spec = locked.entry().spec().map_err(|error| Refusal::from(&error))?;
+                let options =
+                    spec.run_options(Vec::new(), Vec::new()).map_err(|error| Refusal::setup(output::chain(&error)))?;
+                state::refuse_shown(&options)?;
+                start_kept(locked, &spec)
+            }
             Err(NamedError::Running(name)) => Ok(vec![format!("the sandbox {name} is running already")]),
             Err(error) => Err(Refusal::from(&error)),
         }
@@ -296,7 +300,7 @@ fn exec_one(mut args: ExecArgs, matches: &ArgMatches, mut to_caller: Option<&mut
     let session = named::enter(&entry).map_err(|error| Refusal::from(&error))?;
     let spec = session.spec();
     let options = spec.run_options(Vec::new(), Vec::new()).map_err(|error| Refusal::setup(output::chain(&error)))?;
-    let roots = run::suspect_roots(&options);
+    let roots = evidence.roots(&options);
     let log = run::open_log(evidence.events.as_deref(), &roots)?;
     let report = evidence.json_summary.as_deref().map(|path| run::open_report(path, &roots)).transpose()?;
     let is_terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
@@ -377,11 +381,15 @@ pub(crate) fn set_policy(mut args: PolicySetArgs, matches: &ArgMatches) -> u8 {
             | SpecError::Relative(_)
             | SpecError::Environment(_)) => Refusal::setup(output::chain(&other)),
         };
-        let before = entry.spec().map_err(|error| Refusal::from(&error))?;
-        let spec = before.with_policy(&items, args.network.ipv6.then_some(true)).map_err(unusable)?;
-        match named::set_policy(&entry, &spec) {
+        let changed = |entry: &Entry| {
+            let before = entry.spec().map_err(|error| Refusal::from(&error))?;
+            before.with_policy(&items, args.network.ipv6.then_some(true)).map_err(unusable)
+        };
+        match named::set_policy(&entry, &changed(&entry)?) {
             Err(NamedError::Stopped(_)) => {
                 let locked = entry.lock().map_err(|error| Refusal::from(&error))?;
+                // Read again, under the lock: somebody may have changed it meanwhile.
+                let spec = changed(locked.entry())?;
                 locked.replace_spec(&spec).map_err(|error| Refusal::from(&error))
             }
             other => other.map_err(|error| Refusal::from(&error)),

@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use clap::ArgMatches;
+use cofferdam_control::named::Registry;
 use cofferdam_control::store::RunKind;
 use cofferdam_control::summary::{Detail, Summary};
 use cofferdam_control::{
@@ -41,7 +42,7 @@ pub(crate) fn run(args: RunArgs, matches: &ArgMatches) -> u8 {
         options.limits =
             ResourceLimits { memory: limits.memory, cpus: limits.cpus, pids: limits.pids, timeout: limits.timeout };
         // What the run leaves behind is opened before it starts: a run whose evidence has no place does not happen.
-        let roots = suspect_roots(&options);
+        let roots = evidence.roots(&options);
         let log = open_log(evidence.events.as_deref(), &roots)?;
         let report = evidence.json_summary.as_deref().map(|path| open_report(path, &roots)).transpose()?;
         let screen = match options.terminal {
@@ -67,6 +68,9 @@ pub(crate) fn run(args: RunArgs, matches: &ArgMatches) -> u8 {
 
 /// Refuses sockets of the host that are named by a link which a program may have left.
 pub(crate) fn refuse_links(options: &RunOptions) -> Result<(), Refusal> {
+    if options.network.host_sockets.is_empty() {
+        return Ok(());
+    }
     let roots = suspect_roots(options);
     for socket in &options.network.host_sockets {
         if let Err(error @ ResolveError::Link { .. }) = resolve(Path::new(&socket.host), &roots) {
@@ -220,14 +224,16 @@ pub(crate) fn fill_place(options: &mut RunOptions, place: PlaceArgs) -> Result<(
         options.mounts.push(Mount { source, target: mount.target, read_only: mount.read_only });
     }
     options.rootfs = place.rootfs.as_deref().map(absolute).transpose()?;
-    let roots = suspect_roots(options);
-    for mount in &mut options.mounts {
-        let resolved = resolve(&mount.source, &roots);
-        mount.source = resolved.map_err(|error| Refusal::setup(format!("--mount cannot be used: {error}")))?;
-    }
-    if let Some(rootfs) = &mut options.rootfs {
-        let resolved = resolve(rootfs, &roots);
-        *rootfs = resolved.map_err(|error| Refusal::setup(format!("--rootfs cannot be used: {error}")))?;
+    if !options.mounts.is_empty() || options.rootfs.is_some() {
+        let roots = suspect_roots(options);
+        for mount in &mut options.mounts {
+            let resolved = resolve(&mount.source, &roots);
+            mount.source = resolved.map_err(|error| Refusal::setup(format!("--mount cannot be used: {error}")))?;
+        }
+        if let Some(rootfs) = &mut options.rootfs {
+            let resolved = resolve(rootfs, &roots);
+            *rootfs = resolved.map_err(|error| Refusal::setup(format!("--rootfs cannot be used: {error}")))?;
+        }
     }
     // A path inside: relative to where the program would start otherwise.
     let start = options.project.clone().unwrap_or_else(|| environment::HOME.into());
@@ -244,13 +250,22 @@ pub(crate) fn fill_place(options: &mut RunOptions, place: PlaceArgs) -> Result<(
     Ok(())
 }
 
-/// Where a program in a sandbox may have left symbolic links: beneath what this run lets it write to, and beneath the
-/// current directory where that is what an earlier run may have let it write to.
+impl EvidenceArgs {
+    /// Where links are not followed on the way to the files that it names.
+    pub(crate) fn roots(&self, options: &RunOptions) -> Vec<PathBuf> {
+        let names_files = self.events.is_some() || self.json_summary.is_some();
+        if names_files { suspect_roots(options) } else { Vec::new() }
+    }
+}
+
+/// Where a program in a sandbox may have left symbolic links: beneath what this run lets it write to, beneath what the sandboxes
+/// that stay let theirs write to, and beneath the current directory where that is what an earlier run may have let one write to.
 pub(crate) fn suspect_roots(options: &RunOptions) -> Vec<PathBuf> {
     let home = std::env::var_os("HOME").map(PathBuf::from);
     let current = std::env::current_dir().ok().and_then(|current| check_project(&current, home.as_deref()).ok());
     let mut roots = writable_roots(options.project.as_deref(), &options.mounts);
     roots.extend(current);
+    roots.extend(state::registry().iter().flat_map(Registry::writable_roots));
     roots
 }
 

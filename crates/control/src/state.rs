@@ -172,17 +172,49 @@ pub(crate) fn is_locked(directory: &OwnedFd) -> bool {
     lock.is_ok_and(|lock| rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared).is_err())
 }
 
-pub(crate) fn write_new(directory: &OwnedFd, name: &str, content: &[u8]) -> io::Result<()> {
+pub(crate) fn write_new(directory: &OwnedFd, name: &str, content: &[u8]) -> io::Result<File> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = rustix::fs::openat(directory.as_fd(), name, flags, Mode::RUSR | Mode::WUSR)?;
-    File::from(file).write_all(content)
+    let mut file = File::from(file);
+    file.write_all(content)?;
+    Ok(file)
 }
 
 /// Puts a file in the place of another, whole or not at all.
 pub(crate) fn replace_file(directory: &OwnedFd, name: &str, content: &[u8]) -> io::Result<()> {
-    let fresh = format!("{name}.new");
-    write_new(directory, &fresh, content)?;
-    Ok(rustix::fs::renameat(directory, &fresh, directory, name)?)
+    Replacement::write(directory, name, content)?.put()
+}
+
+/// A file that is on the disk and has yet to take the place of another. It is removed when it does not.
+#[derive(Debug)]
+pub(crate) struct Replacement {
+    directory: OwnedFd,
+    name: String,
+}
+
+impl Replacement {
+    pub(crate) fn write(directory: &OwnedFd, name: &str, content: &[u8]) -> io::Result<Replacement> {
+        let replacement = Replacement { directory: directory.try_clone()?, name: name.to_owned() };
+        let file = write_new(directory, &replacement.fresh(), content)?;
+        // A crash leaves the one or the other, and no empty file.
+        file.sync_all()?;
+        Ok(replacement)
+    }
+
+    pub(crate) fn put(self) -> io::Result<()> {
+        Ok(rustix::fs::renameat(&self.directory, self.fresh(), &self.directory, &self.name)?)
+    }
+
+    fn fresh(&self) -> String {
+        format!("{}.new", self.name)
+    }
+}
+
+impl Drop for Replacement {
+    fn drop(&mut self) {
+        // Where it has taken its place there is none by this name.
+        let _gone = rustix::fs::unlinkat(&self.directory, self.fresh(), rustix::fs::AtFlags::empty());
+    }
 }
 
 pub(crate) fn read_file(directory: &OwnedFd, name: &str) -> io::Result<Vec<u8>> {

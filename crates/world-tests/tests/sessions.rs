@@ -433,6 +433,110 @@ fn a_copy_out_of_a_sandbox_stays_in_its_place() {
 }
 
 #[test]
+fn a_copy_follows_no_link_that_any_sandbox_may_have_left() {
+    let ran = script(
+        r#"
+        work=$(mktemp -d); mkdir $work/project $work/home; echo secret > $work/home/secret
+        (cd $work/project; $C create s; $C create other --no-cwd)
+        $C exec s -- sh -c "ln -s $work/home out; ln -s $work/home/secret data; ln -s $work/home/new new"
+        $C exec other -- sh -c 'echo evil > ~/evil'
+        cd $work/home
+        $C cp $work/project/data other:taken || echo "out refused $?"
+        $C exec other -- test -e taken || echo "not taken"
+        $C run --no-cwd --events $work/project/out/secret -- true || echo "events refused $?"
+        $C run --no-cwd --json-summary $work/project/new -- true || echo "summary refused $?"
+        $C cp other:evil $work/project/out/secret || echo "in refused $?"
+        # What lies in the way is replaced.
+        $C cp other:evil $work/project/out; cat $work/project/out; ls; cat secret
+        # What is no link is copied as ever, and so is what a link of the user's own leads to.
+        $C exec s -- sh -c 'echo good > file'
+        ln -s $work/project $work/link; cd /; $C cp $work/link/file other:file; $C exec other -- cat file
+        rm -rf $work
+        "#,
+    );
+    ran.exits(0).says("out refused 1\nnot taken\nevents refused 125\nsummary refused 125\nin refused 1\nevil\nsecret\nsecret\ngood\n");
+}
+
+#[test]
+fn a_policy_that_cannot_be_written_down_is_not_set() {
+    for family in Family::BOTH {
+        let web = family.in_url(family.web());
+        let ran = script(&format!(
+            r#"
+            $C create s --no-cwd --net all
+            try="curl -s -o /dev/null http://{web}/ && echo reached || echo not reached"
+            entry=$XDG_STATE_HOME/cofferdam/sandboxes/s
+            mkdir $entry/sandbox.json.new
+            $C policy set s --net-default-egress deny || echo "refused $?"
+            $C exec --quiet s -- sh -c "$try"
+            rmdir $entry/sandbox.json.new
+            $C policy set s --net-default-egress deny; ls $entry | grep new || true
+            $C exec --quiet s -- sh -c "$try"
+            $C stop s; $C start s
+            $C exec --quiet s -- sh -c "$try"
+            "#
+        ));
+        ran.exits(0).says("refused 1\nreached\nnot reached\nnot reached\n");
+        ran.complains("the policy cannot be written down, so nothing was changed");
+    }
+}
+
+#[test]
+fn who_changes_a_policy_knows_the_one_before() {
+    let ran = script(
+        r#"
+        $C create s --no-cwd
+        entry=$XDG_STATE_HOME/cofferdam/sandboxes/s
+        # As if somebody else had set it after this one has looked.
+        cp $entry/sandbox.json before
+        $C policy set s --max-connections 3
+        cp $entry/sandbox.json after; cp before $entry/sandbox.json
+        $C policy set --json s --max-udp-connections 3 || true
+        cp after $entry/sandbox.json
+        $C policy set s --max-udp-connections 4
+        grep -o '"max_[a-z]*_*connections": [34]' $entry/sandbox.json
+        rm before after
+        "#,
+    );
+    ran.exits(0).says("\"kind\": \"busy\"").says("\"max_connections\": 3\n\"max_udp_connections\": 4\n");
+}
+
+#[test]
+fn a_sandbox_that_is_starting_is_not_taken_for_stopped() {
+    let ran = script(
+        r#"
+        $C create s --no-cwd; $C stop s
+        # Who starts it holds its lock first and listens later.
+        flock $XDG_STATE_HOME/cofferdam/sandboxes/s/lock sh -c "timeout 0.3 $C stop s" || echo "waited $?"
+        $C stop s && echo stopped
+        "#,
+    );
+    ran.exits(0).says("waited 124\nstopped\n");
+}
+
+#[test]
+fn a_main_command_ends_though_another_run_holds_its_output() {
+    let ran = script(
+        r#"
+        $C create s --no-cwd -- python3 -c '
+import array, os, socket, time
+while not os.path.exists("/tmp/taker"): time.sleep(0.01)
+s = socket.socket(socket.AF_UNIX); s.connect("/tmp/taker")
+s.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [1, 2]))]); s.recv(1)
+print("the last word", flush=True); os._exit(7)'
+        $C exec s -- python3 -c '
+import os, socket, time
+l = socket.socket(socket.AF_UNIX); l.bind("/tmp/t"); l.listen(); os.rename("/tmp/t", "/tmp/taker")
+c, _ = l.accept(); held = socket.recv_fds(c, 1, 2)[1]; c.send(b"x")
+print("held", len(held), flush=True); time.sleep(1000)' || true
+        until_ sh -c "$C ls | grep -q stopped"
+        $C inspect --json s | grep -o '"last_exit_status": *7'; $C logs s
+        "#,
+    );
+    ran.exits(0).says("held 2\n").says("7\nthe last word\n");
+}
+
+#[test]
 fn a_changed_policy_holds_for_everything_once_it_is_set() {
     for family in Family::BOTH {
         let (web, other) = (family.in_url(family.web()), family.in_url(family.other()));

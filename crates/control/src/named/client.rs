@@ -170,7 +170,7 @@ fn ask(
     spec: Option<&NamedSpec>,
 ) -> Result<(OwnedFd, Reply, Vec<OwnedFd>), NamedError> {
     let name = entry.name();
-    let socket = entry.connect().map_err(|_| NamedError::Stopped(name.clone()))?;
+    let socket = entry.reach()?;
     let broken =
         |error: io::Error| NamedError::Keeper { name: name.clone(), what: format!("does not answer: {error}") };
     let file = spec.map(|spec| protocol::memory_file(spec.to_json().as_bytes())).transpose().map_err(broken)?;
@@ -184,6 +184,7 @@ fn ask(
         Some((Reply::Refused { why }, _)) => {
             Err(NamedError::Keeper { name: name.clone(), what: format!("refuses: {why}") })
         }
+        Some((Reply::Busy, _)) => Err(NamedError::Busy(name.clone())),
         Some((reply, fds)) => Ok((socket, reply, fds)),
         None => Err(broken(io::ErrorKind::ConnectionReset.into())),
     }

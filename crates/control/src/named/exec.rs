@@ -12,7 +12,7 @@ use cofferdam_model::NetworkConfig;
 use cofferdam_sys::process;
 use rustix::process::Signal;
 
-use super::keeper::chain;
+use super::keeper::{chain, say};
 use super::narrow::{self, Mode, enforced, narrowed};
 use super::protocol::{self, FromRun, ToRun};
 use super::spec::NamedSpec;
@@ -299,8 +299,7 @@ pub(super) fn main_command(main: Main<'_>) -> u8 {
     let command = spec.command.iter().map(OsString::from).collect();
     let options = ExecOptions { env, ..ExecOptions::new(command) };
     let session = Session { spec: spec.clone(), directory, handles, link, keeper, listener: None };
-    let mut say = |text: &str| eprintln!("cofferdam: {text}");
-    match session.exec(options, &mut EventLog::none(), &mut say, &mut || {}) {
+    match session.exec(options, &mut EventLog::none(), &mut |text| say(text), &mut || {}) {
         Ok(finished) => finished.exit_status,
         Err(error) => {
             let failed = FromRun::Failed { why: chain(&error), status: error.exit_status() };

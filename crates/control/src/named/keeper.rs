@@ -32,6 +32,7 @@ use cofferdam_gateway::{CommandAnswer, Commands};
 use cofferdam_model::Event;
 use cofferdam_sys::ns::{self, Child, Fork};
 use cofferdam_sys::{fdpass, process};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::pipe::PipeFlags;
@@ -47,7 +48,7 @@ use super::spec::NamedSpec;
 use super::told::{self, Teller};
 use crate::resolvers;
 use crate::sandbox::{Companion, EXIT_SETUP};
-use crate::state::{replace_file, write_new};
+use crate::state::{Replacement, write_new};
 use crate::store::{RecordAs, RunKind, RunStore};
 use crate::{EventLog, RunError, Sandbox};
 
@@ -65,6 +66,12 @@ const GRACE: Duration = Duration::from_secs(10);
 
 /// How long a run may take to be within the session's changed policy. It takes milliseconds, seconds with very many rules.
 const NARROWING: Duration = Duration::from_secs(5);
+
+/// What is read of an output at once.
+const CHUNK: usize = 64 * 1024;
+
+/// So many of these are in a pipe at most: `fs.pipe-max-size` is 1 MiB, and a reader may have begun in the middle of one.
+const FULL_PIPE: usize = 17;
 
 /// How the start of a sandbox went.
 #[derive(Debug, Serialize, Deserialize)]
@@ -136,7 +143,7 @@ fn keep(locked: &Locked, ready: &OwnedFd, spec: &NamedSpec, env: Vec<(OsString, 
             if let Some(ready) = ready {
                 tell(&ready, &Kept { notices: Vec::new(), failed: Some(failed) });
             } else {
-                eprintln!("cofferdam: {}", failed.0);
+                say(&failed.0);
             }
             1
         }
@@ -199,7 +206,6 @@ fn serve(
         notices: Vec::new(),
         failed: None,
     };
-    let mut say = |text: &str| eprintln!("cofferdam: {text}");
     let mut events = EventLog::none();
     // An entry lies in a folder of the state directory.
     if let Some(state) = entry.path().parent().and_then(Path::parent).filter(|_| !spec.no_record) {
@@ -208,13 +214,13 @@ fn serve(
             RecordAs { store: RunStore::at(state), kind: RunKind::Session, sandbox, directory: spec.project.clone() };
         events = events.recorded(record);
     }
-    let finished = sandbox.run_by(cofferdam_backend_ns::launch_empty, &mut events, &mut say, &mut keeper);
+    let finished = sandbox.run_by(cofferdam_backend_ns::launch_empty, &mut events, &mut |text| say(text), &mut keeper);
     match (finished, keeper.failed) {
         (Err(error), _) => Err(with_status(error)),
         (Ok(_), Some(failed)) => Err(failed),
         (Ok(finished), None) => {
             for notice in finished.notices.iter().filter(|notice| !notice.contains("killed from outside")) {
-                eprintln!("cofferdam: {notice}");
+                say(notice);
             }
             Ok(())
         }
@@ -246,6 +252,11 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+/// Writes to the log, as far as there is room.
+pub(super) fn say(text: &str) {
+    let _full = writeln!(io::stderr(), "cofferdam: {text}");
 }
 
 fn tell(ready: &OwnedFd, kept: &Kept) {
@@ -291,6 +302,10 @@ struct Change {
     /// Who asked for it, if they still wait.
     asked_by: u64,
     spec: NamedSpec,
+    /// What is to be read at the next start, once the gateway holds the change.
+    written: Option<Replacement>,
+    /// Why it will not be.
+    lost: Option<io::Error>,
     step: ChangeStep,
 }
 
@@ -344,11 +359,8 @@ impl Keeper<'_> {
             watched.push((Source::Listener, self.listener.as_fd()));
         }
         if let Some(main) = &self.main {
-            // The rest of what it wrote comes before its end.
-            match &main.output {
-                Some(output) => watched.push((Source::Output, output.as_fd())),
-                None => watched.push((Source::MainEnd, main.child.pidfd.as_fd())),
-            }
+            watched.extend(main.output.iter().map(|output| (Source::Output, output.as_fd())));
+            watched.push((Source::MainEnd, main.child.pidfd.as_fd()));
         }
         watched.extend(self.connections.iter().map(|(id, one)| (Source::Connection(*id), one.socket.as_fd())));
         watched
@@ -438,11 +450,12 @@ impl Keeper<'_> {
             }
             Request::Policy => {
                 let json = fds.pop().ok_or(io::ErrorKind::InvalidData.into()).and_then(protocol::read_memory_file);
-                match json.map_err(|error| error.to_string()).and_then(|json| self.begin_change(id, &json, commands)) {
+                let json = json.map_err(|error| Reply::Refused { why: error.to_string() });
+                match json.and_then(|json| self.begin_change(id, &json, commands)) {
                     Ok(()) => Ok(true),
-                    Err(why) => {
+                    Err(reply) => {
                         if let Some(connection) = self.connections.get(&id) {
-                            protocol::send(&connection.socket, &Reply::Refused { why }, &[])?;
+                            protocol::send(&connection.socket, &reply, &[])?;
                         }
                         Ok(false)
                     }
@@ -483,44 +496,47 @@ impl Keeper<'_> {
     }
 
     /// Gives the gateway another network. Whoever asked is answered when everybody holds it.
-    fn begin_change(&mut self, id: u64, json: &[u8], commands: Option<&mut Commands>) -> Result<(), String> {
-        if self.change.is_some() {
-            return Err("another change is under way; try again".to_owned());
+    fn begin_change(&mut self, id: u64, json: &[u8], commands: Option<&mut Commands>) -> Result<(), Reply> {
+        let refused = |why: String| Reply::Refused { why };
+        let asked = NamedSpec::parse(json).map_err(|error| refused(chain(&error)))?;
+        // What it leaves as it was is that of the policy before.
+        if self.change.is_some() || asked.policy_changes != self.spec.policy_changes.saturating_add(1) {
+            return Err(Reply::Busy);
         }
-        let asked = NamedSpec::parse(json).map_err(|error| chain(&error))?;
-        let NamedSpec { network, network_flags, ipv6, .. } = asked;
-        let spec = NamedSpec { network, network_flags, ipv6, ..self.spec.clone() };
-        let network = spec.network().map_err(|error| chain(&error))?;
-        let before = self.spec.network().map_err(|error| chain(&error))?;
+        let NamedSpec { network, network_flags, ipv6, policy_changes, .. } = asked;
+        let spec = NamedSpec { network, network_flags, ipv6, policy_changes, ..self.spec.clone() };
+        let network = spec.network().map_err(|error| refused(chain(&error)))?;
+        let before = self.spec.network().map_err(|error| refused(chain(&error)))?;
         // They are there already, and hidden from runs by what the specification says of them.
         if before.host_sockets != network.host_sockets {
-            return Err(
-                "a sandbox that runs has the host sockets that it was started with; leave them as they are".to_owned()
-            );
+            let why = "a sandbox that runs has the host sockets that it was started with; leave them as they are";
+            return Err(refused(why.to_owned()));
         }
-        resolvers::check_change(&before.dns.nameservers, &network.dns.nameservers)?;
-        let commands = commands.filter(|_| self.has_gateway);
-        let commands = commands.ok_or("it has no network while it runs; stop it, and start it anew")?;
+        resolvers::check_change(&before.dns.nameservers, &network.dns.nameservers).map_err(refused)?;
+        let Some(commands) = commands.filter(|_| self.has_gateway) else {
+            return Err(refused("it has no network while it runs; stop it, and start it anew".to_owned()));
+        };
+        // First of all, since it has to hold after the next start as well.
+        let written = Replacement::write(self.entry.directory(), SPEC, spec.to_json().as_bytes());
+        let written = written
+            .map_err(|error| refused(format!("the policy cannot be written down, so nothing was changed: {error}")))?;
         let told = commands.replace(&enforced(network));
-        let number = told.map_err(|error| format!("its gateway does not listen: {error}"))?;
+        let number = told.map_err(|error| refused(format!("its gateway does not listen: {error}")))?;
         if let Some(connection) = self.connections.get_mut(&id) {
             connection.kind = Kind::Waits;
         }
-        self.change = Some(Change { asked_by: id, spec, step: ChangeStep::Gateway(number) });
+        self.change =
+            Some(Change { asked_by: id, spec, written: Some(written), lost: None, step: ChangeStep::Gateway(number) });
         Ok(())
     }
 
-    /// The gateway holds the change: it is written down, and runs hear of it.
+    /// The gateway holds the change: what was written down counts, and runs hear of it.
     fn change_runs(&mut self) {
         let Some(change) = &mut self.change else { return };
         self.spec = change.spec.clone();
         change.step = ChangeStep::Runs(Instant::now() + NARROWING);
         let json = self.spec.to_json();
-        if let Err(error) = replace_file(self.entry.directory(), SPEC, json.as_bytes()) {
-            eprintln!(
-                "cofferdam: the changed network is in force, but not after a stop, since it cannot be written down: {error}"
-            );
-        }
+        change.lost = change.written.take().and_then(|written| written.put().err());
         for connection in self.connections.values_mut().filter(|one| matches!(one.kind, Kind::Run { .. })) {
             connection.owes = true;
             // One that cannot be told is killed in time.
@@ -545,7 +561,13 @@ impl Keeper<'_> {
         } else if self.connections.values().any(|one| one.owes) {
             return;
         }
-        self.end_change(&Reply::Done);
+        let lost = self.change.as_mut().and_then(|change| change.lost.take());
+        self.end_change(&match lost {
+            None => Reply::Done,
+            Some(error) => Reply::Refused {
+                why: format!("the policy is in force, but not after a stop, since it cannot be written down: {error}"),
+            },
+        });
     }
 
     fn end_change(&mut self, reply: &Reply) {
@@ -582,7 +604,7 @@ impl Keeper<'_> {
                 if *is_main && self.ready.is_some() {
                     self.failed = Some((why, status));
                 } else if *is_main {
-                    eprintln!("cofferdam: {why}");
+                    say(&why);
                 }
                 Ok(false)
             }
@@ -643,11 +665,14 @@ impl Keeper<'_> {
 
     fn main_ended(&mut self) {
         let Some(main) = self.main.take() else { return };
+        if let Some(output) = &main.output {
+            self.log.take_rest(output);
+        }
         let status = wait(&main.child);
         if let Some(status) = status {
             let ended = serde_json::json!({ "exit_status": status }).to_string();
             if let Err(error) = write_new(self.entry.directory(), "ended.json", ended.as_bytes()) {
-                eprintln!("cofferdam: cannot write down how the main command ended: {error}");
+                say(&format!("cannot write down how the main command ended: {error}"));
             }
         }
         self.stop(GRACE);
@@ -790,9 +815,21 @@ impl Log {
         Ok(Log(Rotating::open(entry, "log", "log.1")?))
     }
 
+    /// Takes what a command that has ended has left in its output. Another run may hold the other end, and write on.
+    fn take_rest(&mut self, output: &OwnedFd) {
+        for _ in 0..FULL_PIPE {
+            let mut fds = [PollFd::new(output, PollFlags::IN)];
+            if !rustix::event::poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+                || !self.take(output)
+            {
+                return;
+            }
+        }
+    }
+
     /// Takes what is there of an output; `false` at its end. What finds no room on the disk is lost.
     fn take(&mut self, output: &OwnedFd) -> bool {
-        let mut buffer = vec![0; 64 * 1024];
+        let mut buffer = vec![0; CHUNK];
         match rustix::io::read(output, &mut buffer) {
             Ok(0) => false,
             Ok(len) => {

@@ -78,6 +78,8 @@ pub(super) enum Reply {
     Refused {
         why: String,
     },
+    /// Not now: something else is being changed, or was since the asker looked.
+    Busy,
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]

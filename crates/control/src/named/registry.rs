@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
+use cofferdam_backend_ns::writable_roots;
 use rustix::fs::{AtFlags, RenameFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -32,6 +33,9 @@ const LONGEST_NAME: usize = 63;
 
 /// How long a lock that somebody holds for a moment only (`ls` looks that way) is waited for.
 const MOMENT: Duration = Duration::from_millis(500);
+
+/// How long a sandbox may take to listen once somebody holds its lock: the start of it, with the compiling of its policy.
+const STARTING: Duration = Duration::from_secs(10);
 
 pub(super) const SPEC: &str = "sandbox.json";
 pub(super) const CONTROL: &str = "control";
@@ -85,7 +89,7 @@ pub enum NamedError {
     Stopped(SandboxName),
     #[error("the sandbox {0} is running; stop it first, or use --force")]
     Running(SandboxName),
-    #[error("somebody else is starting, stopping or removing the sandbox {0}; try again")]
+    #[error("somebody else is starting, stopping, changing or removing the sandbox {0}; try again")]
     Busy(SandboxName),
     #[error("the specification of the sandbox {name} cannot be used, so it was not started")]
     Spec { name: SandboxName, source: SpecError },
@@ -149,6 +153,16 @@ impl Registry {
         let mut names: Vec<SandboxName> = entries.filter_map(name).collect();
         names.sort_unstable();
         Ok(names)
+    }
+
+    /// What of the host programs in these sandboxes can write to: where they may have left links.
+    #[must_use]
+    pub fn writable_roots(&self) -> Vec<PathBuf> {
+        let specs = self.names().unwrap_or_default().into_iter().filter_map(|name| self.open(&name).ok()?.spec().ok());
+        // One that cannot be read is of no sandbox that could be running.
+        let options = specs.filter_map(|spec| spec.run_options(Vec::new(), Vec::new()).ok());
+        let roots = options.flat_map(|options| writable_roots(options.project.as_deref(), &options.mounts));
+        roots.chain(self.root.canonicalize()).collect()
     }
 
     /// Opens one.
@@ -259,6 +273,28 @@ impl Entry {
             return State::Running;
         }
         if state::is_locked(&self.directory) { State::Changing } else { State::Stopped }
+    }
+
+    /// A connection to its keeper, also of one that is only now starting.
+    ///
+    /// # Errors
+    /// [`NamedError::Stopped`] when nobody keeps it, [`NamedError::Busy`] when somebody holds it all the time and does not listen.
+    pub(super) fn reach(&self) -> Result<OwnedFd, NamedError> {
+        let deadline = Instant::now() + STARTING;
+        loop {
+            // Asked first: a keeper that comes meanwhile is found in the next turn.
+            let is_held = state::is_locked(&self.directory);
+            match self.connect() {
+                Ok(socket) => return Ok(socket),
+                Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+                    let what = format!("cannot be reached: {error}");
+                    return Err(NamedError::Keeper { name: self.name.clone(), what });
+                }
+                Err(_) if !is_held => return Err(NamedError::Stopped(self.name.clone())),
+                Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
+                Err(_) => return Err(NamedError::Busy(self.name.clone())),
+            }
+        }
     }
 
     /// A connection to its keeper.

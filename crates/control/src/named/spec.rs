@@ -58,6 +58,9 @@ pub struct NamedSpec {
     /// Whether there is IPv6; as on the host when nothing is said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ipv6: Option<bool>,
+    /// How often its policy was set: who sets it has to know the one before.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub policy_changes: u64,
     /// Whether nothing of its sessions is recorded.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub no_record: bool,
@@ -87,6 +90,11 @@ pub struct LimitsEntry {
 
 fn version() -> u32 {
     VERSION
+}
+
+/// As serde asks for it.
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// Why a specification cannot be used.
@@ -155,7 +163,9 @@ impl NamedSpec {
         network.host_sockets = before.host_sockets;
         let json =
             serde_json::from_str(&file::to_json(&network)).map_err(|error| SpecError::Json(error.to_string()))?;
-        let spec = NamedSpec { network: Some(json), network_flags: Vec::new(), ipv6: None, ..self.clone() };
+        let policy_changes = self.policy_changes.saturating_add(1);
+        let spec =
+            NamedSpec { network: Some(json), network_flags: Vec::new(), ipv6: None, policy_changes, ..self.clone() };
         // One that does not go together with what it keeps would not start again.
         spec.network().map(|_| spec)
     }
