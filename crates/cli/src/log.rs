@@ -40,7 +40,7 @@ pub(crate) fn log(args: LogArgs) -> u8 {
             show(&run, &args)
         }
     });
-    shown.unwrap_or_else(|refusal| refusal.with_status(EXIT_FAILED).tell(json && args.run.is_none()))
+    shown.unwrap_or_else(|refusal| refusal.with_status(EXIT_FAILED).tell(json))
 }
 
 /// Prints the decisions of a run, or its lines as they are.
@@ -143,10 +143,12 @@ impl Shown {
     /// What is missing.
     fn remarks(&self, run: &StoredRun, state: RunState, cut: u64) {
         let about = run.about();
-        if state == RunState::Died {
-            output::say(
+        match state {
+            RunState::Running | RunState::Ended => {}
+            RunState::Died => output::say(
                 "the supervisor of this run was killed, or its end found no room: what it did last may be missing",
-            );
+            ),
+            RunState::Removed => output::say("the record of this run was removed while it was shown"),
         }
         if about.segments_gone > 0 {
             output::say("the beginning of this run is missing: it had more events than are kept");

@@ -324,7 +324,10 @@ fn exec_one(mut args: ExecArgs, matches: &ArgMatches, mut to_caller: Option<&mut
             output::say_now(text, screen);
         }
     };
-    let mut log = state::recorded(log, &evidence, RunKind::Exec, Some(&name), &mut tell);
+    let mut log = match evidence.no_record || spec.no_record {
+        true => log,
+        false => state::recorded(log, RunKind::Exec, Some(&name), &mut tell),
+    };
     let mut started = || to_caller.iter_mut().for_each(|report| report.started());
     let finished = session.exec(options, &mut log, &mut tell, &mut started).map_err(|error| Refusal::from(&error))?;
     let status = run::conclude(&finished, report, &evidence);

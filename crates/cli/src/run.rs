@@ -54,7 +54,7 @@ pub(crate) fn run(args: RunArgs, matches: &ArgMatches) -> u8 {
                 output::say_now(text, screen);
             }
         };
-        let mut log = state::recorded(log, &evidence, RunKind::Run, None, &mut tell);
+        let mut log = if evidence.no_record { log } else { state::recorded(log, RunKind::Run, None, &mut tell) };
         let finished = Sandbox::prepare(options)
             .and_then(|sandbox| sandbox.run(&mut log, &mut tell))
             .map_err(|error| Refusal::from(&error))?;

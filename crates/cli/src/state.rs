@@ -6,7 +6,6 @@ use cofferdam_control::named::Registry;
 use cofferdam_control::store::{RecordAs, RunKind, RunStore};
 use cofferdam_control::{EventLog, RunOptions, check_hidden};
 
-use crate::args::EvidenceArgs;
 use crate::output;
 use crate::refusal::Refusal;
 
@@ -33,17 +32,8 @@ pub(crate) fn run_store() -> Result<RunStore, Refusal> {
     Ok(RunStore::at(&directory()?))
 }
 
-/// Has a run recorded, unless nobody wants that. A run whose record has no place goes on without, and `tell` says so.
-pub(crate) fn recorded(
-    log: EventLog,
-    evidence: &EvidenceArgs,
-    kind: RunKind,
-    sandbox: Option<&str>,
-    tell: &mut dyn FnMut(&str),
-) -> EventLog {
-    if evidence.no_record {
-        return log;
-    }
+/// Has a run recorded. A run whose record has no place goes on without, and `tell` says so.
+pub(crate) fn recorded(log: EventLog, kind: RunKind, sandbox: Option<&str>, tell: &mut dyn FnMut(&str)) -> EventLog {
     match run_store() {
         Ok(store) => {
             let (sandbox, directory) = (sandbox.map(str::to_owned), std::env::current_dir().ok());

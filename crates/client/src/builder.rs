@@ -59,6 +59,7 @@ struct Spec {
     allow_userns: bool,
     limits: Limits,
     network: serde_json::Value,
+    no_record: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -185,6 +186,12 @@ impl SandboxBuilder {
     /// The most processes of everything inside.
     pub fn pids(mut self, count: u32) -> SandboxBuilder {
         self.spec.limits.pids = Some(count);
+        self
+    }
+
+    /// Records nothing of it: [`Sandbox::events`](crate::Sandbox::events) has none.
+    pub fn without_record(mut self) -> SandboxBuilder {
+        self.spec.no_record = true;
         self
     }
 

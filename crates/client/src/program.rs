@@ -104,7 +104,7 @@ impl Said {
     }
 
     /// What it says with an exit status that is not 0.
-    fn refusal(&self) -> Error {
+    pub(crate) fn refusal(&self) -> Error {
         match serde_json::from_slice::<Refusal>(&self.stdout) {
             Ok(refusal) => refusal.into(),
             Err(_) => self.unexpected(""),

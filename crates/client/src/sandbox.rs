@@ -1,7 +1,6 @@
 //! A sandbox that is there.
 
 use std::ffi::OsString;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -12,12 +11,15 @@ use serde::Deserialize;
 
 use crate::Error;
 use crate::builder::{Made, SandboxBuilder};
-use crate::error::{Refusal, io_error};
+use crate::error::Refusal;
 use crate::inspected::Inspected;
 use crate::logs::Logs;
 use crate::network::{Network, wire_of_change, without_ports};
 use crate::program::{Program, words};
 use crate::run::Run;
+
+/// Somewhat more bytes of events than are recorded of one session.
+const MOST_EVENTS: usize = 400 << 20;
 
 /// A sandbox that stays until it is removed: with its files, and while it runs with its network and its runs.
 ///
@@ -195,23 +197,23 @@ impl Sandbox {
         Logs::of(self.program(), &self.words(["logs", "--follow"]))
     }
 
-    /// What its gateway has reported, oldest first, as far as it is kept: the last 8 to 16 MiB. Runs with a network of their own
-    /// have a gateway of their own, whose denials are in their [`Output`](crate::Output).
+    /// What its gateway has reported since the newest start, oldest first, as far as it is recorded: the last 384 MiB of JSON, all
+    /// of which is read at once. Runs with a network of their own have a gateway of their own, whose denials are in their
+    /// [`Output`](crate::Output).
     ///
     /// # Errors
-    /// When it is not there, or they cannot be read.
+    /// When the sandbox is not there, or they cannot be read.
     pub async fn events(&self) -> Result<Vec<Event>, Error> {
-        let directory = self.inspect().await?.directory;
-        let read = move || ["events.1", "events"].map(|name| optional(&directory.join(name)));
-        let read = tokio::task::spawn_blocking(read).await;
-        let read = read.map_err(|error| io_error("read the events")(error.into()))?;
-        let mut events = Vec::new();
-        for file in read {
-            let file = file.map_err(io_error("read the events"))?;
-            // A line that is being written is told the next time.
-            events.extend(file.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()));
+        self.inspect().await?;
+        let said = self.program().say(&self.words(["log", "--json"]), None, Some(MOST_EVENTS)).await?;
+        if said.status == Some(0) {
+            // A line that this version does not understand is of a later one.
+            let lines = said.stdout.split(|byte| *byte == b'\n');
+            return Ok(lines.filter_map(|line| serde_json::from_slice(line).ok()).collect());
         }
-        Ok(events)
+        let refusal = said.refusal();
+        // It has not been started, or is not recorded.
+        if matches!(refusal, Error::Absent { .. }) { Ok(Vec::new()) } else { Err(refusal) }
     }
 
     async fn change(&self, words: Vec<OsString>) -> Result<(), Error> {
@@ -237,13 +239,6 @@ impl Sandbox {
 enum Became {
     Refused(Refusal),
     Done {},
-}
-
-fn optional(path: &Path) -> std::io::Result<Vec<u8>> {
-    match std::fs::read(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
-        other => other,
-    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! What runs leave behind, in `runs/` of the state directory.
 //!
 //! ```text
-//! runs/20261126T074233Z-k3f9x/     RunId: the second of the start in UTC, and five letters or digits; sorts by time
+//! runs/20261126T074233Z-k3f9xa/    RunId: the second of the start in UTC, and six letters or digits; sorts by time
 //!     lock                         held by the supervisor while the run lasts
 //!     run.json                     About: written when the program runs, and anew at its end
 //!     events.000001.jsonl …        segments of the event stream
@@ -12,6 +12,7 @@
 //! | without an end | held | running |
 //! | with one | – | ended |
 //! | without an end | free | died: its supervisor was killed, or the disk was full |
+//! | not there any more | – | removed, to whoever opened it before |
 //!
 //! Entries come and go as those of the [registry](crate::named) do. A record that is being read stays readable when it is
 //! removed: what is open is shown to its end.

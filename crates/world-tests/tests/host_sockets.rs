@@ -214,7 +214,7 @@ fn a_session_has_its_sockets_and_a_run_with_a_network_of_its_own_does_not() {
         echo "{\"network\": {\"host_sockets\": [\"$D/s:/run/y\"]}}" > $D/more.json
         $C policy set w $D/more.json || echo "refused $?"
         $C policy set --no-net w || echo "refused $?"
-        grep -c socket.opened $XDG_STATE_HOME/cofferdam/sandboxes/w/events
+        $C log w --json | grep -c socket.opened
         # The way there is no link that a program has left.
         $C create v --no-cwd --no-start --host-socket $D/s:/tmp/d/s
         ln -s /etc $XDG_STATE_HOME/cofferdam/sandboxes/v/tmp/d

@@ -49,7 +49,7 @@ fn no_run_gets_more_than_its_session() {
             $C exec --mode check --net-default-egress deny --net-rule 'allow@{web}:tcp:80' narrow -- echo within
             $C exec --quiet narrow -- sh -c 'curl -s -o /dev/null http://{other}/ || true'
             $C stop narrow
-            grep -o '"type":"flow.denied"' "$XDG_STATE_HOME/cofferdam/sandboxes/narrow/events"
+            $C log narrow --json --denied | grep -o '"type":"flow.denied"'
             $C create blocked --no-cwd --no-net
             $C exec --net all blocked -- sh -c 'curl -s -o /dev/null http://{web}/ || echo still blocked; tail -n +3 /proc/net/dev | cut -d: -f1'
             $C exec --net all --mode check blocked -- echo ran || echo "refused $?"

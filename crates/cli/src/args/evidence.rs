@@ -10,7 +10,7 @@ Examples:
   cofferdam log last                     # every decision of the last one
   cofferdam log --denied                 # what it was denied
   cofferdam log work --follow            # a sandbox that stays, as it goes on
-  cofferdam log k3f9x --name '*.example.org' --since 10m
+  cofferdam log k3f9xa --name '*.example.org' --since 10m
   cofferdam log --summary >> \"$GITHUB_STEP_SUMMARY\"
   cofferdam log --json last | jq -r 'select(.type == \"flow.denied\") | .remote'
 
@@ -48,7 +48,7 @@ pub(crate) struct LogArgs {
 #[derive(Debug, Subcommand)]
 pub(crate) enum LogVerb {
     /// Remove what runs have left behind.
-    #[command(after_long_help = "Examples:\n  cofferdam log rm k3f9x\n  cofferdam log rm --all")]
+    #[command(after_long_help = "Examples:\n  cofferdam log rm k3f9xa\n  cofferdam log rm --all")]
     Rm(LogRmArgs),
 }
 

@@ -33,7 +33,7 @@ pub(super) fn list(store: &RunStore, since: Option<&Since>, as_json: bool) -> Re
 fn lasted_until(run: &StoredRun) -> Option<&str> {
     match run.state() {
         RunState::Running => None,
-        RunState::Ended | RunState::Died => {
+        RunState::Ended | RunState::Died | RunState::Removed => {
             Some(run.about().ended.as_ref().map_or(run.about().started.as_str(), |ended| ended.time.as_str()))
         }
     }
@@ -73,7 +73,9 @@ fn table(runs: &[&StoredRun]) -> String {
             ),
             None => match run.state() {
                 RunState::Running => (page::since(&about.started), "running".to_owned(), String::new()),
-                state @ (RunState::Ended | RunState::Died) => (None, state.as_str().to_owned(), String::new()),
+                state @ (RunState::Ended | RunState::Died | RunState::Removed) => {
+                    (None, state.as_str().to_owned(), String::new())
+                }
             },
         };
         let took = took.map(page::took).unwrap_or_default();
@@ -84,7 +86,7 @@ fn table(runs: &[&StoredRun]) -> String {
             about.id.as_str(),
             started.get(..19).unwrap_or(&started),
             escaped(about.sandbox.as_deref().unwrap_or("")),
-            escaped(&about.command.join(" ")),
+            page::command(about),
         );
     }
     text.lines().map(|line| format!("{}\n", line.trim_end())).collect()

@@ -27,13 +27,18 @@ pub(crate) fn ended(run: &StoredRun) -> String {
 
 /// What was run, and in which sandbox.
 pub(crate) fn described(about: &About) -> String {
-    let command = escaped(&about.command.join(" "));
+    let command = command(about);
     match (&about.sandbox, about.kind) {
         (Some(name), RunKind::Session) if command.is_empty() => format!("sandbox {}", escaped(name)),
         (Some(name), RunKind::Session) => format!("sandbox {}: {command}", escaped(name)),
         (Some(name), RunKind::Exec | RunKind::Run) => format!("in {}: {command}", escaped(name)),
         (None, RunKind::Session | RunKind::Exec | RunKind::Run) => command,
     }
+}
+
+/// The program and its arguments in a line, whatever white space a script among them has.
+pub(super) fn command(about: &About) -> String {
+    escaped(&about.command.iter().flat_map(|word| word.split_whitespace()).collect::<Vec<_>>().join(" "))
 }
 
 /// A time of an event without what a person does not read.

@@ -14,12 +14,14 @@ use crate::summary::{Advice, Totals};
 
 /// Letters and digits of an id's end: Crockford's base 32, as decisions have it.
 const DIGITS: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
-/// How many there are: two runs of one second are alike once in 33 million times, and one of them is not recorded then.
-const RANDOM: usize = 5;
+/// How many of them tell the millisecond, so that ids are in the order of time.
+const MILLIS: usize = 2;
+/// How many are random: two runs of one millisecond are alike once in a million times, and one of them is not recorded then.
+const RANDOM: usize = 4;
 /// `20261126T074233Z-`.
 const TIME: usize = 17;
 
-/// The id of a run: the second of its start in UTC, and something random.
+/// The id of a run: the second of its start in UTC; its millisecond and something random.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct RunId(String);
@@ -28,8 +30,13 @@ impl RunId {
     /// The id of a run that starts so long after 1970.
     pub(crate) fn new(since_1970: Duration, random: [u8; RANDOM]) -> RunId {
         let time: String = rfc3339(since_1970).chars().take(19).filter(|c| !matches!(c, '-' | ':')).collect();
-        let digit = |byte: u8| char::from(DIGITS.get(usize::from(byte % 32)).copied().unwrap_or(b'0'));
-        RunId(format!("{time}Z-{}", random.map(digit).iter().collect::<String>()))
+        let digit = |number: u32| {
+            let place = usize::try_from(number % 32).unwrap_or(0);
+            char::from(DIGITS.get(place).copied().unwrap_or(b'0'))
+        };
+        let millis = since_1970.subsec_millis();
+        let end: String = [millis / 32, millis].into_iter().chain(random.map(u32::from)).map(digit).collect();
+        RunId(format!("{time}Z-{end}"))
     }
 
     #[must_use]
@@ -46,7 +53,7 @@ impl std::fmt::Display for RunId {
 
 /// What is no id.
 #[derive(Debug, thiserror::Error)]
-#[error("{0:?} is no id of a run, such as 20261126T074233Z-k3f9x")]
+#[error("{0:?} is no id of a run, such as 20261126T074233Z-k3f9xa")]
 pub struct NoRunId(String);
 
 impl FromStr for RunId {
@@ -60,7 +67,7 @@ impl FromStr for RunId {
             0..TIME => byte.is_ascii_digit(),
             _ => DIGITS.contains(&byte),
         };
-        let is_id = text.len() == TIME + RANDOM && text.bytes().enumerate().all(is_right);
+        let is_id = text.len() == TIME + MILLIS + RANDOM && text.bytes().enumerate().all(is_right);
         if is_id { Ok(RunId(text.to_owned())) } else { Err(NoRunId(text.to_owned())) }
     }
 }

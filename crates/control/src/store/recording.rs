@@ -45,7 +45,7 @@ impl Recording {
         state::make_root(&store.root)?;
         // A clock before 1970 is shown as 1970.
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let mut random = [0; 5];
+        let mut random = [0; 4];
         getrandom::fill(&mut random).map_err(|error| StoreError::Random(error.to_string()))?;
         let id = RunId::new(now, random);
         let about = About {

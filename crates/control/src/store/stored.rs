@@ -31,6 +31,8 @@ pub enum RunState {
     Ended,
     /// Its supervisor was killed, or its end found no room.
     Died,
+    /// Its record was removed since it was found.
+    Removed,
 }
 
 impl RunState {
@@ -40,6 +42,7 @@ impl RunState {
             RunState::Running => "running",
             RunState::Ended => "ended",
             RunState::Died => "died",
+            RunState::Removed => "removed",
         }
     }
 }
@@ -84,9 +87,11 @@ impl StoredRun {
         if state::is_locked(&self.directory) {
             return RunState::Running;
         }
-        let ended =
-            state::read_file(&self.directory, RUN_FILE).ok().and_then(|json| parse(self.about.id.clone(), &json).ok());
-        if ended.is_some_and(|about| about.ended.is_some()) { RunState::Ended } else { RunState::Died }
+        match state::read_file(&self.directory, RUN_FILE) {
+            Ok(json) if parse(self.about.id.clone(), &json).is_ok_and(|about| about.ended.is_some()) => RunState::Ended,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => RunState::Removed,
+            Ok(_) | Err(_) => RunState::Died,
+        }
     }
 
     /// The lines that hold one of some byte strings, in order, without their line feeds.

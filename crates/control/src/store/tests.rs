@@ -70,11 +70,11 @@ fn the_oldest_runs_go_and_those_that_go_on_stay() {
         let (recording, mut segments) = begin(&store, RunKind::Run, None, &file::default_network());
         write(&mut segments, &[notice(&"x".repeat(1000))]);
         // In order of time, whatever the second.
-        let id: RunId = format!("20000101T00000{number}Z-00000").parse().unwrap();
+        let id: RunId = format!("20000101T00000{number}Z-000000").parse().unwrap();
         rename(&store, &recording.id(), &id);
         all.push(id);
     }
-    let held_id: RunId = "19990101T000000Z-00000".parse().unwrap();
+    let held_id: RunId = "19990101T000000Z-000000".parse().unwrap();
     rename(&store, &held.0.id(), &held_id);
     store.prune(Bounds { runs: 10, bytes: None });
     assert_eq!(store.ids().unwrap().len(), 10);
@@ -101,21 +101,21 @@ fn a_run_is_found_by_what_people_call_it() {
         let (recording, _) = begin(&store, kind, sandbox, &network);
         rename(&store, &recording.id(), &id.parse().unwrap());
     };
-    make(RunKind::Session, Some("work"), "20260101T000000Z-aaaaa");
-    make(RunKind::Session, Some("work"), "20260102T000000Z-bbbbb");
-    make(RunKind::Exec, Some("work"), "20260103T000000Z-ccccc");
-    make(RunKind::Run, None, "20260103T000001Z-ddddd");
+    make(RunKind::Session, Some("work"), "20260101T000000Z-aaaaaa");
+    make(RunKind::Session, Some("work"), "20260102T000000Z-bbbbbb");
+    make(RunKind::Exec, Some("work"), "20260103T000000Z-cccccc");
+    make(RunKind::Run, None, "20260103T000001Z-dddddd");
     for (text, end) in [
-        ("20260101T000000Z-aaaaa", "aaaaa"),
-        ("last", "ddddd"),
-        ("work", "bbbbb"),
-        ("aaaaa", "aaaaa"),
-        ("20260102", "bbbbb"),
+        ("20260101T000000Z-aaaaaa", "aaaaaa"),
+        ("last", "dddddd"),
+        ("work", "bbbbbb"),
+        ("aaaaaa", "aaaaaa"),
+        ("20260102", "bbbbbb"),
     ] {
         assert!(store.find(text).unwrap().about().id.as_str().ends_with(end), "{text}");
     }
     assert!(matches!(store.find("20260103"), Err(StoreError::Ambiguous { count: 2, .. })));
-    for text in ["", "none", "../x", "20260101T000000Z-aaaab", "\u{1b}[2J"] {
+    for text in ["", "none", "../x", "20260101T000000Z-aaaaab", "\u{1b}[2J"] {
         assert!(matches!(store.find(text), Err(StoreError::Absent(_))), "{text}");
     }
 }
@@ -134,7 +134,7 @@ fn what_cannot_be_read_is_told_and_the_others_are_shown() {
     fs::copy(about(&ids[3]), about(&ids[2])).unwrap();
     // What is no run is nobody's affair.
     fs::write(store.root().join("notes"), "").unwrap();
-    std::os::unix::fs::symlink("/etc", store.root().join("20260103T000001Z-ddddd")).unwrap();
+    std::os::unix::fs::symlink("/etc", store.root().join("20260103T000001Z-dddddd")).unwrap();
     let all = store.runs().unwrap();
     assert_eq!(all.runs.len(), 1);
     assert_eq!(all.unread.len(), 4);
@@ -230,16 +230,16 @@ fn a_search_finds_the_lines_that_hold_something_and_no_others() {
 
 #[test]
 fn ids_are_what_they_look_like() {
-    let id = RunId::new(std::time::Duration::from_secs(951_782_399), [0, 31, 32, 255, 7]);
-    assert_eq!(id.as_str(), "20000228T235959Z-0z0z7");
+    let id = RunId::new(std::time::Duration::from_millis(951_782_399_999), [0, 31, 32, 7]);
+    assert_eq!(id.as_str(), "20000228T235959Z-z70z07");
     assert_eq!(id.as_str().parse::<RunId>().unwrap(), id);
     for bad in [
         "",
-        "20000228T235959Z-0z0z",
-        "20000228T235959Z-0z0z77",
+        "20000228T235959Z-0z0z0",
+        "20000228T235959Z-z70z077",
         "20000228t235959Z-0z0z7",
-        "20000228T235959Z-0z0z/",
-        "20000228T235959Z-0z0zI",
+        "20000228T235959Z-0z0z0/",
+        "20000228T235959Z-0z0z0I",
     ] {
         assert!(bad.parse::<RunId>().is_err(), "{bad}");
     }
