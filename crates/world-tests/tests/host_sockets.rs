@@ -222,7 +222,7 @@ fn a_session_has_its_sockets_and_a_run_with_a_network_of_its_own_does_not() {
         "#,
     );
     ran.exits(0).says("session hello\nnone ConnectionRefusedError\nown ConnectionRefusedError\nd\n");
-    ran.says("s\nnone ConnectionRefusedError\nagain hello\nrefused 1\nrefused 1\nrefused 1\n2\nlink 125\n");
+    ran.says("s\nnone ConnectionRefusedError\nagain hello\nrefused 1\nrefused 1\nrefused 1\n1\nlink 125\n");
     ran.complains("host sockets are the session's")
         .complains("named when a sandbox is made")
         .complains("symbolic link inside");

@@ -110,9 +110,10 @@ fn events_go_to_a_socket_and_to_the_record_and_neither_waits_for_the_other() {
     let ran = script(&format!(
         r#"{HELPERS}
         cat > listen.py <<'END'
-import socket, sys, time
+import os, socket, sys, time
 listener = socket.socket(socket.AF_UNIX)
-listener.bind(sys.argv[1]); listener.listen(1)
+# It has its name once it listens.
+listener.bind(sys.argv[1] + ".new"); listener.listen(1); os.rename(sys.argv[1] + ".new", sys.argv[1])
 peer = listener.accept()[0]
 if sys.argv[2] == "read":
     with open(sys.argv[3], "wb") as out:
@@ -128,13 +129,16 @@ END
         run true; wait $listener
         cmp $XDG_STATE_HOME/heard "$(last)/events.000001.jsonl" && echo same
         listen close; run sh -c 'sleep 0.2; exit 3' || echo "went on $?"
-        # A reader that stands still, and more than it could take.
+        # A reader that stands still, and more than its socket takes: a thousand denials a second are told.
         listen still
         run python3 -c '
-import socket
+import socket, time
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-for n in range(3000):
-    try: s.sendto(b"x", ("203.0.113.%d" % (n % 200), 1000 + n))
+end = time.monotonic() + 2
+n = 0
+while time.monotonic() < end:
+    n += 1
+    try: s.sendto(b"x", ("203.0.113.%d" % (n % 200), 1000 + n % 60000))
     except OSError: pass' 2>"$XDG_STATE_HOME/said"; kill $listener
         grep -c "event log is incomplete: its reader was too slow" "$XDG_STATE_HOME/said"
         grep -c "record of this run" "$XDG_STATE_HOME/said" || true
