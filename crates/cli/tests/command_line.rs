@@ -252,6 +252,43 @@ fn programs_are_told_why_nothing_was_done() {
 }
 
 #[test]
+fn what_is_not_recorded_is_said_to_be() {
+    let state = tempfile::tempdir().unwrap();
+    let ask = |args: &[&str]| finish(cofferdam(args).env("XDG_STATE_HOME", state.path()).current_dir("/tmp"), b"");
+    for (args, said) in [
+        (&["log", "last"][..], "nothing is recorded yet"),
+        (&["log", "--denied"], "nothing is recorded yet"),
+        (&["log", "none"], "there is no record of a run \"none\""),
+        (&["log", "--follow", "\u{1b}[2J"], "there is no record of a run \"\\u{1b}[2J\""),
+        (&["log", "rm", "../sandboxes"], "there is no record of a run \"../sandboxes\""),
+        (&["why", "7k"], "no decision 7k is recorded, in 0 runs"),
+    ] {
+        let output = ask(args);
+        assert_eq!((output.status, output.stdout.as_str()), (1, ""), "{args:?}");
+        assert!(output.stderr.contains(said) && output.stderr.lines().count() == 1, "{args:?}: {}", output.stderr);
+    }
+    assert_eq!(ask(&["log", "--json", "none"]).stdout.matches("\"kind\": \"absent\"").count(), 1);
+    assert_eq!(json(&ask(&["log", "--json"]), 0), serde_json::json!([]));
+    assert_eq!(json(&ask(&["log", "rm", "--json", "none"]), 1)[0]["run"], "none");
+    assert_eq!(ask(&["log", "--since", "5m"]).stdout.lines().count(), 1);
+    assert_eq!(ask(&["log", "rm", "--all"]).status, 0);
+    for args in [
+        &["log", "--since", "yesterday"][..],
+        &["log", "--summary", "--denied"],
+        &["log", "rm"],
+        &["log", "rm", "--all", "x"],
+    ] {
+        assert_eq!(ask(args).status, 2, "{args:?}");
+    }
+    // Nothing was made by looking.
+    assert_eq!(std::fs::read_dir(state.path()).unwrap().count(), 0);
+    let output = finish(cofferdam(&["log"]).env_remove("XDG_STATE_HOME").env("HOME", "relative"), b"");
+    if !rustix::process::geteuid().is_root() {
+        assert!(output.stderr.contains("there is no state directory: set HOME or XDG_STATE_HOME"), "{}", output.stderr);
+    }
+}
+
+#[test]
 fn a_report_is_written_where_it_was_asked_for_and_nothing_beside_it() {
     let state = tempfile::tempdir().unwrap();
     let run = |arguments: &str, input: &str| {

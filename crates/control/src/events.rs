@@ -67,12 +67,11 @@ impl EventLog {
     /// at the `end`, in any case.
     pub(crate) fn tell_lost(&mut self, end: bool, lost: impl Fn(u64) -> Event) {
         for sink in self.sinks() {
-            if (end || sink.has_room())
-                && let count @ 1.. = sink.lost_untold()
-                && let Ok(line) = serde_json::to_vec(&lost(count))
-            {
-                sink.put(&line, Full::Wait);
+            if sink.untold() == 0 || !(end || sink.has_room()) {
+                continue;
             }
+            let Ok(line) = serde_json::to_vec(&lost(sink.take_untold())) else { continue };
+            sink.put(&line, Full::Wait);
         }
     }
 

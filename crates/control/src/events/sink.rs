@@ -46,7 +46,7 @@ pub(super) struct Sink {
     out: Option<Box<dyn Write + Send>>,
     writer: Option<Writer>,
     error: Option<io::Error>,
-    /// Lines that were lost, and how many of them [`lost_untold`](Sink::lost_untold) has told of.
+    /// Lines that were lost, and how many of them somebody was told of.
     lost: u64,
     told: u64,
     patience: Duration,
@@ -132,9 +132,14 @@ impl Sink {
         })
     }
 
-    /// Lines that were lost since the last time this was asked.
-    pub(super) fn lost_untold(&mut self) -> u64 {
-        let untold = self.lost.saturating_sub(self.told);
+    /// Lines that were lost, of which nobody was told.
+    pub(super) fn untold(&self) -> u64 {
+        self.lost.saturating_sub(self.told)
+    }
+
+    /// The same, and somebody is told.
+    pub(super) fn take_untold(&mut self) -> u64 {
+        let untold = self.untold();
         self.told = self.lost;
         untold
     }
@@ -311,7 +316,7 @@ mod tests {
         sink.finish();
         assert_eq!(sink.take_error().unwrap().raw_os_error(), Some(28));
         assert!(sink.take_error().is_none());
-        assert_eq!(sink.lost_untold(), 0);
+        assert_eq!(sink.take_untold(), 0);
     }
 
     #[test]
@@ -374,10 +379,10 @@ mod tests {
             sink.put(&line, Full::Lose);
         }
         assert!(!sink.has_room());
-        let lost = sink.lost_untold();
+        let lost = sink.take_untold();
         let kept = total - lost;
         assert!(lost > 0 && kept >= u64::try_from(MAX_LINES).unwrap(), "{lost}");
-        assert_eq!(sink.lost_untold(), 0);
+        assert_eq!(sink.take_untold(), 0);
         // What has to be told waits behind the others, whatever the queue holds.
         sink.put(b"told", Full::Wait);
         let reading =
@@ -397,10 +402,10 @@ mod tests {
         for _ in 0..100 {
             sink.put(&line, Full::Lose);
         }
-        assert_eq!(sink.lost_untold(), 0);
+        assert_eq!(sink.take_untold(), 0);
         sink.finish();
         // A pipe holds 64 KiB, less for a user with many pipes: six lines at most, and a part of the next.
-        let lost = sink.lost_untold();
+        let lost = sink.take_untold();
         assert!((94..=100).contains(&lost), "{lost}");
     }
 }
