@@ -82,14 +82,14 @@ impl EventLog {
         if let Some((recording, mut sink)) = self.record.take() {
             sink.finish();
             let (lost, error) = (sink.lost(), sink.take_error());
-            notices.extend(incomplete("the record of this run", lost, error));
+            notices.extend(incomplete("the record of this run", "the disk", lost, error));
             if let Err(error) = recording.end(ended, lost) {
                 notices.push(format!("the record of this run has no end: {}", crate::named::chain(&error)));
             }
         }
         if let Some(sink) = &mut self.reader {
             sink.finish();
-            notices.extend(incomplete("the event log", sink.lost(), sink.take_error()));
+            notices.extend(incomplete("the event log", "its reader", sink.lost(), sink.take_error()));
         }
         notices
     }
@@ -99,8 +99,72 @@ impl EventLog {
     }
 }
 
-fn incomplete(what: &str, lost: u64, error: Option<std::io::Error>) -> Vec<String> {
-    let slow = (lost > 0).then(|| format!("{what} is incomplete: its reader was too slow, and {lost} lines were lost"));
+fn incomplete(what: &str, who: &str, lost: u64, error: Option<std::io::Error>) -> Vec<String> {
+    let slow = (lost > 0).then(|| format!("{what} is incomplete: {who} was too slow, and {lost} lines were lost"));
     let failed = error.map(|error| format!("{what} is incomplete: {error}"));
     slow.into_iter().chain(failed).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{self, Read};
+
+    use cofferdam_model::{EventBody, EventSource};
+
+    use super::*;
+    use crate::store::{Needles, RunKind, RunStore};
+    use crate::summary::{Advice, Totals};
+
+    #[test]
+    fn each_reader_loses_its_own_lines_and_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = RunStore::at(dir.path());
+        let (mut reader, writer) = io::pipe().unwrap();
+        let record = RecordAs { store: store.clone(), kind: RunKind::Run, sandbox: None, directory: None };
+        let mut log = EventLog::to(Box::new(writer)).recorded(record);
+        let network = cofferdam_policy::file::default_network();
+        log.begin(Subject { command: &[], network: &network, classifier: None, advice: Advice::default() }).unwrap();
+        let line = vec![b'x'; 999];
+        let mut written: u64 = 0;
+        // The pipe's reader stands still; the record takes what the disk takes.
+        while log.reader.as_ref().unwrap().untold() < 100 {
+            log.write_line(&line);
+            written += 1;
+        }
+        let lost = |count| notice(&format!("lost {count}"));
+        log.tell_lost(false, lost);
+        assert!(log.reader.as_ref().unwrap().untold() > 0, "nothing is told while there is no room");
+        let reading = std::thread::spawn(move || {
+            let mut text = String::new();
+            reader.read_to_string(&mut text).unwrap();
+            text
+        });
+        log.tell_lost(true, lost);
+        let notices = log.finish(ended());
+        drop(log);
+        let text = reading.join().unwrap();
+        let told = text.lines().filter(|line| line.contains("lost ")).count();
+        assert!(told == 1 && text.contains("\"lost 100\""), "{told}");
+        assert!(
+            notices.iter().any(|notice| notice.contains("the event log is incomplete") && notice.contains("100 lines")),
+            "{notices:?}"
+        );
+        // Whatever the record lost is in its description.
+        let run = store.find("last").unwrap();
+        let mut lines = run.lines(&Needles::any_of(&["xxx"])).unwrap();
+        let mut kept = 0;
+        while lines.next_line().unwrap().is_some() {
+            kept += 1;
+        }
+        assert_eq!(kept + run.about().lines_lost, written);
+    }
+
+    fn notice(message: &str) -> Event {
+        let body = EventBody::GatewayNotice { message: message.to_owned() };
+        Event { v: 1, time: "then".to_owned(), mono_ns: 7, source: EventSource::Supervisor, body }
+    }
+
+    fn ended() -> Ended {
+        Ended { time: "then".to_owned(), exit_status: 0, duration_ms: 1, totals: Totals::default() }
+    }
 }

@@ -205,13 +205,16 @@ for n in range(2000):
     except OSError: pass
 print("went on")'
         $C log --denied | tail -1 | tr -s " " | cut -d" " -f 3,4
+        # Whole lines alone, of as much as there was room for.
+        test "$(cat /mnt/state/cofferdam/runs/*/events.* | wc -c)" -gt 20000 && echo "much"
         # And one that begins on a full disk.
         dd if=/dev/zero of=/mnt/state/full 2>/dev/null || true
         $C run --no-cwd --no-net -- echo ran
         $C log | wc -l
         "#,
     );
-    ran.exits(0).says("went on\ndenied udp\nran\n");
+    ran.exits(0).says("went on\ndenied udp\nmuch\nran\n");
+    assert!(!ran.stderr().contains("left out"), "{ran}");
     ran.complains("the record of this run is incomplete: No space left on device")
         .complains("this run is not recorded: cannot");
 }
