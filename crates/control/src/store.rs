@@ -53,6 +53,9 @@ pub const MAX_RUNS: usize = 1000;
 /// Runs that go at once when there are too many.
 const SPARE_RUNS: usize = 16;
 
+/// The least of an id that names a run: a sandbox called `s` that has no record must not be taken for a run that ends in an s.
+const SHORTEST_END: usize = 4;
+
 const RUN_FILE: &str = "run.json";
 
 /// Why a run is not recorded, or its record cannot be used.
@@ -174,7 +177,8 @@ impl RunStore {
         if let Some(run) = open.into_iter().find(is_session) {
             return Ok(run);
         }
-        let is_end = |id: &&RunId| !text.is_empty() && (id.as_str().starts_with(text) || id.as_str().ends_with(text));
+        let is_end =
+            |id: &&RunId| text.len() >= SHORTEST_END && (id.as_str().starts_with(text) || id.as_str().ends_with(text));
         let matching: Vec<&RunId> = ids.iter().filter(is_end).collect();
         match matching.as_slice() {
             [id] => self.open(id),

@@ -260,15 +260,17 @@ for n in range(1000000):
     else: line = head + '"type":"flow.opened","flow":%d,' % n + ends % n
     out.write(line); size += len(line)
 END
-        $C log --denied >/dev/null
-        for n in 1 2 3 4 5; do
-            start=$(date +%s%N); $C log --denied | wc -l; echo "took $(( ($(date +%s%N) - start) / 1000000 ))"
-        done
-        start=$(date +%s%N); $C why nothing 2>/dev/null || echo "why $(( ($(date +%s%N) - start) / 1000000 ))"
+        $C log --denied | wc -l
+        # Processor time, which is the whole time on a machine that does nothing else: others test at the same time.
+        TIMEFORMAT='took %U %S %R'
+        for n in 1 2 3 4 5; do time $C log --denied >/dev/null; done 2>&1
+        TIMEFORMAT='unknown took %U %S %R'
+        time $C why nothing 2>&1 || true
         "#
     ));
     ran.exits(0).says("10001\n");
     println!("{}", ran.stdout());
-    let best = ran.stdout().lines().filter_map(|line| line.strip_prefix("took ")?.parse::<u64>().ok()).min();
-    assert!(best.is_some_and(|millis| millis <= 200), "{ran}");
+    let seconds = |line: &str| line.split(' ').take(2).filter_map(|time| time.parse::<f64>().ok()).sum::<f64>();
+    let best = ran.stdout().lines().filter_map(|line| line.strip_prefix("took ")).map(seconds).reduce(f64::min);
+    assert!(best.is_some_and(|seconds| seconds <= 0.2), "{ran}");
 }

@@ -201,11 +201,19 @@ mod tests {
         let text = |line: &[u8]| String::from_utf8(line.to_vec()).unwrap() + "\n";
         assert_eq!(text(followed.next_line().unwrap().unwrap()), line(0));
         assert_eq!(followed.next_line().unwrap(), None);
+        let mut next = 1;
         for number in 1..95 {
             segments.write_all(line(number).as_bytes()).unwrap();
-            assert_eq!(text(followed.next_line().unwrap().unwrap()), line(number));
-            assert_eq!(followed.next_line().unwrap(), None);
+            // Some come together, also the last of a segment with the first of the next.
+            if number % 3 == 0 || number == 94 {
+                while next <= number {
+                    assert_eq!(text(followed.next_line().unwrap().unwrap()), line(next));
+                    next += 1;
+                }
+                assert_eq!(followed.next_line().unwrap(), None);
+            }
         }
+        assert_eq!(followed.cut(), 0);
         let numbers = super::segments(&recording.directory).unwrap();
         assert_eq!(numbers, [7, 8, 9, 10]);
         let mut rest = run.lines(&Needles::all()).unwrap();

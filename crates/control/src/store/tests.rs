@@ -110,12 +110,13 @@ fn a_run_is_found_by_what_people_call_it() {
         ("last", "dddddd"),
         ("work", "bbbbbb"),
         ("aaaaaa", "aaaaaa"),
+        ("aaaa", "aaaaaa"),
         ("20260102", "bbbbbb"),
     ] {
         assert!(store.find(text).unwrap().about().id.as_str().ends_with(end), "{text}");
     }
     assert!(matches!(store.find("20260103"), Err(StoreError::Ambiguous { count: 2, .. })));
-    for text in ["", "none", "../x", "20260101T000000Z-aaaaab", "\u{1b}[2J"] {
+    for text in ["", "none", "aaa", "../x", "20260101T000000Z-aaaaab", "\u{1b}[2J"] {
         assert!(matches!(store.find(text), Err(StoreError::Absent(_))), "{text}");
     }
 }
