@@ -229,6 +229,13 @@ fn no_sandbox_sees_the_records() {
             $C run --no-cwd --no-net --mount "$shown:/x:ro" -- true 2>/dev/null || echo "refused $?"
             (cd "$shown" && $C run --no-net -- true 2>/dev/null || echo "refused $?")
         done
+        # Nobody but the supervisor has anything of it open.
+        $C run --no-cwd --net-default deny -- sleep 1000 & run=$!
+        until_ sh -c "$C log | grep -q running"
+        for process in /proc/[0-9]*; do
+            ls -l $process/fd 2>/dev/null | grep -q "$store" && echo "opened by $process"
+        done | sed "s#/proc/$run\$#the supervisor#"
+        kill $run; wait $run || true
         # What somebody chose is shown, and not acted on.
         $C run --no-cwd --no-net -- sh -c : "$(printf '\033[31m\n|`x')"
         for shown in "" last --summary; do $C log $shown | grep -c "$(printf '\033')" || true; $C log $shown | grep -c '\\u{{1b}}'; done | tr '\n' ' '
@@ -236,7 +243,7 @@ fn no_sandbox_sees_the_records() {
     ));
     ran.exits(0);
     assert_eq!(ran.stdout().matches("refused 125").count(), 8, "{ran}");
-    ran.says("0 1 0 1 0 1 ");
+    ran.says("refused 125\nopened by the supervisor\n0 1 0 1 0 1 ");
 }
 
 #[test]

@@ -21,8 +21,8 @@ use crate::state::{self, io_error};
 /// What is read at once: it stays in a processor's second cache while several searches go over it.
 const BLOCK: usize = 256 * 1024;
 
-/// The longest line that is shown; the gateway's are bounded far below.
-const LONGEST_LINE: usize = 4 << 20;
+/// The longest line that is shown: the first one of a run has its whole policy, the gateway's are bounded far below.
+const LONGEST_LINE: usize = 16 << 20;
 
 /// Whether a run goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
