@@ -47,6 +47,14 @@ impl<'a> EchoRequest<'a> {
     }
 }
 
+/// Whether a message of this type is an echo request or reply.
+pub(crate) fn is_echo(kind: u8, address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(_) => matches!(kind, V4_ECHO_REQUEST | V4_ECHO_REPLY),
+        IpAddr::V6(_) => matches!(kind, V6_ECHO_REQUEST | V6_ECHO_REPLY),
+    }
+}
+
 /// The echo reply message, without its IP header, and its protocol number.
 pub(crate) fn emit_echo_reply(ends: IpEnds, ident: u16, sequence: u16, payload: &[u8]) -> (u8, Vec<u8>) {
     let kind = match ends {

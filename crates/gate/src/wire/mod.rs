@@ -4,6 +4,7 @@
 //! What is refused, and as which [`cofferdam_model::DropReason`], is decided here and nowhere else.
 
 pub(crate) mod checksum;
+pub mod ends;
 pub(crate) mod icmp;
 pub(crate) mod ip;
 pub(crate) mod ipv4;

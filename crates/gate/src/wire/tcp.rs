@@ -43,7 +43,7 @@ impl Syn {
         if src_port == 0 || dst_port == 0 {
             return Err(DropReason::PortZero);
         }
-        if flags & (SYN | ACK | RST | FIN) != SYN || offload.udp_segment.is_some() {
+        if !opens(flags) || offload.udp_segment.is_some() {
             return Err(DropReason::Unexpected);
         }
         Ok(Syn { src_port, dst_port, seq: u32::from_be_bytes([q0, q1, q2, q3]), header_len, data_len })
@@ -53,6 +53,11 @@ impl Syn {
     pub(crate) fn next_seq(&self) -> u32 {
         self.seq.wrapping_add(1).wrapping_add(u32::try_from(self.data_len).unwrap_or(0))
     }
+}
+
+/// Whether a segment with these flags opens a connection.
+pub(crate) fn opens(flags: u8) -> bool {
+    flags & (SYN | ACK | RST | FIN) == SYN
 }
 
 /// The whole packet that refuses `syn` (RFC 9293 §3.5.2, group 1). `ends` are those of the answer.
