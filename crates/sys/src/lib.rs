@@ -8,6 +8,7 @@ pub mod mount;
 pub mod netlink;
 pub mod nft;
 pub mod ns;
+pub mod packet;
 pub mod process;
 pub mod socket;
 pub mod transparent;

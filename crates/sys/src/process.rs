@@ -249,6 +249,28 @@ pub fn reset_signals(kept: &[Signal]) -> io::Result<()> {
     Ok(())
 }
 
+/// Has this process ignore a signal.
+///
+/// # Errors
+/// Those of rt_sigaction(2): KILL and STOP cannot be ignored.
+pub fn ignore(signal: Signal) -> io::Result<()> {
+    // As in `reset_signals`; 1 is SIG_IGN.
+    const IGNORE: [u64; 4] = [1, 0, 0, 0];
+    const MASK_SIZE: usize = 8;
+    // SAFETY: rt_sigaction(2) reads the structure, which lives through the call, and writes nothing through the null pointer.
+    // Nothing runs when an ignored signal comes.
+    let rc = unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigaction,
+            signal.as_raw(),
+            IGNORE.as_ptr(),
+            std::ptr::null_mut::<libc::c_void>(),
+            MASK_SIZE,
+        )
+    };
+    if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// A descriptor from which blocked signals are read, signalfd(2). Non-blocking and close-on-exec.
 ///
 /// Dropping it discards what was not read and puts the signal mask of the calling thread back as it was.
