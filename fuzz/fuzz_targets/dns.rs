@@ -65,7 +65,7 @@ fuzz_target!(|data: &[u8]| {
                     assert!(reply.len() >= 12 && reply.len() <= 65_535);
                     assert_eq!(reply[..2], message[..2]);
                 }
-                Output::Ask { .. } | Output::Abandon { .. } | Output::Ignore { .. } | Output::Event(_) => {}
+                Output::Ask { .. } | Output::Abandon { .. } | Output::Ignore { .. } | Output::Event(_) | Output::Answered { .. } => {}
             }
         }
         for (upstream, asked) in sent {
@@ -115,7 +115,8 @@ fn ask_again(
             | Output::Ask { .. }
             | Output::Abandon { .. }
             | Output::Ignore { .. }
-            | Output::Event(_) => {}
+            | Output::Event(_)
+            | Output::Answered { .. } => {}
         }
     }
     assert!(answered <= 1);

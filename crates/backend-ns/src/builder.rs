@@ -9,12 +9,13 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use cofferdam_gateway::{BuildError, build_netns, serve_broker};
+use cofferdam_gateway::{BuildError, build_netns, open_packets, serve_broker};
 use cofferdam_sys::ns::{self, Fork, IdMap, NamespaceKind, Namespaces, ParentOf, Setgroups};
 use cofferdam_sys::process::{self, Groups};
 use cofferdam_sys::{fdpass, tun};
 use rustix::process::DumpableBehavior;
 
+use crate::NetworkSpec;
 use crate::handles;
 use crate::identity::Identity;
 use crate::init::{self, Init, Task};
@@ -137,12 +138,14 @@ impl Builder<'_> {
                 rustix::io::ioctl_fionbio(gateways, true).step(|| "set up a socket".to_owned())?;
             }
             let gateways = broker.as_ref().map(|(_, gateways)| gateways.as_fd());
+            let packets = packets(network)?;
             let listeners = fds.listeners.iter().map(AsFd::as_fd);
             let all = std::iter::once(fds.tun.as_fd()).chain(gateways).chain(listeners);
+            let all = all.chain(packets.iter().map(AsFd::as_fd));
             wire::send(&supervisor, &Message::Built, &all.collect::<Vec<_>>())
                 .step(|| "hand over the gateway's descriptors".to_owned())?;
             wire::send(&own, &Message::Linked, &[]).map_err(|_| None)?;
-            drop((own, netns, fds));
+            drop((own, netns, fds, packets));
             return match broker {
                 Some((channel, _)) => Ok(Some((channel, lifeline))),
                 None => Ok(None),
@@ -152,6 +155,11 @@ impl Builder<'_> {
         }
         Ok(None)
     }
+}
+
+/// A socket with the packets of the link that was built, for who is to capture them.
+pub(crate) fn packets(network: &NetworkSpec) -> Result<Option<OwnedFd>, Fault> {
+    network.capture.as_ref().map(|_| open_packets().map_err(|error| fault(&error))).transpose()
 }
 
 /// The rest of its life as the broker. Its name in a list of processes says so.

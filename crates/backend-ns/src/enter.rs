@@ -20,7 +20,7 @@ use cofferdam_sys::process::{self, Groups};
 use cofferdam_sys::{fdpass, tun};
 use rustix::process::PidfdFlags;
 
-use crate::builder::fault;
+use crate::builder::{fault, packets};
 use crate::handles::{Attachment, Handles};
 use crate::identity::Identity;
 use crate::init::{self, Init};
@@ -104,7 +104,9 @@ impl Enter<'_> {
             Ok(_) | Err(_) => return Err(None),
         };
         let fds = build_netns(&network.link, tun, netns.as_fd()).map_err(|error| fault(&error))?;
+        let packets = packets(&network)?;
         let all = std::iter::once(fds.tun.as_fd()).chain(fds.listeners.iter().map(AsFd::as_fd));
+        let all = all.chain(packets.iter().map(AsFd::as_fd));
         wire::send(&supervisor, &Message::Built, &all.collect::<Vec<_>>())
             .step(|| "hand over the gateway's descriptors".to_owned())?;
         wire::send(&own, &Message::Linked, &[]).map_err(|_| None)

@@ -61,6 +61,7 @@ pub enum Role {
     Supervisor,
     Builder,
     Gateway,
+    Capture,
     Init,
 }
 
@@ -70,6 +71,7 @@ impl std::fmt::Display for Role {
             Self::Supervisor => "the supervisor",
             Self::Builder => "the builder",
             Self::Gateway => "the gateway",
+            Self::Capture => "the capture of packets",
             Self::Init => "the sandbox's pid 1",
         })
     }

@@ -51,13 +51,13 @@ impl From<Fault> for GatewayError {
 
 impl Gateway {
     /// Forks the gateway process and waits until it is confined and serves. `sockets`: the listeners for sockets of the host, and the
-    /// channel to the dialer.
+    /// channel to the dialer. `capture`: the channel to the capture.
     pub(crate) fn start(
         network: &NetworkSpec,
         (mut fds, sockets): (Vec<OwnedFd>, Option<(Vec<OwnedFd>, OwnedFd)>),
+        capture: Option<OwnedFd>,
         lifeline: &OwnedFd,
-        identity: Identity,
-        deadline: Instant,
+        (identity, deadline): (Identity, Instant),
     ) -> Result<Self, GatewayError> {
         if fds.is_empty() {
             let nothing = Fault::new("take over the gateway's descriptors", &io::ErrorKind::UnexpectedEof.into());
@@ -88,6 +88,7 @@ impl Gateway {
                 let channels = Channels {
                     events: events_in,
                     machine: machine_in,
+                    capture,
                     commands: commands_in,
                     ready: ready_in,
                     lifeline,
@@ -101,6 +102,7 @@ impl Gateway {
             }),
         };
         drop((tun, broker, fds, host_sockets, dialer));
+        drop(capture);
         drop((events_in, machine_in, commands_in, ready_in, errors_in));
         for pipe in [&events, &errors] {
             rustix::fs::fcntl_setfl(pipe, OFlags::NONBLOCK).step(|| "set up a pipe".to_owned())?;
@@ -208,7 +210,9 @@ fn enter(fds: &GatewayFds, channels: &Channels, errors: &OwnedFd, identity: Iden
     drop(null);
     let mut kept: Vec<_> =
         [&fds.tun, &channels.events, &channels.machine, &channels.ready, &channels.lifeline].map(AsFd::as_fd).into();
-    kept.extend(fds.listeners.iter().chain(&channels.commands).chain(&fds.broker).map(AsFd::as_fd));
+    kept.extend(
+        fds.listeners.iter().chain(&channels.commands).chain(&channels.capture).chain(&fds.broker).map(AsFd::as_fd),
+    );
     kept.extend(fds.ports.iter().map(|port| port.socket.as_fd()));
     kept.extend(fds.host_sockets.iter().chain(&fds.dialer).map(AsFd::as_fd));
     process::close_all_except(&kept).step(|| "close descriptors".to_owned())?;

@@ -1,6 +1,7 @@
 //! Isolation by Linux namespaces: what the program of a sandbox sees, and the processes around it.
 
 mod builder;
+mod capture;
 mod check;
 mod enter;
 mod error;
@@ -21,6 +22,7 @@ mod run;
 mod spec;
 mod wire;
 
+pub use capture::CaptureFile;
 pub use cofferdam_sys::confine::Capability;
 pub use error::{LaunchError, ProjectError, Role};
 pub use handles::{Attachment, HANDLE_COUNT, Handles};

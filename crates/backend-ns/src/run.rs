@@ -14,7 +14,7 @@
 //! | running | the machine's resolvers change | the gateway is told |
 //! | running | end of the gateway | reported; the sandbox has no network from here on |
 //! | running | `Exited`, `Signaled`, end of the init | stopping |
-//! | stopping | – | the lifeline is closed; the last events are read; everything is waited for |
+//! | stopping | – | the lifeline is closed; the last events are read; everything is waited for, the capture of packets last |
 //!
 //! Before the program is told to start, a signal ends the supervisor as it ends any process, and everything else follows.
 //! From then on signals are blocked in the supervisor's thread and wait to be passed on; they are unblocked at the end.
@@ -32,6 +32,7 @@ use cofferdam_sys::ns::Child;
 use cofferdam_sys::process::SignalFd;
 use rustix::process::{Signal, WaitId, WaitIdOptions};
 
+use crate::capture::Capture;
 use crate::gateway::Gateway;
 use crate::limits::Cgroup;
 use crate::{GatewayEnd, Handles, ResourceLimits};
@@ -96,6 +97,8 @@ struct Processes {
     gateway: Option<Gateway>,
     /// Who connects to sockets of the host for the gateway, and ends with it.
     dialer: Option<Child>,
+    /// Who writes packets to a file, until everybody else has ended.
+    capture: Option<Capture>,
     /// What the gateway is told of the machine.
     machine: Option<Machine>,
     cgroup: Option<Cgroup>,
@@ -103,14 +106,17 @@ struct Processes {
 
 impl Processes {
     fn new(lifeline: OwnedFd, cgroup: Option<Cgroup>) -> Self {
-        Self { lifeline: Some(lifeline), builder: None, init: None, gateway: None, dialer: None, machine: None, cgroup }
+        let lifeline = Some(lifeline);
+        Self { lifeline, builder: None, init: None, gateway: None, dialer: None, capture: None, machine: None, cgroup }
     }
 
     /// Ends what is left and waits for it.
     fn end(&mut self) {
         drop(self.lifeline.take());
         let gateway = self.gateway.take().map(|gateway| gateway.child);
-        for child in [self.builder.take(), self.init.take(), gateway, self.dialer.take()].into_iter().flatten() {
+        let capture = self.capture.take().map(|capture| capture.child);
+        let helpers = [gateway, self.dialer.take(), capture];
+        for child in [self.builder.take(), self.init.take()].into_iter().chain(helpers).flatten() {
             kill(&child);
             wait(&child);
         }
@@ -123,13 +129,13 @@ impl Drop for Processes {
     }
 }
 
-fn kill(child: &Child) {
+pub(crate) fn kill(child: &Child) {
     // One that has ended needs no killing.
     let _ended = rustix::process::pidfd_send_signal(&child.pidfd, Signal::KILL);
 }
 
 /// Waits for the end of a process. `None` when somebody else has waited for it.
-fn wait(child: &Child) -> Option<GatewayEnd> {
+pub(crate) fn wait(child: &Child) -> Option<GatewayEnd> {
     wait_for(child.pidfd.as_fd())
 }
 

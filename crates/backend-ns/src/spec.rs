@@ -9,6 +9,8 @@ use std::time::Duration;
 use cofferdam_gateway::{GatewayConfig, NetnsSpec, PortSocket, SocketDoor};
 use cofferdam_sys::confine::Capability;
 
+use crate::capture::CaptureFile;
+
 /// Everything one sandbox is made from.
 #[derive(Debug, Clone)]
 pub struct SandboxSpec {
@@ -53,6 +55,8 @@ pub struct NetworkSpec {
     pub ports: Vec<Arc<PortSocket>>,
     /// Sockets of the host that programs may connect to.
     pub sockets: Vec<Arc<SocketDoor>>,
+    /// Where the packets of its link go, if somebody wants them.
+    pub capture: Option<Arc<CaptureFile>>,
     /// The file that names the resolvers, where they are the machine's and so to be followed.
     pub resolvers: Option<ResolverFile>,
 }

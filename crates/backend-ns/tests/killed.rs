@@ -116,10 +116,11 @@ fn kill_something(bench: &Bench, user: User, directory: &Path, random: &mut Rand
         _ => "sleep 9000 & sleep 9000",
     };
     let mut supervisor = bench.supervisor(user, directory);
-    let network: &[&str] = match random.below(3) {
+    let network: &[&str] = match random.below(4) {
         0 => &["--network"],
         1 => &["--ports"],
-        _ => &["--ports", "--socket", "s:/run/s"],
+        2 => &["--pcap", "p"],
+        _ => &["--ports", "--socket", "s:/run/s", "--pcap", "p"],
     };
     // Half of them in a sandbox that stays, whose keeper is one more to kill.
     supervisor.args((random.below(2) == 0).then_some(support::INSIDE));
@@ -171,6 +172,9 @@ fn role(pid: u32, supervisor: u32) -> String {
     }
     if name == "cofferdam-dial" {
         return "dialer".to_owned();
+    }
+    if name == "cofferdam-pcap" {
+        return "capture".to_owned();
     }
     // The others have the name of the program: the gateway has a seccomp filter once it is confined, and before it is
     // as good as the builder.

@@ -598,6 +598,7 @@ fn network_spec(
         broker: false,
         ports: Vec::new(),
         sockets: Vec::new(),
+        capture: None,
         resolvers: file,
     })
 }

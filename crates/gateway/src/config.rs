@@ -74,6 +74,8 @@ pub struct Channels {
     /// A `SOCK_SEQPACKET` socket on which the supervisor says what network the machine has, each time that it changes; see
     /// [`machine_message`](crate::machine_message).
     pub machine: OwnedFd,
+    /// Where the capture hears of decisions, if packets are captured; non-blocking.
+    pub capture: Option<OwnedFd>,
     /// Where the supervisor's [`Commands`](crate::Commands) come from; without it nothing can be changed while a sandbox runs.
     pub commands: Option<OwnedFd>,
     /// End of file here means that the supervisor is gone.

@@ -13,8 +13,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cofferdam_gate::{DnsClient, Gate, Way};
-use cofferdam_model::{CloseReason, FlowCounters, FlowId, Time};
+use cofferdam_model::{CloseReason, FlowCounters, FlowId, Protocol, Time};
 use cofferdam_names::{ClientId, Output, Rebinding, Reply, Resolver, Transport, Upstream, UpstreamId};
+use cofferdam_pcap::LookUp;
 use cofferdam_policy::Policy;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
@@ -38,6 +39,8 @@ pub(crate) struct Dns {
     resolver: Resolver,
     /// Who waits for an answer, oldest first.
     clients: BTreeMap<u64, Client>,
+    /// Those that were answered since nothing was left to do, whose look-ups are reported next.
+    answered: Vec<(ClientId, LookUp)>,
     next_client: u64,
     upstreams: HashMap<u64, Asked, FlowHash>,
     sessions: Sessions,
@@ -48,9 +51,10 @@ pub(crate) struct Dns {
     buffer: Vec<u8>,
 }
 
+/// A query of the guest: how it came, and its id.
 enum Client {
-    Udp(DnsClient),
-    Tcp(u64),
+    Udp(DnsClient, u16),
+    Tcp(u64, u16),
 }
 
 struct Asked {
@@ -62,6 +66,7 @@ struct Asked {
 struct Connection {
     socket: OwnedFd,
     flow: FlowId,
+    guest: SocketAddr,
     server: SocketAddr,
     input: Vec<u8>,
     /// Bytes at the front of `input` that are done with.
@@ -80,6 +85,7 @@ impl Dns {
         Dns {
             resolver,
             clients: BTreeMap::new(),
+            answered: Vec::new(),
             next_client: 0,
             upstreams: HashMap::default(),
             sessions,
@@ -92,7 +98,7 @@ impl Dns {
 
     /// The guest sent a datagram to port 53.
     pub(crate) fn handle_datagram(&mut self, now: Time, query: DnsClient, message: &[u8]) {
-        let id = self.client(Client::Udp(query));
+        let id = self.client(Client::Udp(query, id_of(message)));
         self.resolver.handle_query(now, id, Transport::Udp, query.server, message);
     }
 
@@ -102,7 +108,7 @@ impl Dns {
         poller: &Poller,
         gate: &mut Gate,
         now: Time,
-        (flow, socket, server): (FlowId, OwnedFd, SocketAddr),
+        (flow, socket, (guest, server)): (FlowId, OwnedFd, (SocketAddr, SocketAddr)),
     ) -> bool {
         if self.connections.len() >= CONNECTIONS {
             let quietest = self.connections.iter().min_by_key(|(id, c)| (c.active, **id)).map(|(id, _)| *id);
@@ -118,6 +124,7 @@ impl Dns {
         let connection = Connection {
             socket,
             flow,
+            guest,
             server,
             input: Vec::new(),
             taken: 0,
@@ -255,7 +262,7 @@ impl Dns {
                 }
                 Output::Answer { client, message } => self.answer(gate, now, client, &message),
                 Output::Ignore { client } => {
-                    if let Some(Client::Tcp(id)) = self.clients.remove(&client.0)
+                    if let Some(Client::Tcp(id, _)) = self.clients.remove(&client.0)
                         && let Some(connection) = self.connections.get_mut(&id)
                     {
                         connection.waiting = connection.waiting.saturating_sub(1);
@@ -263,8 +270,15 @@ impl Dns {
                     }
                 }
                 Output::Event(body) => events.push(now, body),
+                Output::Answered { client, event } => {
+                    let of_client =
+                        |(answered, look_up): &(ClientId, LookUp)| (*answered == client).then_some(*look_up);
+                    let look_up = self.answered.iter().rev().find_map(of_client);
+                    events.push_about(now, event, look_up.as_ref());
+                }
             }
         }
+        self.answered.clear();
     }
 
     fn client(&mut self, client: Client) -> ClientId {
@@ -280,9 +294,15 @@ impl Dns {
     fn answer(&mut self, gate: &mut Gate, now: Time, client: ClientId, message: &[u8]) {
         match self.clients.remove(&client.0) {
             None => {}
-            Some(Client::Udp(query)) => gate.handle_dns_answer(now, query, message),
-            Some(Client::Tcp(id)) => {
+            Some(Client::Udp(query, id)) => {
+                let DnsClient { guest, server } = query;
+                self.answered.push((client, LookUp { protocol: Protocol::Udp, guest, server, id }));
+                gate.handle_dns_answer(now, query, message);
+            }
+            Some(Client::Tcp(id, query)) => {
                 let Some(connection) = self.connections.get_mut(&id) else { return };
+                let (guest, server) = (connection.guest, connection.server);
+                self.answered.push((client, LookUp { protocol: Protocol::Tcp, guest, server, id: query }));
                 let Ok(len) = u16::try_from(message.len()) else { return };
                 connection.waiting = connection.waiting.saturating_sub(1);
                 connection.active = now;
@@ -325,7 +345,7 @@ impl Dns {
                 if !gate.limits().admit_dns(Way::Egress, message.len()) {
                     return self.close(gate, now, id, CloseReason::Budget);
                 }
-                let client = self.client(Client::Tcp(id));
+                let client = self.client(Client::Tcp(id, id_of(&message)));
                 self.resolver.handle_query(now, client, Transport::Tcp, server, &message);
                 continue;
             }
@@ -353,6 +373,11 @@ impl Dns {
             self.close(gate, now, id, CloseReason::Policy);
         }
     }
+}
+
+/// The id of a DNS message.
+fn id_of(message: &[u8]) -> u16 {
+    message.first_chunk().map_or(0, |id| u16::from_be_bytes(*id))
 }
 
 impl Connection {
@@ -556,7 +581,7 @@ mod tests {
                 poller: Poller::new().unwrap(),
                 gate: Gate::new(gate, Arc::clone(&policy)),
                 dns: Dns::new(Resolver::new(resolver, policy), Sessions::new(&[], &[])),
-                events: EventWriter::new(events),
+                events: EventWriter::new(events, crate::capture::Teller::default()),
                 _reader: reader,
             }
         }
@@ -574,7 +599,7 @@ mod tests {
             guest.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
             let flow = FlowId(self.dns.next_connection);
             let server = "172.16.0.1:53".parse().unwrap();
-            assert!(self.dns.handle_accepted(&self.poller, &mut self.gate, now, (flow, ours.into(), server)));
+            assert!(self.dns.handle_accepted(&self.poller, &mut self.gate, now, (flow, ours.into(), (server, server))));
             guest
         }
 

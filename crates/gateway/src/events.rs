@@ -5,6 +5,9 @@ use std::os::fd::OwnedFd;
 use cofferdam_model::{Event, EventBody, EventSource, LimitKind, Time};
 use rustix::net::SendFlags;
 
+use cofferdam_pcap::LookUp;
+
+use crate::capture::Teller;
 use crate::clock;
 
 /// Lines are gathered for one turn of the loop and go out in one message, up to about this many bytes.
@@ -21,12 +24,14 @@ pub(crate) struct EventWriter {
     lost: u64,
     reported: u64,
     flags: SendFlags,
+    /// Hears of decisions, too.
+    pub(crate) capture: Teller,
 }
 
 impl EventWriter {
-    pub(crate) fn new(socket: OwnedFd) -> EventWriter {
+    pub(crate) fn new(socket: OwnedFd, capture: Teller) -> EventWriter {
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        EventWriter { socket, gathered: Vec::with_capacity(GATHER), lines: 0, lost: 0, reported: 0, flags }
+        EventWriter { socket, gathered: Vec::with_capacity(GATHER), lines: 0, lost: 0, reported: 0, flags, capture }
     }
 
     /// From here on the reader is waited for. It ends whoever keeps it waiting.
@@ -36,6 +41,12 @@ impl EventWriter {
 
     /// Adds one event to those of this turn.
     pub(crate) fn push(&mut self, now: Time, body: EventBody) {
+        self.push_about(now, body, None);
+    }
+
+    /// As [`EventWriter::push`], of an event about the look-up of `client`.
+    pub(crate) fn push_about(&mut self, now: Time, body: EventBody, client: Option<&LookUp>) {
+        self.capture.tell(&body, client);
         let event = Event { v: 1, time: clock::wall(), mono_ns: now.as_nanos(), source: EventSource::Gateway, body };
         let before = self.gathered.len();
         if serde_json::to_writer(&mut self.gathered, &event).is_err() {
@@ -92,7 +103,7 @@ mod tests {
     #[test]
     fn counts_what_a_slow_reader_lost() {
         let (ours, theirs) = cofferdam_sys::fdpass::pair().unwrap();
-        let mut writer = EventWriter::new(ours);
+        let mut writer = EventWriter::new(ours, Teller::default());
         let mut buffer = vec![0; 4 * GATHER];
         let text = "x".repeat(8000);
         for _ in 0..1000 {
@@ -117,7 +128,7 @@ mod tests {
     #[test]
     fn says_whether_everything_is_told() {
         let (ours, theirs) = cofferdam_sys::fdpass::pair().unwrap();
-        let mut writer = EventWriter::new(ours);
+        let mut writer = EventWriter::new(ours, Teller::default());
         let mut buffer = vec![0; 4 * GATHER];
         assert!(writer.flush(Time::ZERO), "there was nothing to tell");
         let told = |writer: &mut EventWriter| {
@@ -133,7 +144,7 @@ mod tests {
     #[test]
     fn loses_nothing_at_the_end() {
         let (ours, theirs) = cofferdam_sys::fdpass::pair().unwrap();
-        let mut writer = EventWriter::new(ours);
+        let mut writer = EventWriter::new(ours, Teller::default());
         writer.be_patient();
         let reading = std::thread::spawn(move || {
             let (mut buffer, mut lines) = (vec![0; 4 * GATHER], 0);

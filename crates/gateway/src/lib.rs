@@ -6,6 +6,7 @@
 
 mod anchors;
 mod broker;
+mod capture;
 mod check;
 mod clock;
 mod commands;
@@ -35,10 +36,11 @@ mod udp;
 
 pub use anchors::{ReadAnchorsError, trust_anchors};
 pub use broker::{BrokerError, serve_broker};
+pub use capture::{CaptureEnd, CaptureError, CaptureFds, serve_capture};
 pub use commands::{CommandAnswer, Commands};
 pub use config::{Channels, DnsUpstream, DnsWay, GatewayConfig, Link6, LinkAddresses};
 pub use dialer::{DialerError, DoorError, SocketDoor, serve_dialer};
 pub use machine::{TooMany, machine_message, resolvers_message};
-pub use netns::{BuildError, GatewayFds, NetnsSpec, build_netns, configure_guest_link};
+pub use netns::{BuildError, GatewayFds, NetnsSpec, build_netns, configure_guest_link, open_packets};
 pub use ports::PortSocket;
 pub use serve::{ServeError, serve};

@@ -22,7 +22,7 @@ use cofferdam_sys::netlink::{Connection, NetlinkError, Request};
 use cofferdam_sys::ns::{self, NamespaceKind};
 use cofferdam_sys::transparent::{IpVersion, transparent_listener};
 use cofferdam_sys::tun::TunError;
-use cofferdam_sys::{nft, tun};
+use cofferdam_sys::{nft, packet, tun};
 
 use self::plan::{Missing, Step, Sysctl};
 use crate::{LinkAddresses, PortSocket};
@@ -72,6 +72,8 @@ pub enum BuildError {
     Enter { source: io::Error },
     #[error("cannot find the interface {name}")]
     Interface { name: &'static str, source: io::Error },
+    #[error("cannot capture the packets of the link ({call})")]
+    Packets { call: &'static str, source: io::Error },
     #[error("cannot open the transparent {version} listener ({call})")]
     Listen { version: IpVersion, call: &'static str, source: io::Error },
 }
@@ -109,6 +111,9 @@ impl BuildError {
                 "this kernel lacks veth links, policy routing or IPv6: load the modules veth and ipv6, or switch IPv6 \
                  off for the sandbox",
             ),
+            (BuildError::Packets { .. }, libc::EAFNOSUPPORT) => {
+                Some("this kernel has no packet sockets: load the module af_packet, or do without --pcap")
+            }
             (BuildError::Listen { .. }, libc::EAFNOSUPPORT) => {
                 Some("this kernel has no IPv6: switch it off for the sandbox, or load the ipv6 module")
             }
@@ -125,6 +130,7 @@ impl BuildError {
             BuildError::Sysctl { source, .. }
             | BuildError::Enter { source }
             | BuildError::Interface { source, .. }
+            | BuildError::Packets { source, .. }
             | BuildError::Listen { source, .. } => source,
             BuildError::Tun { source, .. } => &source.source,
             BuildError::Filter { source } | BuildError::Network { source } => source.source_error(),
@@ -170,6 +176,15 @@ pub fn build_netns(spec: &NetnsSpec, tun: OwnedFd, sandbox_netns: BorrowedFd<'_>
         }
     }
     Ok(fds)
+}
+
+/// A socket that takes every packet of the gateway's end of the link, which is in the calling thread's network namespace. Comes
+/// between [`build_netns`] and [`configure_guest_link`], without whose addresses the guest can send nothing.
+///
+/// # Errors
+/// [`BuildError::Packets`].
+pub fn open_packets() -> Result<OwnedFd, BuildError> {
+    packet::open(plan::GATEWAY_INDEX).map_err(|(call, source)| BuildError::Packets { call, source })
 }
 
 /// Configures `lo` and `eth0` in the sandbox's network namespace, in which the calling thread must be. Comes after

@@ -19,6 +19,7 @@ use rustix::io::Errno;
 use rustix::net::SocketFlags;
 
 use crate::broker;
+use crate::capture::Teller;
 use crate::check::{Ask, Checks, HandOver, MAX_KEPT, Outcome};
 use crate::clock::Clock;
 use crate::commands::{self, Command, Received};
@@ -106,7 +107,7 @@ struct Live {
 /// confined.
 pub fn serve(config: GatewayConfig, fds: GatewayFds, channels: Channels) -> Result<(), ServeError> {
     let descriptors = cofferdam_sys::process::raise_descriptor_limit();
-    let own = (channels.events, channels.machine);
+    let own = (EventWriter::new(channels.events, Teller::new(channels.capture)), channels.machine);
     let live = match channels.commands {
         Some(channel) => Some(Live { channel, compiler: Compiler::start()? }),
         None => None,
@@ -274,7 +275,7 @@ impl Gateway {
     fn new(
         config: GatewayConfig,
         fds: GatewayFds,
-        (events, machine): (OwnedFd, OwnedFd),
+        (events, machine): (EventWriter, OwnedFd),
         (live, descriptors): (Option<Live>, Option<u64>),
     ) -> io::Result<Gateway> {
         let poller = Poller::new()?;
@@ -311,7 +312,7 @@ impl Gateway {
             udp: Udp::new(),
             echo: Echo::new(),
             dns: Dns::new(resolver, Sessions::new(&config.resolvers, &config.anchors)),
-            events: EventWriter::new(events),
+            events,
             machine,
             live,
             tells: Vec::new(),
@@ -400,6 +401,7 @@ impl Gateway {
         self.dns.handle_shutdown();
         self.drain(now);
         self.events.flush(now);
+        self.events.capture.finish();
         self.failure.map_or(Ok(()), Err)
     }
 
@@ -665,6 +667,7 @@ impl Gateway {
                 }
             }
             Output::DialGuest { flow, source, guest, permit } => {
+                self.events.capture.dialing(flow, source);
                 if let Some(result) = self.ports.dial(&self.poller, flow, source, guest, permit) {
                     self.reached(now, flow, result);
                 }
@@ -790,7 +793,7 @@ impl Gateway {
                 }
             }
             Some(Accepted::Dns(flow)) => {
-                let connection = (flow, socket, canonical(remote));
+                let connection = (flow, socket, (canonical(guest), canonical(remote)));
                 if !self.dns.handle_accepted(&self.poller, &mut self.gate, now, connection) {
                     self.gate.handle_closed(now, flow, CloseReason::Error, Default::default());
                 }
@@ -1067,6 +1070,7 @@ mod tests {
         let channels = Channels {
             events: events_in,
             machine: machine_in,
+            capture: None,
             commands: Some(commands_in),
             ready: ready_in,
             lifeline: lifeline_in,

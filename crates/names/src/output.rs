@@ -42,6 +42,8 @@ pub enum Output {
     Ignore { client: ClientId },
     /// Something to report.
     Event(EventBody),
+    /// The same, of a query that was answered before.
+    Answered { client: ClientId, event: EventBody },
 }
 
 /// The outputs that wait to be taken, in groups: what one step made belongs together.

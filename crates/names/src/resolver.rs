@@ -160,11 +160,12 @@ impl Resolver {
     pub fn handle_pin_refused(&mut self) {
         self.outputs.revise_group(|output| match output {
             Output::Answer { message, .. } => *message = reply::to_servfail(message),
-            Output::Event(EventBody::DnsQuery { answers, rcode, .. }) => {
+            Output::Answered { event: EventBody::DnsQuery { answers, rcode, .. }, .. } => {
                 answers.clear();
                 *rcode = u8::try_from(Rcode::ServFail.code()).ok();
             }
             Output::Event(_)
+            | Output::Answered { .. }
             | Output::Query { .. }
             | Output::Ask { .. }
             | Output::Abandon { .. }
@@ -323,7 +324,7 @@ impl Resolver {
             rcode: Rcode::NxDomain.code(),
             resolver: None,
         };
-        self.report(now, query, Duration::ZERO, ending);
+        self.report(now, (client, query), Duration::ZERO, ending);
     }
 
     fn answer_ourselves(&mut self, now: Time, waiter: &Waiter, reply: &Reply<'_>, answers: Vec<IpAddr>) {
@@ -338,7 +339,7 @@ impl Resolver {
             rcode: reply.rcode(),
             resolver: None,
         };
-        self.report(now, &waiter.query, now.since(waiter.since), ending);
+        self.report(now, (waiter.client, &waiter.query), now.since(waiter.since), ending);
     }
 
     /// Whether the answer to `qtype` is empty whatever the name (`names.md` §2 step 5): addresses of a family that does
@@ -414,7 +415,7 @@ impl Resolver {
                 rcode: answer.head.rcode,
                 resolver: finished.server,
             };
-            self.report(now, &waiter.query, now.since(waiter.since), ending);
+            self.report(now, (waiter.client, &waiter.query), now.since(waiter.since), ending);
         }
     }
 
@@ -444,7 +445,7 @@ impl Resolver {
                 rcode: Rcode::NxDomain.code(),
                 resolver: finished.server,
             };
-            self.report(now, &waiter.query, now.since(waiter.since), ending);
+            self.report(now, (waiter.client, &waiter.query), now.since(waiter.since), ending);
         }
     }
 
@@ -468,11 +469,11 @@ impl Resolver {
                 rcode: Rcode::ServFail.code(),
                 resolver: finished.server,
             };
-            self.report(now, &waiter.query, now.since(waiter.since), ending);
+            self.report(now, (waiter.client, &waiter.query), now.since(waiter.since), ending);
         }
     }
 
-    fn report(&mut self, now: Time, query: &Query, took: Duration, ending: Ending) {
+    fn report(&mut self, now: Time, (client, query): (ClientId, &Query), took: Duration, ending: Ending) {
         let Ending { verdict, rule, decision, answers, withheld, rcode, resolver } = ending;
         // What costs a query of ours has a bound in that; anything else comes as fast as the guest can send.
         let is_free = verdict == Action::Deny || resolver.is_none();
@@ -491,7 +492,7 @@ impl Resolver {
         };
         self.report_counted(now);
         let told = if is_free { self.reports.count(now, event) } else { Some(event) };
-        self.outputs.extend(told.map(Output::Event));
+        self.outputs.extend(told.map(|event| Output::Answered { client, event }));
     }
 
     /// Tells of look-ups that were counted, when it is time to.

@@ -146,6 +146,21 @@ pub fn end(out: &mut Vec<u8>, totals: &Totals) {
     });
 }
 
+/// How many of the first `within` bytes of a row of blocks are whole blocks, and how many packets are in these.
+#[must_use]
+pub fn whole_blocks(blocks: &[u8], within: usize) -> (usize, u64) {
+    let (mut whole, mut packets) = (0, 0);
+    let mut rest = blocks.get(..within).unwrap_or(blocks);
+    while let Some(([k0, k1, k2, k3, l0, l1, l2, l3], _)) = rest.split_first_chunk().map(|(head, rest)| (*head, rest)) {
+        let length = usize::try_from(u32::from_le_bytes([l0, l1, l2, l3])).unwrap_or(usize::MAX);
+        let Some(after) = rest.get(length..).filter(|_| length > 0) else { break };
+        packets += u64::from(u32::from_le_bytes([k0, k1, k2, k3]) == ENHANCED_PACKET);
+        whole += length;
+        rest = after;
+    }
+    (whole, packets)
+}
+
 fn block(out: &mut Vec<u8>, kind: u32, body: impl FnOnce(&mut Vec<u8>)) {
     let start = out.len();
     out.extend(kind.to_le_bytes());
@@ -220,6 +235,24 @@ mod tests {
         assert_eq!(out[112..120], [1, 0, 2, 0, 0xc3, 0xbc, 0, 0]);
         assert_eq!(out[120..124], [0; 4]);
         assert_eq!(usize::try_from(word(124)).unwrap(), out.len());
+    }
+
+    #[test]
+    fn whole_blocks_are_told_from_what_was_cut_off() {
+        let mut out = Vec::new();
+        begin(&mut out, &origin());
+        let begun = out.len();
+        let one = Packet { time: Duration::ZERO, way: Way::Inbound, bytes: &[1; 30], length: 30 };
+        packet(&mut out, &one, []);
+        let first = out.len();
+        packet(&mut out, &one, ["comment"]);
+        for within in 0..first {
+            assert!(whole_blocks(&out, within).0 <= begun);
+        }
+        assert_eq!(whole_blocks(&out, begun), (begun, 0));
+        assert_eq!(whole_blocks(&out, out.len() - 1), (first, 1));
+        assert_eq!(whole_blocks(&out, usize::MAX), (out.len(), 2));
+        assert_eq!(whole_blocks(&[0; 40], 40), (0, 0));
     }
 
     #[test]

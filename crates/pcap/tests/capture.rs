@@ -1,4 +1,5 @@
 //! Packets and decisions in, a file out, read by a reader of the test's own.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
 mod common;
 

@@ -17,6 +17,7 @@ use rustix::process::Pid;
 use super::machine::Machine;
 use super::{Processes, Running, wait, wait_for, watch};
 use crate::builder::Builder;
+use crate::capture::Capture;
 use crate::enter::Enter;
 use crate::gateway::{self, Gateway, GatewayError};
 use crate::handles::{Attachment, Handles};
@@ -409,7 +410,7 @@ impl<'a> Start<'a> {
         Ok(())
     }
 
-    fn start_gateway(&mut self, fds: Vec<OwnedFd>, listeners: Vec<OwnedFd>) -> Result<(), LaunchError> {
+    fn start_gateway(&mut self, mut fds: Vec<OwnedFd>, listeners: Vec<OwnedFd>) -> Result<(), LaunchError> {
         let Some(network) = &self.spec.network else { return Ok(()) };
         let own = |fault| failed(Role::Supervisor, fault);
         let sockets = if network.sockets.is_empty() {
@@ -419,7 +420,16 @@ impl<'a> Start<'a> {
             self.processes.dialer = Some(dialer);
             Some((listeners, channel))
         };
-        match Gateway::start(network, (fds, sockets), &self.lifeline, self.identity, self.deadline) {
+        let capture = match network.capture.as_ref().and_then(|file| Some((file, fds.pop()?))) {
+            Some((file, packets)) => {
+                let (capture, channel) = Capture::start(packets, file, &self.lifeline, self.identity, self.deadline)
+                    .map_err(|fault| failed(Role::Capture, fault))?;
+                self.processes.capture = Some(capture);
+                Some(channel)
+            }
+            None => None,
+        };
+        match Gateway::start(network, (fds, sockets), capture, &self.lifeline, (self.identity, self.deadline)) {
             Ok(gateway) => {
                 self.processes.gateway = Some(gateway);
                 Ok(())

@@ -468,6 +468,9 @@ impl<'a> Watch<'a> {
             }
             self.drain(&gateway.events, observer);
         }
+        if let Some(capture) = self.running.processes.capture.take() {
+            self.running.notices.extend(capture.finish());
+        }
         self.lines.end(&mut |line| observer.event(line));
         let notices = std::mem::take(&mut self.running.notices);
         Outcome { status, gateway: self.gateway, notices }

@@ -13,8 +13,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cofferdam_backend_ns::{
-    Attachment, GatewayEnd, Handles, LaunchError, Mount, NetworkSpec, Observer, Order, Outcome, Place, ResourceLimits,
-    Running, SandboxSpec, Status, Terminal, launch, launch_empty, launch_inside,
+    Attachment, CaptureFile, GatewayEnd, Handles, LaunchError, Mount, NetworkSpec, Observer, Order, Outcome, Place,
+    ResourceLimits, Running, SandboxSpec, Status, Terminal, launch, launch_empty, launch_inside,
 };
 use cofferdam_gateway::{Commands, GatewayConfig, LinkAddresses, NetnsSpec, SocketDoor};
 use cofferdam_model::{
@@ -279,6 +279,12 @@ fn parse(arguments: Vec<OsString>, events: &mut bool) -> SandboxSpec {
             "--network" => spec.network = Some(network()),
             // A broker stays where something may be published while it runs.
             "--ports" => spec.network = Some(NetworkSpec { broker: true, ..network() }),
+            // Into a file of this name.
+            "--pcap" => {
+                let path = PathBuf::from(value());
+                let file = std::fs::File::create(&path).unwrap();
+                spec.network.get_or_insert_with(network).capture = Some(Arc::new(CaptureFile { path, file }));
+            }
             // A socket of the host's, which this process listens on, and its place inside.
             "--socket" => {
                 let text = value();
@@ -347,6 +353,7 @@ fn network() -> NetworkSpec {
         broker: false,
         ports: Vec::new(),
         sockets: Vec::new(),
+        capture: None,
         resolvers: None,
     }
 }

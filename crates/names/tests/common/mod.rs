@@ -231,7 +231,7 @@ impl World {
 
     pub fn events(&self) -> Vec<EventBody> {
         let event = |output: &Output| match output {
-            Output::Event(event) => Some(event.clone()),
+            Output::Event(event) | Output::Answered { event, .. } => Some(event.clone()),
             _ => None,
         };
         self.told.iter().filter_map(event).collect()
@@ -259,7 +259,7 @@ impl World {
                         self.resolver.handle_pin_refused();
                     }
                 }
-                Output::Answer { .. } | Output::Event(_) => self.told.push(output),
+                Output::Answer { .. } | Output::Event(_) | Output::Answered { .. } => self.told.push(output),
                 // Nothing is told to anybody.
                 Output::Ignore { .. } => {}
             }

@@ -1,6 +1,11 @@
 //! A reader of pcapng that knows nothing of the writer, and packets to write.
 
-#![allow(dead_code, reason = "each test binary, and the fuzz target, uses its part")]
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "each test binary, and the fuzz target, uses its part; clippy does not know it as a test"
+)]
 
 use std::net::{IpAddr, SocketAddr};
 
