@@ -143,7 +143,7 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     pub evidence: EvidenceArgs,
     /// Make a sandbox that stays, with the program as its main command, and print its name.
-    #[arg(short, long, hide_short_help = true, conflicts_with_all = ["events", "json_summary", "fail_on_deny", "tty", "timeout"])]
+    #[arg(short, long, hide_short_help = true, conflicts_with_all = ["events", "pcap", "json_summary", "fail_on_deny", "tty", "timeout"])]
     pub detach: bool,
     /// The name of that sandbox.
     #[arg(long, value_name = "NAME", requires = "detach", hide_short_help = true)]
@@ -381,6 +381,11 @@ pub(crate) struct EvidenceArgs {
     /// unix:PATH is a stream socket on which somebody has to listen when the run starts.
     #[arg(long, value_name = "FILE")]
     pub events: Option<PathBuf>,
+    /// Write the packets of the sandbox's link to FILE, as pcapng, with the decision about each flow as a comment.
+    ///
+    /// Wireshark and tshark read it. It holds everything that the program sends and receives, passwords and all.
+    #[arg(long, value_name = "FILE", hide_short_help = true)]
+    pub pcap: Option<PathBuf>,
     /// Keep nothing of this run for `cofferdam log`.
     #[arg(long, hide_short_help = true)]
     pub no_record: bool,

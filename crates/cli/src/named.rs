@@ -19,7 +19,7 @@ use cofferdam_control::named::{
     SandboxName, SpecError,
 };
 use cofferdam_control::store::RunKind;
-use cofferdam_control::{RunOptions, Terminal, check_project, environment};
+use cofferdam_control::{RunError, RunOptions, Terminal, check_project, environment};
 
 use crate::args::{
     CreateArgs, ExecArgs, LimitArgs, ModeWord, NetworkArgs, NetworkLimitArgs, PlaceArgs, PolicySetArgs, RmArgs,
@@ -303,6 +303,11 @@ fn exec_one(mut args: ExecArgs, matches: &ArgMatches, mut to_caller: Option<&mut
     let roots = evidence.roots(&options);
     let log = run::open_log(evidence.events.as_deref(), &roots)?;
     let report = evidence.json_summary.as_deref().map(|path| run::open_report(path, &roots)).transpose()?;
+    let capture = match &asked.network {
+        None if evidence.pcap.is_some() => return Err(Refusal::from(&RunError::CapturesSession)),
+        None => None,
+        Some(network) => run::open_capture(evidence.pcap.as_deref(), network, &roots)?,
+    };
     let is_terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
     let terminal = if tty || is_terminal { Terminal::Pty } else { Terminal::Inherit };
     let start = options.workdir.or(options.project).unwrap_or_else(|| environment::HOME.into());
@@ -311,6 +316,7 @@ fn exec_one(mut args: ExecArgs, matches: &ArgMatches, mut to_caller: Option<&mut
         // A path inside: relative to where the program would start otherwise.
         workdir: asked.workdir.as_ref().map(|dir| start.join(dir)),
         terminal,
+        capture,
         ..asked
     };
     let screen = match terminal {

@@ -173,6 +173,8 @@ impl From<&RunError> for Refusal {
             | RunError::Publish(_)
             | RunError::Share(_)
             | RunError::Slot(_)
+            | RunError::NothingToCapture
+            | RunError::CapturesSession
             | RunError::Spec(_)
             | RunError::Launch(_)
             | RunError::Keeper(_) => refusal,

@@ -10,8 +10,8 @@ use cofferdam_control::named::Registry;
 use cofferdam_control::store::RunKind;
 use cofferdam_control::summary::{Detail, Summary};
 use cofferdam_control::{
-    Capability, EventLog, Finished, Mount, ResolveError, ResourceLimits, RunOptions, Sandbox, Terminal, check_project,
-    connect_report, create_report, environment, resolve, writable_roots,
+    Capability, EventLog, Finished, Mount, ResolveError, ResourceLimits, RunError, RunOptions, Sandbox, Terminal,
+    check_project, connect_report, create_report, environment, resolve, writable_roots,
 };
 use cofferdam_model::{Action, DenyWith, NetworkConfig, NetworkMode};
 use cofferdam_policy::file::{self, FlagItem, RateFlag};
@@ -45,6 +45,7 @@ pub(crate) fn run(args: RunArgs, matches: &ArgMatches) -> u8 {
         let roots = evidence.roots(&options);
         let log = open_log(evidence.events.as_deref(), &roots)?;
         let report = evidence.json_summary.as_deref().map(|path| open_report(path, &roots)).transpose()?;
+        let capture = open_capture(evidence.pcap.as_deref(), &options.network, &roots)?;
         let screen = match options.terminal {
             Terminal::Inherit => Screen::Ours,
             Terminal::Pty => Screen::Programs,
@@ -56,6 +57,10 @@ pub(crate) fn run(args: RunArgs, matches: &ArgMatches) -> u8 {
         };
         let mut log = if evidence.no_record { log } else { state::recorded(log, RunKind::Run, None, &mut tell) };
         let finished = Sandbox::prepare(options)
+            .and_then(|sandbox| match capture {
+                Some((path, file)) => sandbox.with_capture(path, file),
+                None => Ok(sandbox),
+            })
             .and_then(|sandbox| sandbox.run(&mut log, &mut tell))
             .map_err(|error| Refusal::from(&error))?;
         Ok((finished, report))
@@ -253,7 +258,7 @@ pub(crate) fn fill_place(options: &mut RunOptions, place: PlaceArgs) -> Result<(
 impl EvidenceArgs {
     /// Where links are not followed on the way to the files that it names.
     pub(crate) fn roots(&self, options: &RunOptions) -> Vec<PathBuf> {
-        let names_files = self.events.is_some() || self.json_summary.is_some();
+        let names_files = self.events.is_some() || self.json_summary.is_some() || self.pcap.is_some();
         if names_files { suspect_roots(options) } else { Vec::new() }
     }
 }
@@ -296,6 +301,23 @@ pub(crate) fn open_log(path: Option<&Path>, roots: &[PathBuf]) -> Result<EventLo
             None => Ok(EventLog::to(Box::new(open_report(path, roots)?.1))),
         },
     }
+}
+
+/// Where packets go. Standard output is the program's, and a network there has to be.
+pub(crate) fn open_capture(
+    path: Option<&Path>,
+    network: &NetworkConfig,
+    roots: &[PathBuf],
+) -> Result<Option<(PathBuf, File)>, Refusal> {
+    let Some(path) = path else { return Ok(None) };
+    if path == Path::new("-") {
+        let text = "--pcap -: standard output is the program's; name a file, or a pipe: --pcap /dev/fd/3 3> >(wireshark -k -i -)";
+        return Err(Refusal::setup(text.to_owned()));
+    }
+    if !network.enabled {
+        return Err(Refusal::from(&RunError::NothingToCapture));
+    }
+    open_report(path, roots).map(Some)
 }
 
 pub(crate) fn open_report(path: &Path, roots: &[PathBuf]) -> Result<(PathBuf, File), Refusal> {

@@ -67,7 +67,6 @@ fn long_help_has_an_example_per_verb() {
 #[test]
 fn hidden_verbs_stay_hidden() {
     assert!(!run(&["--help"]).stdout.contains("internal"));
-    assert!(!run(&["run", "--help"]).stdout.contains("--pcap"));
 }
 
 #[test]
@@ -89,6 +88,9 @@ fn mistakes_in_flags_are_explained() {
         ("bad-capability", &["run", "--cap-add", "FLY", "--", "true"]),
         ("no-mount-source", &["run", "--mount", "/no/such/file:/x", "--", "true"]),
         ("no-place-for-events", &["run", "--events", "/no/such/folder/events", "--", "true"]),
+        ("pcap-without-network", &["run", "--no-cwd", "--no-net", "--pcap", "out.pcapng", "--", "true"]),
+        ("pcap-to-stdout", &["run", "--no-cwd", "--pcap", "-", "--", "true"]),
+        ("pcap-of-what-stays", &["run", "--detach", "--pcap", "out.pcapng", "--", "true"]),
         ("no-configuration", &["run", "--net-conf", "no-such-file.toml", "--", "true"]),
     ] {
         let output = run(args);

@@ -5,6 +5,7 @@
 //! stream into the log and the summary, and says how it ended.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
@@ -13,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use cofferdam_backend_ns::{
-    Capability, GatewayEnd, GatewayFate, LaunchError, Mount, NetworkSpec, Observer, Order, Outcome, Place,
+    Capability, CaptureFile, GatewayEnd, GatewayFate, LaunchError, Mount, NetworkSpec, Observer, Order, Outcome, Place,
     ResourceLimits, Running, SandboxSpec, Status, Terminal, writable_roots,
 };
 use cofferdam_gateway::{
@@ -125,6 +126,15 @@ pub enum RunError {
     Share(#[from] ShareError),
     #[error(transparent)]
     Launch(#[from] LaunchError),
+    #[error(
+        "there is no network whose packets could be captured: do without --pcap, or without what switches the network off"
+    )]
+    NothingToCapture,
+    #[error(
+        "this run would share the session's network, whose packets are not its own: give it a network of its own \
+         (--allow, --net, …) for --pcap, or capture a run outside of a session"
+    )]
+    CapturesSession,
     #[error("{0}")]
     Spec(String),
     #[error(transparent)]
@@ -148,6 +158,8 @@ impl RunError {
             | RunError::Publish(_)
             | RunError::Share(_)
             | RunError::Slot(_)
+            | RunError::NothingToCapture
+            | RunError::CapturesSession
             | RunError::Spec(_)
             | RunError::Narrow(_)
             | RunError::Keeper(_) => EXIT_SETUP,
@@ -270,6 +282,16 @@ impl Sandbox {
     pub(crate) fn published(&self) -> Vec<(PortId, PublishedPort)> {
         let network = self.spec.network.iter();
         network.flat_map(|network| &network.ports).map(|port| (port.id, port.port)).collect()
+    }
+
+    /// Has the packets of its link written to a file.
+    ///
+    /// # Errors
+    /// When it has no network.
+    pub fn with_capture(mut self, path: PathBuf, file: File) -> Result<Sandbox, RunError> {
+        let network = self.spec.network.as_mut().ok_or(RunError::NothingToCapture)?;
+        network.capture = Some(Arc::new(CaptureFile { path, file }));
+        Ok(self)
     }
 
     /// The addresses of its link, if it has a network.

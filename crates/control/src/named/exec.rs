@@ -1,6 +1,7 @@
 //! One run in a sandbox that is there, supervised by the process that asked for it.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
@@ -54,6 +55,8 @@ pub struct ExecOptions {
     /// See [`RunOptions`](crate::RunOptions).
     pub allow_changes_default: bool,
     pub fail_on_deny: bool,
+    /// Where the packets of the run's own network go, with the name of the file.
+    pub capture: Option<(PathBuf, File)>,
 }
 
 impl ExecOptions {
@@ -71,6 +74,7 @@ impl ExecOptions {
             mode: Mode::default(),
             allow_changes_default: false,
             fail_on_deny: false,
+            capture: None,
         }
     }
 }
@@ -127,6 +131,11 @@ impl Session {
                 }
                 (Sandbox::plan_at(run, &host, seed, link)?.live(), Attachment::Own)
             }
+        };
+        let sandbox = match options.capture {
+            Some(_) if attachment == Attachment::Session => return Err(RunError::CapturesSession),
+            Some((path, file)) => sandbox.with_capture(path, file)?,
+            None => sandbox,
         };
         let sandbox = sandbox.in_session(&shared);
         // A run that has a network of its own hears from a gateway of its own, or has nothing that could be denied.
