@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::{Marked, Ran, Sandbox};
 
 /// What `world/up.sh` and its neighbours need beside them; in the binary, so that a test can be run from anywhere.
-const FILES: [(&str, &str); 26] = [
+const FILES: [(&str, &str); 27] = [
     ("up.sh", include_str!("../world/up.sh")),
     ("enter.sh", include_str!("../world/enter.sh")),
     ("as_guest.sh", include_str!("../world/as_guest.sh")),
@@ -32,6 +32,7 @@ const FILES: [(&str, &str); 26] = [
     ("make_wheel.py", include_str!("../world/make_wheel.py")),
     ("manners.py", include_str!("../world/manners.py")),
     ("flood.py", include_str!("../world/flood.py")),
+    ("pcap.py", include_str!("../world/pcap.py")),
     ("without.py", include_str!("../world/without.py")),
     ("capture.py", include_str!("../world/capture.py")),
     ("flights.py", include_str!("../world/flights.py")),
