@@ -13,6 +13,7 @@ use cofferdam_gateway::{Link6, LinkAddresses, NetnsSpec, build_netns};
 use cofferdam_sys::confine::{self, Answer, Call, Filter, Landlock};
 use cofferdam_sys::netlink::{Connection, Request};
 use cofferdam_sys::ns::{self, Fork, IdMap, NamespaceKind, Namespaces, Setgroups};
+use cofferdam_sys::packet;
 use cofferdam_sys::process;
 use cofferdam_sys::tun::{self, Offloads};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -52,6 +53,9 @@ pub(super) fn all() -> Vec<Check> {
         }),
         optional("ping sockets", in_child(ping_sockets), |_| {
             "sudo sysctl -w net.ipv4.ping_group_range='0 2147483647'".to_owned()
+        }),
+        optional("packet capture", in_child(packet_capture), |_| {
+            "load the module af_packet (modprobe af_packet); until then --pcap does not work".to_owned()
         }),
         optional("cgroup delegation", in_child(limits), |_| limits_remedy(rustix::process::geteuid().is_root())),
         optional("loopback", in_child(loopback), |_| {
@@ -352,6 +356,15 @@ fn ping_sockets() -> Findings {
         Ok(_) => Ok("opened one for IPv4 and one for IPv6".to_owned()),
         Err(_) => Ok("opened one for IPv4".to_owned()),
     }
+}
+
+fn packet_capture() -> Findings {
+    enter()?;
+    set_loopback_up()?;
+    let socket =
+        packet::open(LOOPBACK).map_err(|(call, error)| format!("--pcap will be refused: {call} said: {error}"))?;
+    packet::Ring::map(socket).map_err(|error| format!("--pcap will be refused: mmap(2) said: {error}"))?;
+    Ok("opened a socket with a ring of packets".to_owned())
 }
 
 /// Runs a program with limits as `run` does, and listens to what it says about them.
