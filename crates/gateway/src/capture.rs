@@ -45,6 +45,8 @@ const SETTLE: Duration = Duration::from_millis(4);
 const LAST: Duration = Duration::from_millis(1500);
 /// What is written at once.
 const CHUNK: usize = 1 << 20;
+/// Blocks that are read in one turn: the gateway, and the end, are not to wait for a link that is never quiet.
+const TURN: usize = BLOCKS / 4;
 /// Connections into the sandbox that are being made and whose source is remembered; `max_inbound_connections` is below it by default.
 const MAX_DIALS: usize = 4096;
 
@@ -234,7 +236,10 @@ impl Writer {
 
     /// Takes the packets that are due. When the next ones are, if there are some already.
     fn read(&mut self) -> Option<Duration> {
-        while self.sink.is_free() {
+        for _ in 0..TURN {
+            if !self.sink.is_free() {
+                return None;
+            }
             let ended = self.ring.next_ended()?;
             let is_short = self.ends.is_some() || self.ring.is_ready(BLOCKS / 2);
             // A clock that was set back is no reason to wait.
@@ -258,7 +263,7 @@ impl Writer {
             drop(block);
             self.sink.write(&mut self.capture);
         }
-        None
+        Some(Duration::ZERO)
     }
 
     fn wait(&mut self, lifeline: &OwnedFd, settles: Option<Duration>) -> io::Result<()> {

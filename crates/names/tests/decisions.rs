@@ -137,7 +137,7 @@ fn asks_nobody_about_a_name_that_one_layer_denies() {
             let client = world.ask(&query(2, "b.example", qtype));
             assert_eq!((world.reply(client).unwrap().rcode(), world.sent.len()), (NXDOMAIN, 1));
             let mut rules = world.told.iter().filter_map(|output| match output {
-                Output::Event(EventBody::DnsQuery { rule, .. }) => Some(rule.layer),
+                Output::Answered { event: EventBody::DnsQuery { rule, .. }, .. } => Some(rule.layer),
                 _ => None,
             });
             assert_eq!(rules.next_back(), Some(Some(whose)));

@@ -95,6 +95,10 @@ fn the_file_is_whole_however_the_run_ends() {
             gone() {{ ! ps -o stat= -p $(echo $ours | tr ' ' ,) | grep -qv Z; }}
             kill -9 $pid; wait $pid 2>/dev/null || true; until_ gone
             ends alone
+            # One without an end of its own.
+            $C run --ipv6 --pcap cut -- bash -c 'echo up >cut.up; until [ -e cut.go ]; do sleep 0.02; done; {fetch}; echo went on' - $WEB 2>said & pid=$!
+            until_ test -e cut.up; kill -9 $(pgrep -P $pid cofferdam-pcap); echo go >cut.go; wait $pid
+            sed -n 's/.*: cut is incomplete/incomplete/p' said
             "#
             ),
         );
@@ -103,6 +107,7 @@ fn the_file_is_whole_however_the_run_ends() {
         let wholes = said.iter().filter(|line| *line == "end complete").count();
         assert!(wholes == 4 && said.contains(&"there".to_owned()) && !said.contains(&"0".to_owned()), "{ran}");
         ran.says("status 137").says("status 124");
+        ran.says("went on\nincomplete: whoever wrote the packets has not come to an end (it was ended by signal 9)\n");
     }
 }
 
