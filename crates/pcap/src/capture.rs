@@ -15,7 +15,7 @@
 //!
 //! Limits: [`MAX_HELD`] bytes and [`MAX_HELD_PACKETS`] packets that wait (the oldest goes without its decision), [`MAX_FLOWS`] flows
 //! (the one that is known longest is forgotten: its next datagram opens it anew), [`MAX_PENDING`] decisions of a flow without a packet
-//! (the oldest is forgotten). What is read of a packet is its ends, by the gate's parser; what that refuses belongs to no flow.
+//! (the oldest is forgotten), [`MEMORY`] for each. What is read of a packet is its ends, by the gate's parser; what that refuses belongs to no flow.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
@@ -37,6 +37,9 @@ pub const MAX_HELD_PACKETS: usize = 16 * 1024;
 pub const MAX_FLOWS: usize = 8 * 1024;
 /// A flow of HTTP requests is denied once and ends.
 const MAX_PENDING: usize = 4;
+/// How long a decision waits for a packet. What the guest is answered goes at once; but a peer that is denied gets no packet on the
+/// link, and a later flow between the same ends is not the one that was denied.
+const MEMORY: Duration = Duration::from_secs(5);
 
 const ETHERNET: usize = 14;
 const IPV4: [u8; 2] = [0x08, 0x00];
@@ -219,6 +222,7 @@ impl Capture {
         let mut comments = Vec::new();
         for key in std::iter::once(*key).chain(any) {
             let Some(flow) = self.flows.get_mut(&key) else { continue };
+            flow.pending.retain(|decision| time <= decision.made.saturating_add(MEMORY));
             let due = |decision: &mut Decision| opens || decision.made <= time;
             comments.extend(flow.pending.extract_if(.., due).map(|decision| decision.text));
         }

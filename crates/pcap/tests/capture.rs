@@ -202,6 +202,18 @@ fn pings_and_connections_into_the_sandbox_have_comments_too() {
 }
 
 #[test]
+fn a_decision_about_no_packet_is_forgotten_in_time() {
+    for (guest, peer) in families() {
+        let mut bench = Bench::new();
+        bench.decide(Protocol::Tcp, (guest, peer), None, "denied");
+        bench.now = ms(5001);
+        bench.packet(Way::Inbound, &tcp(peer, guest, SYN));
+        bench.decide(Protocol::Tcp, (guest, peer), None, "allowed");
+        assert_eq!(bench.comments(), ["allowed"]);
+    }
+}
+
+#[test]
 fn nothing_waits_past_the_bound_of_memory() {
     for (guest, remote) in families() {
         let mut bench = Bench::new();
