@@ -624,7 +624,8 @@ mod tests {
         Time::ZERO + Duration::from_secs(seconds)
     }
 
-    const READABLE: Ready = Ready { read: true, write: false, hang_up: false, error: false, urgent: false };
+    const READABLE: Ready =
+        Ready { read: true, write: false, room: false, hang_up: false, error: false, urgent: false };
 
     /// Queries for a name of the gateway's own, as they stand in a stream.
     fn queries(count: u16) -> Vec<u8> {

@@ -99,6 +99,8 @@ impl Token {
 pub(crate) struct Ready {
     pub(crate) read: bool,
     pub(crate) write: bool,
+    /// There is room to write, which an end or an error alone is not.
+    pub(crate) room: bool,
     /// The other end has sent FIN, or the socket is in error.
     pub(crate) hang_up: bool,
     /// An error is pending on the socket or its error queue.
@@ -156,6 +158,7 @@ impl Poller {
             let ready = Ready {
                 read: hang_up || flags.contains(EventFlags::IN),
                 write: hang_up || flags.contains(EventFlags::OUT),
+                room: flags.contains(EventFlags::OUT),
                 hang_up,
                 error,
                 urgent: flags.contains(EventFlags::PRI),

@@ -13,9 +13,19 @@
 //! | nothing, source at its end | – | – | `shutdown(destination, SHUT_WR)`, once |
 //! | nothing | reset | – | reset the destination (RST, not FIN): what came before the reset was passed on |
 //! | bytes in a pipe | the guest, reset | takes no more | reset the destination, which may not read for a long time; what waits is lost |
+//! | bytes | – | in error | the lane is *cut*; the other one goes on to its end |
+//!
+//! A remote that resets has said things before, which its kernel took as delivered once ours had them. They are the guest's to
+//! read, however late it does, and the RST follows when all of them have been sent. A guest that goes on talking in the meantime
+//! is reset at once, as its own kernel would be: it may be stuck in a write and read nothing before that fails, and what its
+//! kernel has it can still read.
 //!
 //! The ends of a connection to a socket of the host are Unix sockets. Bytes are all that is read from them, so that no
-//! descriptor passes; there is no reset, so what would be one closes both.
+//! descriptor passes. An error on one of those says less than a reset: `ECONNRESET`, that the peer has closed with something
+//! unread, and `EPIPE`, that it has stopped reading. So neither loses what was said the other way. When a lane is cut, its
+//! source can write no more (`EPIPE`), as if the peer were its own; what it wrote and nobody read closes as `ECONNRESET`, as
+//! long as it lies in our socket. There is no reset to send, so a flow that we end (a limit, a narrower policy, the sandbox's
+//! end) is an end of the stream for a reader.
 //!
 //! A pipe is lent to a lane only while it holds bytes, so an idle flow owns two sockets and this struct, nothing more. When a
 //! destination stops reading, one pipe's worth waits here and the source's own window closes: back-pressure is the
@@ -92,6 +102,15 @@ struct Flow {
     down: Lane,
     first_end: Option<Side>,
     hungry: bool,
+    parting: Option<Parting>,
+}
+
+/// The remote has reset; the guest is told as soon as its kernel has been sent everything before that.
+#[derive(Debug, Clone, Copy)]
+enum Parting {
+    Asked,
+    /// The poller has said so once. That may have been found out before it was asked, but the second time is not.
+    Said,
 }
 
 /// One end of a flow.
@@ -115,6 +134,8 @@ struct Lane {
     ended: bool,
     /// The end has been passed on.
     shut: bool,
+    /// The destination takes no more, ever.
+    cut: bool,
     /// The last reads were large: splice rather than copy.
     bulk: bool,
     /// A read from the source stops short in front of more: a Unix socket, whose messages with descriptors are read one by one
@@ -122,6 +143,7 @@ struct Lane {
     pauses: bool,
     /// Bytes that splice has moved since the source was last found drained.
     spliced: usize,
+    /// Bytes that the destination has taken.
     bytes: u64,
 }
 
@@ -156,7 +178,10 @@ enum Pumped {
     UsedUp,
     /// Everything the source will ever say has been passed on, but for its end.
     Ended,
-    Reset(Side),
+    /// The source is in error, and everything before that has been passed on, or is not waited for.
+    Reset,
+    /// The destination takes no more.
+    Cut,
     /// A budget of the flow is used up.
     Spent,
 }
@@ -190,6 +215,7 @@ impl Relay {
             down: Lane::default(),
             first_end: None,
             hungry: false,
+            parting: None,
         };
         // What a watched remote sent while the guest's handshake was under way was announced to nobody who listened.
         flow.down.source_ready = remote_watched;
@@ -244,6 +270,7 @@ impl Relay {
             down: lane(counters.bytes_in, remote_ended),
             first_end: None,
             hungry: false,
+            parting: None,
         };
         self.flows.insert(id, flow);
         self.pump(poller, pace, id)
@@ -258,14 +285,18 @@ impl Relay {
         (side, ready): (Side, Ready),
     ) -> Option<Ended> {
         let flow = self.flows.get_mut(&id)?;
+        if let Some(parting) = flow.parting {
+            return if side == Side::Guest { self.part(poller, id, parting, ready) } else { None };
+        }
         let (out, back) = match side {
             Side::Guest => (&mut flow.up, &mut flow.down),
             Side::Remote => (&mut flow.down, &mut flow.up),
         };
         out.source_ready |= ready.read;
         out.source_ends |= ready.hang_up || ready.urgent;
-        // What a remote said before its reset is the guest's to read, however late it does.
-        out.abandoned |= ready.error && side == Side::Guest;
+        // What a remote said before its reset is the guest's to read, however late it does. A Unix socket is in error when its
+        // peer has closed and left something unread, which takes nothing from what it has said.
+        out.abandoned |= ready.error && side == Side::Guest && !out.pauses;
         back.destination_ready |= ready.write;
         self.pump(poller, pace, id)
     }
@@ -305,18 +336,8 @@ impl Relay {
 
     /// Moves what can be moved, in both directions. Without such a flow nothing happens.
     pub(crate) fn pump(&mut self, poller: &Poller, pace: &mut Pace<'_>, id: FlowId) -> Option<Ended> {
-        let flow = self.flows.get_mut(&id)?;
-        let tools = &mut self.tools;
-        let mut up = flow.up.pump(&flow.guest, &flow.remote, (id, Way::Egress), tools, pace);
-        if matches!(up, Pumped::Reset(Side::Remote)) {
-            // What the remote said before it reset is still to be read.
-            flow.down.source_ready = true;
-        }
-        let down = flow.down.pump(&flow.remote, &flow.guest, (id, Way::Ingress), tools, pace);
-        if matches!(down, Pumped::Reset(Side::Guest)) {
-            flow.up.source_ready = true;
-            up = flow.up.pump(&flow.guest, &flow.remote, (id, Way::Egress), tools, pace);
-        }
+        let flow = self.flows.get_mut(&id).filter(|flow| flow.parting.is_none())?;
+        let (up, down) = flow.pump(id, &mut self.tools, pace);
         flow.watch_writes(poller, id);
         self.tools.bulk |= flow.up.bulk || flow.down.bulk;
         if flow.first_end.is_none() {
@@ -328,10 +349,8 @@ impl Relay {
         }
         let used_up = matches!(up, Pumped::UsedUp) || matches!(down, Pumped::UsedUp);
         let by = match (up, down) {
-            (Pumped::Reset(Side::Guest), _) | (_, Pumped::Reset(Side::Guest)) => Some((CloseReason::GuestReset, true)),
-            (Pumped::Reset(Side::Remote), _) | (_, Pumped::Reset(Side::Remote)) => {
-                Some((CloseReason::RemoteReset, true))
-            }
+            (Pumped::Reset, _) => Some((CloseReason::GuestReset, true)),
+            (_, Pumped::Reset) => Some((CloseReason::RemoteReset, true)),
             (Pumped::Spent, _) | (_, Pumped::Spent) => Some((CloseReason::Budget, true)),
             // Closing the sockets sends what is left to send, the second FIN included.
             (Pumped::Ended, Pumped::Ended) if flow.first_end == Some(Side::Remote) => {
@@ -346,9 +365,18 @@ impl Relay {
                 flow.down.shut_down(&flow.guest);
                 None
             }
-            (Pumped::Waiting | Pumped::UsedUp, Pumped::Waiting | Pumped::UsedUp) => None,
+            (Pumped::Cut, Pumped::Ended) => Some((CloseReason::RemoteReset, true)),
+            (Pumped::Cut | Pumped::Ended, Pumped::Cut) => Some((CloseReason::GuestReset, true)),
+            (Pumped::Cut, Pumped::Waiting) if !flow.still_answers() => Some((CloseReason::RemoteReset, true)),
+            // What a guest said before its reset is lost with it when it has to wait.
+            (Pumped::Waiting, Pumped::Cut) if !flow.is_local() => Some((CloseReason::GuestReset, true)),
+            (Pumped::Waiting | Pumped::UsedUp | Pumped::Cut, Pumped::Waiting | Pumped::UsedUp)
+            | (Pumped::Waiting | Pumped::UsedUp, Pumped::Cut) => None,
         };
         if let Some((by, reset)) = by {
+            if by == CloseReason::RemoteReset && flow.begin_parting(poller, id) {
+                return None;
+            }
             let flow = self.flows.remove(&id)?;
             return Some(self.end(id, flow, by, reset));
         }
@@ -357,6 +385,25 @@ impl Relay {
             self.hungry.push(id);
         }
         None
+    }
+
+    /// The guest's socket of a flow became ready whose remote has reset.
+    fn part(&mut self, poller: &Poller, id: FlowId, parting: Parting, ready: Ready) -> Option<Ended> {
+        let flow = self.flows.get_mut(&id)?;
+        let waits = match parting {
+            _ if ready.error || !flow.only_listens() => false,
+            Parting::Said if ready.room => false,
+            Parting::Asked if ready.room => {
+                flow.parting = Some(Parting::Said);
+                poller.modify(&flow.guest.fd, Token::Guest(id), Watch::BothEdges).is_ok()
+            }
+            Parting::Asked | Parting::Said => true,
+        };
+        if waits {
+            return None;
+        }
+        let flow = self.flows.remove(&id)?;
+        Some(self.end(id, flow, CloseReason::RemoteReset, true))
     }
 
     fn end(&mut self, id: FlowId, mut flow: Flow, by: CloseReason, reset: bool) -> Ended {
@@ -373,6 +420,53 @@ impl Relay {
 }
 
 impl Flow {
+    /// Pumps both lanes. Once one is cut, what the other's source has said before is still to be read.
+    fn pump(&mut self, id: FlowId, tools: &mut Tools, pace: &mut Pace<'_>) -> (Pumped, Pumped) {
+        let (up_was_cut, down_was_cut) = (self.up.cut, self.down.cut);
+        let mut up = self.up.pump(&self.guest, &self.remote, (id, Way::Egress), tools, pace);
+        self.down.source_ready |= self.up.cut && !up_was_cut;
+        let down = self.down.pump(&self.remote, &self.guest, (id, Way::Ingress), tools, pace);
+        if self.down.cut && !down_was_cut {
+            self.up.source_ready = true;
+            up = self.up.pump(&self.guest, &self.remote, (id, Way::Egress), tools, pace);
+        }
+        (up, down)
+    }
+
+    /// Whether this is a connection to a socket of the host.
+    fn is_local(&self) -> bool {
+        self.up.pauses
+    }
+
+    /// Whether a remote that takes no more still has something for the guest, and the guest waits for that.
+    fn still_answers(&self) -> bool {
+        self.is_local()
+            || match self.down.held {
+                // It waits for a limit.
+                Held::Nothing => self.down.source_ready,
+                Held::Pipe(..) | Held::Bytes(..) => self.only_listens(),
+            }
+    }
+
+    /// Whether the guest has nothing more to say for the time being.
+    fn only_listens(&self) -> bool {
+        match rustix::net::recv(&self.guest.fd, &mut [0_u8; 1][..], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+            Ok((n, _)) => n == 0,
+            Err(error) => matches!(error, Errno::AGAIN | Errno::INTR),
+        }
+    }
+
+    /// Puts off the reset of the guest until everything that it was sent is on its way. `false`: it is due.
+    fn begin_parting(&mut self, poller: &Poller, id: FlowId) -> bool {
+        let waits =
+            matches!(self.down.held, Held::Nothing) && !self.down.cut && !self.is_local() && self.only_listens();
+        if !waits || cofferdam_sys::socket::be_writable_when_sent(&self.guest.fd).is_err() {
+            return false;
+        }
+        self.parting = Some(Parting::Asked);
+        poller.modify(&self.guest.fd, Token::Guest(id), Watch::BothEdges).is_ok()
+    }
+
     /// Has the poller report room to write on each socket that bytes are waiting for.
     fn watch_writes(&mut self, poller: &Poller, id: FlowId) {
         let ends = [(&self.up, &mut self.remote, Token::Remote(id)), (&self.down, &mut self.guest, Token::Guest(id))];
@@ -396,19 +490,18 @@ impl Lane {
         tools: &mut Tools,
         pace: &mut Pace<'_>,
     ) -> Pumped {
-        let (source_side, destination_side) = match way {
-            Way::Egress => (Side::Guest, Side::Remote),
-            Way::Ingress => (Side::Remote, Side::Guest),
-        };
+        if self.cut {
+            return Pumped::Cut;
+        }
         let is_limited = !pace.is_unlimited();
         let (source, destination) = (&source.fd, &destination.fd);
         let mut budget = TURN;
         loop {
             match self.flush(destination, tools) {
                 Ok(true) => {}
-                Ok(false) if self.abandoned => return Pumped::Reset(source_side),
+                Ok(false) if self.abandoned => return Pumped::Reset,
                 Ok(false) => return Pumped::Waiting,
-                Err(_) => return Pumped::Reset(destination_side),
+                Err(_) => return self.cut(source, tools),
             }
             if self.ended {
                 return Pumped::Ended;
@@ -434,14 +527,34 @@ impl Lane {
                     if is_limited {
                         pace.spend(id, way, n);
                     }
-                    self.bytes = self.bytes.saturating_add(n as u64);
                     // Each of many small messages with descriptors is a read.
                     budget = budget.saturating_sub(n.max(if self.pauses { SMALL } else { 1 }));
                 }
-                Err((true, _)) => return Pumped::Reset(source_side),
-                Err((false, _)) => return Pumped::Reset(destination_side),
+                Err((true, _)) => return Pumped::Reset,
+                Err((false, _)) => return self.cut(source, tools),
             }
         }
+    }
+
+    /// Gives up: nobody takes what is held, nor what follows.
+    fn cut(&mut self, source: &OwnedFd, tools: &mut Tools) -> Pumped {
+        self.cut = true;
+        self.release(tools);
+        if self.pauses {
+            // From here on whoever writes gets EPIPE. Who polls for room first sees nothing of that but room (`unix_poll`), so
+            // what is there makes way; a byte stays, for that something is unread.
+            let _ = rustix::net::shutdown(source, Shutdown::Read);
+            let peek = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+            while let Ok((n @ 2.., _)) = rustix::net::recv(source, &mut *tools.buffer, peek) {
+                let is_last = n < tools.buffer.len();
+                let unread = usize::from(is_last);
+                let Some(read) = tools.buffer.get_mut(..n - unread) else { break };
+                if rustix::net::recv(source, read, RecvFlags::DONTWAIT).is_err() || is_last {
+                    break;
+                }
+            }
+        }
+        Pumped::Cut
     }
 
     /// Passes the end of the source on, once.
@@ -470,7 +583,7 @@ impl Lane {
                 }
             };
             match moved {
-                Ok(_) => {}
+                Ok(n) => self.bytes = self.bytes.saturating_add(n as u64),
                 Err(Errno::AGAIN) => self.destination_ready = false,
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
@@ -526,6 +639,7 @@ impl Lane {
             Err(Errno::AGAIN | Errno::INTR) => 0,
             Err(error) => return Err((false, error)),
         };
+        self.bytes = self.bytes.saturating_add(sent as u64);
         if sent < n {
             self.destination_ready = false;
             self.held = Held::Bytes(taken.get(sent..).unwrap_or_default().to_vec(), 0);
@@ -985,6 +1099,189 @@ mod tests {
             }
         };
         assert_eq!(end, ErrorKind::ConnectionReset);
+    }
+
+    /// Writes all of it while the relay runs, in small pieces and without reading anything.
+    fn pour(world: &mut World, side: Side, total: usize) {
+        let (mut left, mut stalls) = (total, 0);
+        while left > 0 {
+            assert!(stalls < 10, "{left} find no room");
+            let to = if side == Side::Guest { &world.guest } else { &world.remote };
+            match (&mut &*to).write(&[5; 10_000][..left.min(10_000)]) {
+                Ok(n) => left -= n,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => stalls += 1,
+                Err(error) => panic!("{error} with {left} left"),
+            }
+            world.settle();
+        }
+    }
+
+    /// Has the remote talk until the relay holds something that the guest has no room for. All of it is with the relay.
+    fn fill_up(world: &mut World) -> usize {
+        let mut total = 0;
+        while matches!(world.relay.flows[&FLOW].down.held, Held::Nothing) {
+            pour(world, Side::Remote, 10_000);
+            total += 10_000;
+        }
+        total
+    }
+
+    /// Reads slowly to the end: how much came, and how it ended.
+    fn drain(world: &mut World, side: Side) -> (usize, Result<(), ErrorKind>) {
+        let (mut total, mut buffer) = (0, [0; 10_000]);
+        loop {
+            let from = if side == Side::Guest { &world.guest } else { &world.remote };
+            match (&mut &*from).read(&mut buffer) {
+                Ok(0) => return (total, Ok(())),
+                Ok(n) => total += n,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    assert!(world.ended.is_empty(), "the flow has ended, and {total} came without an end");
+                }
+                Err(error) => return (total, Err(error.kind())),
+            }
+            world.settle();
+        }
+    }
+
+    /// Closes one side's connection.
+    fn close(world: &mut World, side: Side) {
+        let replacement = connection().0;
+        match side {
+            Side::Guest => world.guest = replacement,
+            Side::Remote => world.remote = replacement,
+        }
+        world.settle();
+    }
+
+    #[test]
+    fn an_answer_before_a_close_is_whole_though_its_reader_still_talks() {
+        let mut world = World::local();
+        let question = world.stuff(7) as u64;
+        assert_eq!(world.remote.read(&mut [0; 10]).unwrap(), 10);
+        world.settle();
+        pour(&mut world, Side::Remote, 300_000);
+        close(&mut world, Side::Remote);
+        // It cannot talk any more, as if the server were its own, and does not wait for room to hear of it.
+        let mut waits = [rustix::event::PollFd::new(&world.guest, rustix::event::PollFlags::OUT)];
+        assert_eq!(rustix::event::poll(&mut waits, Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(1));
+        assert_eq!(world.guest.write(b"more").unwrap_err().kind(), ErrorKind::BrokenPipe);
+        // What was not read of it is told.
+        assert_eq!(drain(&mut world, Side::Guest), (300_000, Err(ErrorKind::ConnectionReset)));
+        let [ended] = world.ended[..] else { panic!("{:?}", world.ended) };
+        assert_eq!((ended.by, ended.counters.bytes_in), (CloseReason::RemoteReset, 300_000));
+        assert!(ended.counters.bytes_out < question, "{ended:?} of {question}");
+    }
+
+    #[test]
+    fn what_was_said_before_a_close_is_whole_though_something_was_not_heard() {
+        // The second way, the relay learns of it from its writing, too.
+        for keeps_sending in [false, true] {
+            let mut world = World::local();
+            world.remote.write_all(b"hello").unwrap();
+            world.settle();
+            pour(&mut world, Side::Guest, 300_000);
+            close(&mut world, Side::Guest);
+            if keeps_sending {
+                world.remote.write_all(b"are you there?").unwrap();
+                world.settle();
+                assert_eq!(world.remote.write(b"?").unwrap_err().kind(), ErrorKind::BrokenPipe);
+            }
+            assert_eq!(drain(&mut world, Side::Remote), (300_000, Ok(())));
+            let [ended] = world.ended[..] else { panic!("{:?}", world.ended) };
+            assert_eq!((ended.by, ended.counters.bytes_out), (CloseReason::GuestReset, 300_000));
+            assert_eq!(ended.counters.bytes_in, 5);
+        }
+    }
+
+    #[test]
+    fn who_stops_listening_goes_on_talking() {
+        for side in [Side::Guest, Side::Remote] {
+            let mut world = World::local();
+            let other = if side == Side::Guest { Side::Remote } else { Side::Guest };
+            let ends = |world: &World, side| {
+                if side == Side::Guest { world.guest.try_clone() } else { world.remote.try_clone() }.unwrap()
+            };
+            let (mut deaf, mut heard) = (ends(&world, side), ends(&world, other));
+            deaf.shutdown(std::net::Shutdown::Read).unwrap();
+            heard.write_all(b"unheard").unwrap();
+            world.settle();
+            assert_eq!(heard.write(b"x").unwrap_err().kind(), ErrorKind::BrokenPipe);
+            for _ in 0..3 {
+                deaf.write_all(b"still here").unwrap();
+                world.settle();
+                assert_eq!(heard.read(&mut [0; 32]).unwrap(), 10);
+            }
+            assert!(world.ended.is_empty());
+            deaf.shutdown(std::net::Shutdown::Write).unwrap();
+            world.settle();
+            assert_eq!(heard.read(&mut [0; 32]).unwrap(), 0);
+            assert_eq!(world.ended.len(), 1);
+        }
+    }
+
+    #[test]
+    fn a_turn_that_is_used_up_does_not_end_what_is_left() {
+        let mut world = World::local();
+        world.guest.write_all(b"never read").unwrap();
+        world.settle();
+        // Ready first, so that the cut and the used-up turn fall into one pump.
+        world.guest.write_all(b"nor this").unwrap();
+        let (_reader, writer) = rustix::pipe::pipe().unwrap();
+        let mut sent = 0;
+        while sent < 275 && cofferdam_sys::fdpass::send_fds_now(&world.remote, b"x", &[writer.as_fd()]).is_ok() {
+            sent += 1;
+        }
+        assert!(sent > TURN / SMALL, "{sent}");
+        close(&mut world, Side::Remote);
+        assert_eq!(drain(&mut world, Side::Guest).0, sent);
+    }
+
+    #[test]
+    fn who_is_gone_is_not_waited_for() {
+        let mut world = World::local();
+        pour(&mut world, Side::Remote, 300_000);
+        close(&mut world, Side::Guest);
+        assert_eq!(world.ended.first().map(|ended| ended.by), Some(CloseReason::GuestReset));
+        assert!(world.ended[0].counters.bytes_in < 300_000);
+    }
+
+    #[test]
+    fn what_came_before_a_reset_waits_for_a_guest_that_listens() {
+        for says_something in [false, true] {
+            let mut world = World::new();
+            let total = fill_up(&mut world);
+            world.guest.write_all(b"not read").unwrap();
+            world.settle();
+            close(&mut world, Side::Remote);
+            if says_something {
+                // The relay learns of the reset by passing this on.
+                world.guest.write_all(b"!").unwrap();
+                world.settle();
+            }
+            assert!(world.ended.is_empty());
+            let (came, end) = drain(&mut world, Side::Guest);
+            assert_eq!((came, end), (total, Err(ErrorKind::ConnectionReset)));
+            world.settle();
+            assert_eq!((world.ended[0].by, world.ended[0].counters.bytes_in), (CloseReason::RemoteReset, total as u64));
+        }
+    }
+
+    #[test]
+    fn a_guest_that_goes_on_talking_to_a_remote_that_has_reset_is_reset() {
+        let mut world = World::new();
+        let total = fill_up(&mut world);
+        world.guest.write_all(b"not read").unwrap();
+        world.settle();
+        close(&mut world, Side::Remote);
+        for _ in 0..2 {
+            world.guest.write_all(b"!").unwrap();
+            world.settle();
+        }
+        assert_eq!(world.ended.first().map(|ended| ended.by), Some(CloseReason::RemoteReset));
+        let (came, end) = drain(&mut world, Side::Guest);
+        assert_eq!(end, Err(ErrorKind::ConnectionReset));
+        // What its own kernel has, it has.
+        assert!(came > 0 && came < total, "{came}");
     }
 
     #[test]

@@ -27,6 +27,15 @@ pub fn enable_error_queue(socket: impl AsFd, ipv6: bool) -> io::Result<()> {
     set_option(socket, level, name, 1)
 }
 
+/// Has a TCP socket count as writable only when everything that was written to it has been sent (`TCP_NOTSENT_LOWAT`,
+/// Documentation/networking/ip-sysctl.rst).
+///
+/// # Errors
+/// Those of setsockopt(2).
+pub fn be_writable_when_sent(socket: impl AsFd) -> io::Result<()> {
+    set_option(socket, libc::SOL_TCP, libc::TCP_NOTSENT_LOWAT, 1)
+}
+
 /// Has whoever sends descriptors (`SCM_RIGHTS`) to this Unix socket, or to one that it accepts, get `EPERM`.
 ///
 /// # Errors

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use cofferdam_world_tests::{Ran, World};
+use cofferdam_world_tests::{Family, Ran, World};
 
 /// `$C` is the program, `$D` a fresh directory of the user's, and `$P` is `host_sockets.py`, which sandboxes see at `/tmp/p`.
 const PRELUDE: &str = r#"
@@ -135,6 +135,68 @@ fn no_descriptor_passes_either_way_and_the_server_sees_who_called() {
     );
     ran.exits(0).says("from the host and more 0 came, closed\n");
     ran.says("up\npeer is me\nfrom inside and more 0 came, closed\n");
+}
+
+#[test]
+fn an_answer_is_whole_though_the_server_closed_before_it_had_heard_all() {
+    // The one talks until that fails and reads only then; the other only listens.
+    let ran = script(
+        r#"
+        serve abrupt $D/s 280000
+        echo "direct: $(python3 $P listen $D/s)"
+        for way in upload listen; do
+            run --quiet --events $D/events-$way --host-socket $D/s:/run/s -- python3 /tmp/p $way /run/s
+            grep -o '"by":"[a-z_]*"' $D/events-$way
+            grep -o '"bytes_in":[0-9]*' $D/events-$way
+        done
+        "#,
+    );
+    let told = "\"by\":\"remote_reset\"\n\"bytes_in\":280000\n";
+    ran.exits(0).says("direct: came 280000 reset\n");
+    // Which of writing and reading is told of the reset is a question of who is first.
+    let said = ran.stdout().replace("came 280000 reset\n", "came 280000 end\n");
+    assert!(said.contains(&format!("came 280000 end\n{told}came 280000 end\n{told}")), "{ran}");
+}
+
+#[test]
+fn a_server_hears_all_though_the_client_closed_before_it_had_heard_all() {
+    let ran = script(
+        r#"
+        mkfifo $D/hold $D/in
+        python3 $P late $D/s < $D/hold > $D/log & SERVER=$!
+        exec 5> $D/hold
+        until_ grep -q up $D/log
+        run --quiet --events $D/events --host-socket $D/s:/run/s -- sh -c 'python3 /tmp/p deaf /run/s 280000; cat' < $D/in > $D/out 5>&- & RUN=$!
+        exec 3> $D/in
+        until_ grep -q closed $D/out
+        exec 5>&-
+        wait $SERVER
+        exec 3>&-
+        wait $RUN
+        cat $D/log
+        grep -o '"bytes_out":[0-9]*,"bytes_in":[0-9]*' $D/events
+        "#,
+    );
+    ran.exits(0).says("came 280000 end\n\"bytes_out\":280000,\"bytes_in\":5\n");
+}
+
+#[test]
+fn over_tcp_what_came_before_a_reset_is_whole_for_who_listens() {
+    for family in Family::BOTH {
+        let (host, port) = (family.host(), if family == Family::V4 { 21811 } else { 21812 });
+        let ran = script(&format!(
+            r#"
+            serve abrupt tcp:{host}:{port} 600000
+            run --quiet --events $D/events --net all -- python3 /tmp/p listen tcp:{host}:{port}
+            run --quiet --net all -- python3 /tmp/p upload tcp:{host}:{port}
+            grep -o '"by":"[a-z_]*"' $D/events
+            "#
+        ));
+        ran.exits(0).says("came 600000 reset\n").says("\"by\":\"remote_reset\"");
+        // Who reads only when writing fails has what its kernel has got by then, as without a relay.
+        let came: Vec<u64> = ran.stdout().lines().filter_map(|line| line.split(' ').nth(1)?.parse().ok()).collect();
+        assert!(matches!(came[..], [600_000, 1..=600_000]), "{ran}");
+    }
 }
 
 #[test]

@@ -1,17 +1,34 @@
 """Servers on Unix sockets of the host, and clients of them in a sandbox."""
 
 import array
+import fcntl
 import hashlib
 import os
+import select
 import socket
 import struct
 import sys
+import termios
 import threading
 
 MEBIBYTE = bytes(range(256)) * 4096
 
 
+def over_tcp(path):
+    """The family and the address, where a path is one: `tcp:ADDRESS:PORT`."""
+    _, _, rest = path.partition("tcp:")
+    host, _, port = rest.rpartition(":")
+    return socket.AF_INET6 if ":" in host else socket.AF_INET, (host, int(port))
+
+
 def listener(path, backlog=5):
+    if path.startswith("tcp:"):
+        family, address = over_tcp(path)
+        sock = socket.socket(family)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.listen(backlog)
+        return sock
     try:
         os.unlink(path)
     except FileNotFoundError:
@@ -24,9 +41,10 @@ def listener(path, backlog=5):
 
 
 def connected(path):
-    sock = socket.socket(socket.AF_UNIX)
+    family, address = over_tcp(path) if path.startswith("tcp:") else (socket.AF_UNIX, path)
+    sock = socket.socket(family)
     sock.settimeout(30)
-    sock.connect(path)
+    sock.connect(address)
     return sock
 
 
@@ -192,5 +210,67 @@ def wait(path):
     sys.stdin.read()
 
 
-COMMANDS = [serve, full, others, serve_descriptors, halfclose, bulk, hold, ask, crossing, wait]
+def to_the_end(sock):
+    """How many bytes come, and how they end."""
+    total = 0
+    try:
+        while piece := sock.recv(10_000):
+            total += len(piece)
+    except ConnectionResetError:
+        return total, "reset"
+    return total, "end"
+
+
+def abrupt(path, count):
+    """Reads ten bytes, answers with many, and closes with something unread."""
+    sock = listener(path)
+    say("up")
+    while True:
+        conn = sock.accept()[0]
+        conn.recv(10)
+        conn.sendall(bytes(int(count)))
+        if conn.family != socket.AF_UNIX:
+            # What the kernel still has when it resets is lost, without anybody between.
+            while struct.unpack("i", fcntl.ioctl(conn, termios.TIOCOUTQ, bytes(4)))[0]:
+                pass
+        conn.close()
+
+
+def upload(path):
+    """Talks until that fails, and only then reads."""
+    sock = connected(path)
+    try:
+        while True:
+            sock.sendall(bytes(50_000))
+    except (BrokenPipeError, ConnectionResetError):
+        say("came", *to_the_end(sock))
+
+
+def listen(path):
+    """Says more than is read, and listens."""
+    sock = connected(path)
+    sock.sendall(bytes(20))
+    say("came", *to_the_end(sock))
+
+
+def late(path):
+    """A server that greets, and hears only what is there once it has been told."""
+    sock = listener(path)
+    say("up")
+    conn = sock.accept()[0]
+    conn.sendall(b"hello")
+    sys.stdin.read()
+    say("came", *to_the_end(conn))
+
+
+def deaf(path, count):
+    """Says much without reading, and closes."""
+    sock = connected(path)
+    select.select([sock], [], [])
+    sock.sendall(bytes(int(count)))
+    sock.close()
+    say("closed")
+
+
+COMMANDS = [serve, abrupt, upload, listen, late, deaf, full, others, serve_descriptors, halfclose, bulk, hold, ask, crossing, wait]
 {command.__name__: command for command in COMMANDS}[sys.argv[1]](*sys.argv[2:])
