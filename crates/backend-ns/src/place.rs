@@ -415,7 +415,7 @@ impl<'a> Placer<'a> {
 }
 
 /// Whether this is the root of a mount.
-fn is_mount(fd: BorrowedFd<'_>) -> io::Result<bool> {
+pub(crate) fn is_mount(fd: BorrowedFd<'_>) -> io::Result<bool> {
     let status = rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS)?;
     Ok(status.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }

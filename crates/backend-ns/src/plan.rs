@@ -428,10 +428,10 @@ fn plan_kernel(steps: &mut Vec<Step>) {
     steps.extend(COVERED.iter().map(|path| Step::Cover { path: path.into() }));
 }
 
-/// The paths a program may change, for Landlock; everything else it may only read.
+/// The mounts that a program may change, for Landlock, besides `/dev`; everything else it may only read.
 pub(crate) fn writable_paths() -> impl Iterator<Item = PathBuf> {
     let scratch = SCRATCH.iter().map(|(path, _mode)| Path::new("/").join(path));
-    scratch.chain([PathBuf::from("/dev"), PathBuf::from("/proc")])
+    scratch.chain([PathBuf::from("/proc")])
 }
 
 #[cfg(test)]

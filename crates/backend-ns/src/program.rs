@@ -11,18 +11,20 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use cofferdam_sys::confine::{self, Filter, PathAccess};
 use cofferdam_sys::process;
 use cofferdam_sys::tty::{self, Pty};
+use rustix::fs::{CWD, FileType, Mode, OFlags, StatVfsMountFlags};
+use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit};
 
 use crate::init::{KEPT_IGNORED, OwnProgram};
 use crate::wire::{self, Fault, Message, Step as _};
-use crate::{SandboxSpec, plan};
+use crate::{SandboxSpec, place, plan};
 
 /// Where programs are looked for without a `PATH`, as execvp(3) of most systems has it.
 const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
@@ -97,25 +99,86 @@ fn set_limits(spec: &SandboxSpec) -> io::Result<()> {
     Ok(())
 }
 
+/// Landlock's rules are made of files, and these are found by path at every start of a program, when others in the sandbox may
+/// have moved what lies on the way. What is not found where it was mounted is left out: the program gets less.
 fn restrict_paths(spec: &SandboxSpec) -> io::Result<()> {
     let own = plan::writable_paths().map(|path| (path, PathAccess::WriteAndConnect));
-    let project = spec.place.project.iter().map(|path| (path.clone(), PathAccess::Write));
+    let own = own.filter_map(|(path, access)| Some((mounted(&path)?, access)));
+    let project = spec.place.project.iter().filter_map(|path| writable(mounted(path)?));
     let mounts = spec.place.mounts.iter().filter_map(|mount| {
-        let is_socket = std::fs::metadata(&mount.target)
-            .is_ok_and(|metadata| std::os::unix::fs::FileTypeExt::is_socket(&metadata.file_type()));
-        match (is_socket, mount.read_only) {
+        let place = mounted(&mount.target)?;
+        match (is_socket(&place), mount.read_only) {
             // Somebody named this very socket: it is meant to be used.
-            (true, _) => Some((mount.target.clone(), PathAccess::WriteAndConnect)),
-            (false, false) => Some((mount.target.clone(), PathAccess::Write)),
+            (true, _) => Some((place, PathAccess::WriteAndConnect)),
+            (false, false) => writable(place),
             (false, true) => None,
         }
     });
-    let sockets = spec.sockets.iter().map(|path| (path.clone(), PathAccess::WriteAndConnect));
-    let paths: Vec<(PathBuf, PathAccess)> = own.chain(project).chain(mounts).chain(sockets).collect();
-    let mut rules: Vec<(&Path, PathAccess)> = paths.iter().map(|(path, access)| (path.as_path(), *access)).collect();
-    rules.push((Path::new("/"), PathAccess::Read));
-    confine::landlock_paths(&rules)?;
+    let sockets = spec.sockets.iter().filter_map(|path| mounted(path).filter(is_socket));
+    let sockets = sockets.map(|socket| (socket, PathAccess::WriteAndConnect));
+    let devices = (open_trusted(Path::new("/dev"))?, PathAccess::WriteAndConnect);
+    let all = (open_trusted(Path::new("/"))?, PathAccess::Read);
+    let rules: Vec<_> = own.chain(project).chain(mounts).chain(sockets).chain([devices, all]).collect();
+    confine::landlock_opened(&rules)?;
     Ok(())
+}
+
+/// What is mounted at a path of the sandbox. Nobody inside can mount, so it is something that was shown there.
+fn mounted(path: &Path) -> Option<OwnedFd> {
+    open_trusted(path).ok().filter(|place| place::is_mount(place.as_fd()).unwrap_or(false))
+}
+
+fn writable(place: OwnedFd) -> Option<(OwnedFd, PathAccess)> {
+    // A mount of another target may have got here together with the directory around it.
+    (!is_read_only(&place)).then_some((place, PathAccess::Write))
+}
+
+/// Opens a path one name at a time. A symbolic link is followed where nobody inside could have put it: on a read-only mount.
+fn open_trusted(path: &Path) -> rustix::io::Result<OwnedFd> {
+    /// As of the kernel, path_resolution(7).
+    const MOST_LINKS: usize = 40;
+    let open = |directory: BorrowedFd<'_>, name: &OsStr| {
+        rustix::fs::openat(directory, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+    };
+    let root = || open(CWD, OsStr::new("/"));
+    let mut at = root()?;
+    let mut links = 0;
+    let mut rest: Vec<OsString> = names_reversed(path);
+    while let Some(name) = rest.pop() {
+        let next = open(at.as_fd(), &name)?;
+        if FileType::from_raw_mode(rustix::fs::fstat(&next)?.st_mode) != FileType::Symlink {
+            at = next;
+            continue;
+        }
+        links += 1;
+        if links > MOST_LINKS || !is_read_only(&next) {
+            return Err(Errno::LOOP);
+        }
+        let target = rustix::fs::readlinkat(&next, "", Vec::new())?;
+        let target = Path::new(OsStr::from_bytes(target.to_bytes()));
+        if target.is_absolute() {
+            at = root()?;
+        }
+        rest.extend(names_reversed(target));
+    }
+    Ok(at)
+}
+
+fn names_reversed(path: &Path) -> Vec<OsString> {
+    let name = |part: Component<'_>| match part {
+        Component::Normal(name) => Some(name.to_owned()),
+        Component::ParentDir => Some("..".into()),
+        Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
+    };
+    path.components().rev().filter_map(name).collect()
+}
+
+fn is_read_only(place: &OwnedFd) -> bool {
+    rustix::fs::fstatvfs(place).is_ok_and(|status| status.f_flag.contains(StatVfsMountFlags::RDONLY))
+}
+
+fn is_socket(place: &OwnedFd) -> bool {
+    rustix::fs::fstat(place).is_ok_and(|status| FileType::from_raw_mode(status.st_mode) == FileType::Socket)
 }
 
 /// Executes the program. Returns only the reason why that failed.

@@ -6,12 +6,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::str::FromStr;
 
 use landlock::{
-    ABI, Access, AccessFs, PathBeneath, PathFd, RestrictionStatus, Ruleset, RulesetAttr, RulesetCreatedAttr,
+    ABI, Access, AccessFs, BitFlags, PathBeneath, PathFd, RestrictionStatus, Ruleset, RulesetAttr, RulesetCreatedAttr,
     RulesetError, RulesetStatus, Scope,
 };
 use rustix::io::Errno;
@@ -369,15 +369,25 @@ pub fn landlock_connect_beneath(directories: &[BorrowedFd<'_>]) -> io::Result<La
 /// # Errors
 /// Those of the Landlock calls; a kernel without Landlock is not an error.
 pub fn landlock_paths(paths: &[(&Path, PathAccess)]) -> io::Result<Landlock> {
-    let rules = paths.iter().filter_map(|(path, access)| {
-        let access = match access {
-            PathAccess::Read => AccessFs::from_read(LANDLOCK_ABI),
-            PathAccess::Write => AccessFs::from_all(LANDLOCK_ABI) & !AccessFs::ResolveUnix,
-            PathAccess::WriteAndConnect => AccessFs::from_all(LANDLOCK_ABI),
-        };
-        Some(PathBeneath::new(PathFd::new(path).ok()?, access))
-    });
+    let rules =
+        paths.iter().filter_map(|(path, access)| Some(PathBeneath::new(PathFd::new(path).ok()?, rights(*access))));
     enforced(restrict(rules))
+}
+
+/// As [`landlock_paths`], for files and directories that are open, with `O_PATH` at least.
+///
+/// # Errors
+/// Those of the Landlock calls; a kernel without Landlock is not an error.
+pub fn landlock_opened(opened: &[(OwnedFd, PathAccess)]) -> io::Result<Landlock> {
+    enforced(restrict(opened.iter().map(|(file, access)| PathBeneath::new(file, rights(*access)))))
+}
+
+fn rights(access: PathAccess) -> BitFlags<AccessFs> {
+    match access {
+        PathAccess::Read => AccessFs::from_read(LANDLOCK_ABI),
+        PathAccess::Write => AccessFs::from_all(LANDLOCK_ABI) & !AccessFs::ResolveUnix,
+        PathAccess::WriteAndConnect => AccessFs::from_all(LANDLOCK_ABI),
+    }
 }
 
 fn enforced(status: Result<RestrictionStatus, RulesetError>) -> io::Result<Landlock> {

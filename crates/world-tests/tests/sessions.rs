@@ -756,3 +756,45 @@ fn ports_come_and_go_while_a_sandbox_runs() {
             .complains("ports are published for the session");
     }
 }
+
+#[test]
+fn a_program_gets_no_rights_where_a_renamed_way_to_a_mount_leads() {
+    // A pipe can be written to on a read-only mount: what forbids it is Landlock alone.
+    let ran = script(
+        r#"
+        D=$(mktemp -d "$XDG_STATE_HOME/XXXXXX")
+        mkdir $D/data $D/honest $D/shown $D/linked; mkfifo $D/shown/pipe
+        $C create s --no-cwd --mount $D/data:/home/user/m/data --mount $D/honest:/home/user/n/data \
+            --mount $D/linked:/var/run/linked --mount $D/shown:/srv/shown:ro
+        cat > $D/honest/try <<'END'
+for place in m/data n/data gone/data /srv/shown; do
+    rm -f $place/file 2>/dev/null
+    (: > $place/file) 2>/dev/null && echo "$1: $place is writable" || echo "$1: $place is not"
+done
+(: > /var/run/linked/file) 2>/dev/null && echo "$1: linked is writable"
+(: 1<> /srv/shown/pipe) 2>/dev/null && echo "$1: the pipe is writable" || echo "$1: the pipe is not"
+END
+        try() { $C exec --quiet -w /home/user s -- sh n/data/try "$1"; }
+        try before
+        $C exec --quiet -w /home/user s -- sh -ec 'mv m gone; mkdir m; ln -s /srv/shown m/data'
+        try link
+        # Something of its own in its place.
+        $C exec --quiet -w /home/user s -- sh -ec 'rm m/data; mkdir m/data'
+        try directory
+        $C exec --quiet -w /home/user s -- sh -ec 'rm -r m; mv gone m'
+        try after
+        $C rm --force s
+        "#,
+    );
+    let said = |when: &str, first: bool, gone: bool| {
+        let word = |writable| if writable { "is writable" } else { "is not" };
+        format!(
+            "{when}: m/data {}\n{when}: n/data is writable\n{when}: gone/data {}\n{when}: /srv/shown is not\n{when}: linked is writable\n{when}: the pipe is not\n",
+            word(first),
+            word(gone)
+        )
+    };
+    ran.exits(0).says(&said("before", true, false)).says(&said("link", false, true));
+    // What is in /home/user is writable with it, mounts too.
+    ran.says(&said("directory", true, true)).says(&said("after", true, false));
+}
