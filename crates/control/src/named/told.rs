@@ -63,11 +63,12 @@ impl Teller {
     pub(super) fn tell(&mut self, line: &[u8]) -> bool {
         match self.send(line) {
             Ok(()) => true,
-            Err(Errno::AGAIN | Errno::MSGSIZE) => {
+            Err(Errno::PIPE | Errno::CONNRESET | Errno::CONNREFUSED | Errno::NOTCONN) => false,
+            // No room (`AGAIN`), too long (`MSGSIZE`), or the kernel has no memory (`NOBUFS`, `NOMEM`): the next one may pass.
+            Err(_) => {
                 self.lost += 1;
                 true
             }
-            Err(_) => false,
         }
     }
 
@@ -119,7 +120,7 @@ impl Listener {
         true
     }
 
-    /// The events until the end, and how many of them are missing.
+    /// The events until the end, and how many of them are missing: at least, where the keeper did not say so in time.
     pub(super) fn rest(self) -> (Vec<Vec<u8>>, u64) {
         let mut lines = Vec::new();
         let mut buffer = vec![0; LONGEST];
@@ -134,7 +135,8 @@ impl Listener {
                     let mut fds = [PollFd::new(&self.socket, PollFlags::IN)];
                     let waited = rustix::io::retry_on_intr(|| rustix::event::poll(&mut fds, Some(&timeout)));
                     if left.is_zero() || !waited.is_ok_and(|ready| ready > 0) {
-                        return (lines, 0);
+                        // How many it would have told of is not known. None is what may not be claimed.
+                        return (lines, 1);
                     }
                 }
             }
@@ -229,6 +231,21 @@ mod tests {
             let line = String::from_utf8(lines.remove(0)).unwrap();
             assert!(line.contains(&format!(r#""layer":"{expected}""#)), "{line}");
         }
+    }
+
+    #[test]
+    fn a_keeper_that_says_nothing_may_have_something_missing() {
+        let (mut teller, listener) = ends();
+        assert!(teller.tell(&notice("a")));
+        assert_eq!(listener.rest(), (vec![notice("a")], 1));
+    }
+
+    #[test]
+    fn what_the_kernel_does_not_take_is_counted() {
+        // An error besides those that a full socket or a gone listener has: it is no socket.
+        let mut teller = Teller::new(std::fs::File::open("/dev/null").unwrap().into());
+        assert!(teller.tell(&notice("a")) && teller.tell(&notice("b")));
+        assert_eq!(teller.lost, 2);
     }
 
     #[test]
