@@ -10,6 +10,7 @@ pub mod nft;
 pub mod ns;
 pub mod packet;
 pub mod process;
+pub mod sock_diag;
 pub mod socket;
 pub mod transparent;
 pub mod tty;
