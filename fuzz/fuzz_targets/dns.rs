@@ -10,7 +10,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use cofferdam_model::{Action, Classifier, Group, HostNetwork, PolicyConfig, Time};
-use cofferdam_names::{ClientId, Families, Output, Rebinding, Resolver, ResolverConfig, Transport};
+use cofferdam_names::{ClientId, Ends, Families, Output, Rebinding, Resolver, ResolverConfig, Transport};
 use cofferdam_policy::Policy;
 use libfuzzer_sys::fuzz_target;
 
@@ -31,6 +31,7 @@ static FIXTURE: LazyLock<Fixture> = LazyLock::new(|| {
         families: Families { ipv4: true, ipv6: true },
         query_timeout: Duration::from_secs(5),
         rebinding: Rebinding::guarded_by(&policy, classifier.clone()),
+        witness: Duration::ZERO,
         seed: [3; 32],
     };
     Fixture { config, policy: Arc::new(Policy::compile(&policy, classifier.clone())), classifier }
@@ -49,7 +50,7 @@ fuzz_target!(|data: &[u8]| {
     let mut resolver = Resolver::new(fixture.config.clone(), Arc::clone(&fixture.policy));
     let mut now = Time::from_nanos(1);
     let mut answered = 0;
-    resolver.handle_query(now, ClientId(1), transport, SocketAddr::from((server, 53)), &message);
+    resolver.handle_query(now, ClientId(1), transport, ends(SocketAddr::from((server, 53))), &message);
     // Every attempt gets the same answer; there are at most two rounds and two transports for two resolvers.
     for _ in 0..32 {
         let mut sent = Vec::new();
@@ -99,7 +100,7 @@ fn ask_again(
     message: &[u8],
 ) {
     let mut answered = 0;
-    resolver.handle_query(now + Duration::from_secs(3), ClientId(2), transport, server, message);
+    resolver.handle_query(now + Duration::from_secs(3), ClientId(2), transport, ends(server), message);
     while let Some(output) = resolver.poll_output() {
         match output {
             Output::Pin { address, .. } => {
@@ -136,4 +137,8 @@ fn answer_to(asked: &[u8], tail: &[u8]) -> Vec<u8> {
     answer.extend_from_slice(question);
     answer.extend_from_slice(records);
     answer
+}
+
+fn ends(server: SocketAddr) -> Ends {
+    Ends { guest: SocketAddr::from(([172, 16, 7, 2], 40_000)), server }
 }

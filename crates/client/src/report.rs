@@ -123,6 +123,9 @@ pub struct Denied {
     /// The program kept the address of a name for too long: it has to look the name up again.
     #[serde(default)]
     pub look_up_again: bool,
+    /// Names of the processes that tried: of those that were found, and eight at most.
+    #[serde(default)]
+    pub programs: Vec<String>,
 }
 
 /// Counters of a run with a network of its own.

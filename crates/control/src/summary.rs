@@ -6,13 +6,13 @@
 //!
 //! Limits: [`MAX_GROUPS`] groups; denials beyond that are counted together and said aloud.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 
 use cofferdam_model::{
-    Action, Direction, DropReason, Event, EventBody, FirstFlight, FlightProtocol, Group, Layer, LimitKind, Protocol,
-    RuleText, Withheld,
+    Action, Direction, DropReason, Event, EventBody, FirstFlight, FlightProtocol, Group, Layer, LimitKind, Process,
+    Protocol, RuleText, Withheld,
 };
 use cofferdam_policy::BuiltIn;
 
@@ -21,6 +21,9 @@ use crate::slot;
 
 /// Different targets that are kept apart. A guest that denies itself a million names costs us one counter.
 pub const MAX_GROUPS: usize = 1024;
+
+/// Programs that are named for one target. A guest may call itself what it likes, as often as it likes.
+const MAX_PROGRAMS: usize = 8;
 
 /// How the reason of a denial begins that no rule changes: a budget of bytes is used up.
 const BUDGET: &str = "budget of ";
@@ -120,6 +123,8 @@ struct Denied {
     /// An address that stood behind the name, for targets that only a rule by address opens.
     address: Option<IpAddr>,
     first_decision: Option<String>,
+    /// Names of the processes that tried, where they were found.
+    programs: BTreeSet<String>,
     /// What the first of them showed, when it was denied for that and showed no name.
     nameless: Option<FlightProtocol>,
 }
@@ -141,6 +146,8 @@ pub struct DeniedTarget {
     pub rule: RuleText,
     /// Id of the first of these decisions.
     pub decision: Option<String>,
+    /// Names of the processes that tried: of those that were found, and eight at most.
+    pub programs: Vec<String>,
     /// The flag that would allow it; absent when no flag does.
     pub allow_with: Option<String>,
     /// The program kept an address of the name for longer than it may: what it has to do is look the name up again.
@@ -168,19 +175,22 @@ impl Summary {
                 rule,
                 shown,
                 look_up_again,
+                process,
             } => {
                 self.totals.flows_denied += 1;
                 let (shown, again) = (shown.as_ref(), look_up_again.as_deref());
                 let (direction, protocol, guest) = (*direction, *protocol, *guest);
-                let flow = DeniedFlow { decision, direction, protocol, guest, shown, again };
+                let process = process.as_ref();
+                let flow = DeniedFlow { decision, direction, protocol, guest, shown, again, process };
                 // What was shown is what was denied, and not the name that the address was pinned for.
                 let names = shown.map(|shown| &shown.names).filter(|shown| !shown.is_empty()).unwrap_or(names);
                 self.deny_flow(&flow, *remote, *group, names, rule);
             }
-            EventBody::DnsQuery { name, qtype, verdict, rule, decision, withheld, count, .. } => {
+            EventBody::DnsQuery { name, qtype, verdict, rule, decision, withheld, count, process, .. } => {
                 self.count_lookups(*verdict, *count);
                 if *verdict == Action::Deny {
-                    self.deny_lookup((name, *qtype, *count), rule, decision.as_ref(), *withheld);
+                    let cause = Cause { decision: decision.as_ref(), process: process.as_ref() };
+                    self.deny_lookup((name, *qtype, *count), rule, cause, *withheld);
                 }
             }
             EventBody::DnsMore { verdict, count } => {
@@ -275,9 +285,13 @@ impl Summary {
         let count_width = width(lines.iter().map(|[_, count, ..]| count), 8);
         // As wide as the usual answer, "default egress deny": a longer rule pushes its own line only.
         let rule_width = width(lines.iter().map(|[_, _, rule, _]| rule), 19);
-        for [target, count, rule, remedy] in &lines {
+        for ([target, count, rule, remedy], row) in lines.iter().zip(&rows) {
             let line = format!("blocked  {target:target_width$}  {count:count_width$}  {rule:rule_width$}   {remedy}");
             let _ = writeln!(text, "{}", line.trim_end());
+            if detail == Detail::Always && !row.programs.is_empty() {
+                let programs: Vec<String> = row.programs.iter().map(|program| escaped(program)).collect();
+                let _ = writeln!(text, "         by {}", programs.join(", "));
+            }
         }
         let hidden: u64 = rows.iter().skip(MAX_LINES).map(|row| row.count).sum::<u64>().saturating_add(self.beyond);
         if hidden > 0 {
@@ -381,7 +395,7 @@ impl Summary {
         let Some(denied) = self.group_for(key, rule, 1) else { return };
         denied.group.get_or_insert(group);
         denied.address.get_or_insert(address);
-        denied.first_decision.get_or_insert_with(|| flow.decision.clone());
+        denied.add(Cause { decision: Some(flow.decision), process: flow.process });
         if let Some(shown) = flow.shown.filter(|shown| shown.names.is_empty()) {
             denied.nameless.get_or_insert(shown.protocol);
         }
@@ -403,7 +417,7 @@ impl Summary {
         &mut self,
         (name, qtype, count): (&str, u16, u64),
         rule: &RuleText,
-        decision: Option<&String>,
+        cause: Cause<'_>,
         withheld: Option<Withheld>,
     ) {
         let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
@@ -421,9 +435,7 @@ impl Summary {
             denied.group.get_or_insert(group);
             denied.address.get_or_insert(address);
         }
-        if let Some(decision) = decision {
-            denied.first_decision.get_or_insert_with(|| decision.clone());
-        }
+        denied.add(cause);
     }
 
     /// The group of `count` denials; `None` when there is no room, and they are counted beyond.
@@ -453,6 +465,7 @@ impl Summary {
             group: denied.group,
             rule: denied.rule.clone(),
             decision: denied.first_decision.clone(),
+            programs: denied.programs.iter().cloned().collect(),
             allow_with: if key.stale { None } else { self.remedy(key, denied) },
             look_up_again: key.stale,
         }
@@ -554,9 +567,25 @@ struct DeniedFlow<'a> {
     guest: SocketAddr,
     shown: Option<&'a FirstFlight>,
     again: Option<&'a str>,
+    process: Option<&'a Process>,
+}
+
+/// Which decision it was, and whose doing, where that is known.
+struct Cause<'a> {
+    decision: Option<&'a String>,
+    process: Option<&'a Process>,
 }
 
 impl Denied {
+    fn add(&mut self, Cause { decision, process }: Cause<'_>) {
+        if let Some(decision) = decision {
+            self.first_decision.get_or_insert_with(|| decision.clone());
+        }
+        if let Some(process) = process.filter(|_| self.programs.len() < MAX_PROGRAMS) {
+            self.programs.insert(process.comm.clone());
+        }
+    }
+
     fn new(rule: RuleText) -> Denied {
         Denied {
             tcp: 0,
@@ -567,6 +596,7 @@ impl Denied {
             group: None,
             address: None,
             first_decision: None,
+            programs: BTreeSet::new(),
             nameless: None,
         }
     }
@@ -907,6 +937,46 @@ mod tests {
     }
 
     #[test]
+    fn says_which_programs_were_blocked_when_asked() {
+        let mut summary = Summary::new(listed());
+        let by = |comm: &str| Some(Process { pid: 7, comm: comm.to_owned(), argv0: None });
+        for comm in ["curl", "agent", "curl"] {
+            let mut denied = flow("8.8.8.8:443", &[], Group::Public, default_deny());
+            if let EventBody::FlowDenied { process, .. } = &mut denied.body {
+                *process = by(comm);
+            }
+            summary.record(&denied);
+        }
+        let mut asked = lookup("b.example", 1);
+        if let EventBody::DnsQuery { process, .. } = &mut asked.body {
+            *process = by("\u{1b}[2J\nblocked  ");
+        }
+        summary.record(&asked);
+        summary.record(&lookup("c.example", 1));
+        assert!(!summary.render(Detail::Denials).contains("by "));
+        let text = summary.render(Detail::Always);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[1], "         by agent, curl");
+        assert_eq!(lines[3], "         by \\u{1b}[2J\\nblocked  ");
+        assert!(lines[4].starts_with("blocked  c.example") && lines[5].starts_with("network"), "{text}");
+        assert_eq!(summary.to_json()["denied"][0]["programs"], serde_json::json!(["agent", "curl"]));
+    }
+
+    #[test]
+    fn a_program_that_renames_itself_without_end_is_named_eight_times() {
+        let mut summary = Summary::new(listed());
+        for n in 0..100 {
+            let mut denied = flow("8.8.8.8:443", &[], Group::Public, default_deny());
+            if let EventBody::FlowDenied { process, .. } = &mut denied.body {
+                *process = Some(Process { pid: 7, comm: format!("n{n}"), argv0: None });
+            }
+            summary.record(&denied);
+        }
+        assert_eq!(summary.denied()[0].programs.len(), MAX_PROGRAMS);
+        assert_eq!(summary.denied()[0].count, 100);
+    }
+
+    #[test]
     fn a_flood_of_names_costs_one_counter() {
         let mut summary = Summary::new(listed());
         for n in 0..MAX_GROUPS + 500 {
@@ -942,7 +1012,7 @@ mod tests {
     #[test]
     fn says_that_nothing_was_denied_only_when_asked() {
         let mut summary = Summary::new(listed());
-        let counters = FlowCounters { bytes_out: 5, bytes_in: 7 };
+        let counters = FlowCounters { bytes_out: 5, bytes_in: 7, ..FlowCounters::default() };
         summary.record(&event(EventBody::FlowClosed {
             flow: FlowId(1),
             by: CloseReason::Guest,
@@ -982,6 +1052,7 @@ mod tests {
             rule,
             shown: None,
             look_up_again: None,
+            process: None,
         })
     }
 
@@ -989,6 +1060,9 @@ mod tests {
         event(EventBody::DnsQuery {
             name: name.into(),
             qtype,
+            protocol: None,
+            guest: None,
+            server: None,
             verdict: Action::Deny,
             rule: default_deny(),
             decision: Some("7k".into()),
@@ -998,6 +1072,7 @@ mod tests {
             resolver: None,
             ms: 0.1,
             count: 1,
+            process: None,
         })
     }
 

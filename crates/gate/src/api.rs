@@ -25,6 +25,8 @@ pub struct GateConfig {
     pub host_sockets: Vec<HostSocket>,
     /// How long a name stays bound to an address at least.
     pub pin_floor: Duration,
+    /// How long the answer to a denied packet waits after the event about it, for somebody to see who sent it; zero for not at all.
+    pub witness: Duration,
     /// From the system's random source: keys the hash tables and starts decision ids and fragment ids.
     pub seed: [u8; 32],
 }

@@ -12,6 +12,7 @@ use cofferdam_policy::{Facts, Pending, Permit, PinnedName, Pins, Policy, Reason,
 use crate::api::{GateConfig, Output};
 use crate::flight::Watch;
 use crate::hash::Seeded;
+use crate::held::Held;
 use crate::limits::{BudgetSet, Limits, News};
 use crate::reply::Replies;
 use crate::report::Reports;
@@ -33,6 +34,8 @@ pub(crate) struct Context {
     pub(crate) policy: Arc<Policy>,
     pub(crate) pins: Pins,
     pub(crate) outputs: VecDeque<Output>,
+    /// Answers that wait.
+    pub(crate) connected: Connected,
     pub(crate) reports: Reports,
     pub(crate) limits: Limits,
     pub(crate) held: Held,
@@ -42,7 +45,7 @@ pub(crate) struct Context {
 
 /// Connections that there were when the input came.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Held {
+pub(crate) struct Connected {
     /// The guest's, with those to sockets of the host.
     pub(crate) outward: usize,
     /// Those of peers.
@@ -97,10 +100,11 @@ impl Context {
             replies: Replies::new(usize::from(config.mtu), fragments),
             pins: Pins::new(config.pin_floor),
             limits: Limits::new(&config.limits, Time::ZERO),
-            held: Held::default(),
+            connected: Connected::default(),
             config,
             policy,
             outputs: VecDeque::new(),
+            held: Held::default(),
             // 45 bits: nine characters of the printed form at most, and room to count.
             reports: Reports::new(hasher, decisions >> 19),
             next_flow: 0,
@@ -354,7 +358,7 @@ impl Context {
     /// Makes sure that there is room for one more connection besides these, or says which limit is in the way: their own, or that of
     /// all connections together.
     pub(crate) fn find_room(&self, held: usize, bound: u32, limit: LimitKind) -> Result<(), (LimitKind, u64)> {
-        let Held { outward, inbound } = self.held;
+        let Connected { outward, inbound } = self.connected;
         let bounds = [(held, bound, limit), (outward + inbound, self.config.room, LimitKind::Descriptors)];
         let is_full = |held: usize, bound: u32| bound != 0 && u32::try_from(held).map_or(true, |held| held >= bound);
         match bounds.into_iter().find(|(held, bound, _)| is_full(*held, *bound)) {
@@ -399,8 +403,18 @@ impl Context {
             rule,
             shown,
             look_up_again: look_up_again.as_ref().map(DomainName::to_string),
+            process: None,
         });
         Told { decision: Some(decision), look_up_again }
+    }
+
+    /// Answers what was denied, not before somebody could look who it was where `told` has become an event.
+    pub(crate) fn answer_denied(&mut self, now: Time, told: &Told, answer: impl FnOnce(&mut Context)) {
+        let before = self.outputs.len();
+        answer(self);
+        if told.decision.is_some() {
+            self.held.keep(now, self.config.witness, &mut self.outputs, before);
+        }
     }
 
     /// The name that a client which kept an address for too long has to look up again: it was pinned to the address before, and
@@ -443,7 +457,8 @@ impl Context {
     pub(crate) fn report_opened(&mut self, flow: FlowId, protocol: Protocol, ends: Ends, about: &About) {
         let (direction, Ends { guest, remote }) = (about.direction, ends);
         let (group, names, rule) = self.told(about);
-        self.event(EventBody::FlowOpened { flow, direction, protocol, guest, remote, group, names, rule });
+        let process = None;
+        self.event(EventBody::FlowOpened { flow, direction, protocol, guest, remote, group, names, rule, process });
     }
 
     /// What events tell about a decision: the group of the remote's address, its names and the rule.

@@ -98,7 +98,7 @@ impl Echoes {
         if cx.limits.admit(now, echo.budgets, Way::Egress, 1, request.payload.len()) == 0 {
             return;
         }
-        echo.counters.bytes_out = echo.counters.bytes_out.saturating_add(length(request.payload));
+        echo.counters.count_out(request.payload.len(), 1);
         cx.output(Output::SendEcho { flow, sequence: request.sequence, payload: request.payload.to_vec() });
         self.table.touch(now, slot, 0);
     }
@@ -136,7 +136,7 @@ impl Echoes {
             ident: request.ident,
             since: now,
             name: about.name().cloned(),
-            counters: FlowCounters::default(),
+            counters: FlowCounters::of_packets(),
             quote: Quote::of(packet),
             budgets,
         };
@@ -160,7 +160,7 @@ impl Echoes {
         if cx.limits.admit(now, echo.budgets, Way::Ingress, 1, payload.len()) == 0 {
             return;
         }
-        echo.counters.bytes_in = echo.counters.bytes_in.saturating_add(length(payload));
+        echo.counters.count_in(payload.len(), 1);
         cx.emit_echo_reply(now, (echo.remote, echo.guest), echo.ident, sequence, payload);
         self.table.touch(now, slot, 0);
     }
@@ -289,8 +289,4 @@ fn ends(guest: IpAddr, remote: IpAddr) -> Ends {
 
 fn key(remote: IpAddr, ident: u16) -> Key {
     Key::new(remote, [ident, 0, 0])
-}
-
-fn length(payload: &[u8]) -> u64 {
-    u64::try_from(payload.len()).unwrap_or(u64::MAX)
 }

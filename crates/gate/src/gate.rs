@@ -13,7 +13,7 @@ use crate::api::{
     Accepted, DialError, DnsClient, EchoError, FlightAnswer, Fragmentation, GateConfig, Link4, Output, Published,
     SocketError, UdpError,
 };
-use crate::context::{self, Context, DNS_PORT, Held};
+use crate::context::{self, Connected, Context, DNS_PORT};
 use crate::echo::Echoes;
 use crate::fragments::Fragments;
 use crate::hash::Seeded;
@@ -80,13 +80,13 @@ impl Gate {
         self.handle_whole(now, offload, &packet);
     }
 
-    fn count_held(&mut self) {
+    fn count_connected(&mut self) {
         let outward = self.connections.len() + self.host_sockets.len();
-        self.cx.held = Held { outward, inbound: self.peers.len() };
+        self.cx.connected = Connected { outward, inbound: self.peers.len() };
     }
 
     fn handle_whole(&mut self, now: Time, offload: Offload, packet: &IpPacket<'_>) {
-        self.count_held();
+        self.count_connected();
         let cx = &mut self.cx;
         if let Err(reason) = check_addresses(&cx.config, packet.src, packet.dst) {
             return cx.drop(now, reason);
@@ -157,7 +157,7 @@ impl Gate {
     /// A connection to a published port was accepted. The flow that it is, and what is to be done about it; `None`: reset it,
     /// so that the peer sees `ECONNRESET`.
     pub fn handle_peer(&mut self, now: Time, published: Published, peer: SocketAddr) -> Option<FlowId> {
-        self.count_held();
+        self.count_connected();
         self.peers.handle_connection(&mut self.cx, now, published, peer)
     }
 
@@ -169,7 +169,7 @@ impl Gate {
     /// A connection of the guest to this socket of the host was accepted. The flow that it is, and what is to be done about it;
     /// `None`: close it.
     pub fn handle_socket(&mut self, now: Time, socket: SocketId) -> Option<FlowId> {
-        self.count_held();
+        self.count_connected();
         self.host_sockets.handle_connection(&mut self.cx, now, socket)
     }
 
@@ -338,6 +338,7 @@ impl Gate {
 
     /// A deadline has passed.
     pub fn handle_timeout(&mut self, now: Time) {
+        self.cx.held.release(Some(now), &mut self.cx.outputs);
         self.fragments.handle_timeout(&mut self.cx, now);
         self.connections.handle_timeout(&mut self.cx, now);
         self.mappings.handle_timeout(&mut self.cx, now);
@@ -351,6 +352,7 @@ impl Gate {
 
     /// The gateway ends: reports what is counted but not told yet and ends the UDP and ICMP flows that are still open.
     pub fn handle_shutdown(&mut self, now: Time) {
+        self.cx.held.release(None, &mut self.cx.outputs);
         self.mappings.handle_shutdown(&mut self.cx, now);
         self.echoes.handle_shutdown(&mut self.cx, now);
         self.peers.handle_shutdown(&mut self.cx, now);
@@ -375,6 +377,7 @@ impl Gate {
             self.peers.deadline(),
             self.host_sockets.deadline(),
             self.cx.reports.deadline(),
+            self.cx.held.deadline(),
         ];
         deadlines.into_iter().flatten().min()
     }

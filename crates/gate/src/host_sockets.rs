@@ -70,7 +70,7 @@ impl HostSockets {
     pub(crate) fn handle_connection(&mut self, cx: &mut Context, now: Time, socket: SocketId) -> Option<FlowId> {
         named(cx, socket)?;
         let bound = cx.config.limits.max_connections;
-        if let Err((limit, bound)) = cx.find_room(cx.held.outward, bound, LimitKind::Connections) {
+        if let Err((limit, bound)) = cx.find_room(cx.connected.outward, bound, LimitKind::Connections) {
             cx.limit(now, limit, bound);
             return None;
         }

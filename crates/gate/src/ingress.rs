@@ -143,7 +143,7 @@ impl Peers {
             return None;
         }
         let bound = cx.config.limits.max_inbound_connections;
-        if let Err((limit, bound)) = cx.find_room(cx.held.inbound, bound, LimitKind::InboundConnections) {
+        if let Err((limit, bound)) = cx.find_room(cx.connected.inbound, bound, LimitKind::InboundConnections) {
             cx.limit(now, limit, bound);
             return None;
         }
@@ -234,7 +234,7 @@ impl Peers {
         let Some((_, mapping)) = self.mappings.get_mut(slot) else { return };
         mapping.local = local;
         let Some(payload) = within(cx, now, mapping.budgets, Way::Ingress, payload, segment) else { return };
-        mapping.counters.bytes_in = mapping.counters.bytes_in.saturating_add(length(payload));
+        mapping.counters.count_in(payload.len(), pieces(payload, segment, 1).count());
         cx.emit_udp(now, mapping.ends.remote, mapping.ends.guest, payload, segment);
         self.mappings.touch(now, slot, 0);
     }
@@ -274,7 +274,7 @@ impl Peers {
         let flow = cx.new_flow();
         cx.report_opened(flow, Protocol::Udp, told, &about);
         self.by_peer.insert(peer_key(port, peer), flow);
-        let counters = FlowCounters::default();
+        let counters = FlowCounters::of_packets();
         let mapping = Mapping { port, ends, peer, local: None, since: now, counters, budgets };
         Some(self.mappings.insert(now, 0, key(ends), flow, mapping))
     }
@@ -332,7 +332,7 @@ impl Peers {
         let Some(payload) = within(cx, now, mapping.budgets, Way::Egress, datagram.payload, segment) else {
             return true;
         };
-        mapping.counters.bytes_out = mapping.counters.bytes_out.saturating_add(length(payload));
+        mapping.counters.count_out(payload.len(), pieces(payload, segment, 1).count());
         let Mapping { port, peer, local, .. } = *mapping;
         let fragmentation = packet.fragmentation;
         for piece in pieces(payload, segment, MAX_SEGMENTS) {
@@ -504,8 +504,4 @@ fn key(ends: Ends) -> Key {
 fn peer_key(PortId(port): PortId, peer: SocketAddr) -> Key {
     let [a, b, c, d] = port.to_be_bytes();
     Key::new(peer.ip(), [peer.port(), u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])])
-}
-
-fn length(payload: &[u8]) -> u64 {
-    u64::try_from(payload.len()).unwrap_or(u64::MAX)
 }

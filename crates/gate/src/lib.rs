@@ -12,6 +12,7 @@ mod flight;
 mod fragments;
 mod gate;
 mod hash;
+mod held;
 mod host_sockets;
 mod ingress;
 mod key;

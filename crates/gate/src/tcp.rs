@@ -190,7 +190,7 @@ impl Connections {
 
     /// Makes sure that there is room for one more, or says which limit is in the way.
     fn make_room(&mut self, cx: &mut Context) -> Result<(), (LimitKind, u64)> {
-        cx.find_room(cx.held.outward, cx.config.limits.max_connections, LimitKind::Connections)?;
+        cx.find_room(cx.connected.outward, cx.config.limits.max_connections, LimitKind::Connections)?;
         let pending = self.table.list_len(DIALING) + self.table.list_len(INJECTED);
         if pending >= MAX_PENDING {
             let bound = u64::try_from(MAX_PENDING).unwrap_or(u64::MAX);
@@ -420,12 +420,12 @@ fn dial_target(cx: &Context, remote: SocketAddr) -> (SocketAddr, Option<SocketAd
 
 /// Reports a denied SYN and tells the guest.
 fn deny(cx: &mut Context, now: Time, ends: Ends, packet: &IpPacket<'_>, syn: &Syn, about: &About) {
-    cx.report_denied(now, Protocol::Tcp, ends, about);
-    match cx.config.deny_with {
+    let told = cx.report_denied(now, Protocol::Tcp, ends, about);
+    cx.answer_denied(now, &told, |cx| match cx.config.deny_with {
         DenyWith::Reset => emit_reset(cx, ends, syn),
         DenyWith::Icmp => cx.emit_error(packet.src, IcmpError::Prohibited, packet.bytes),
         DenyWith::Drop => {}
-    }
+    });
 }
 
 fn emit_reset(cx: &mut Context, ends: Ends, syn: &Syn) {

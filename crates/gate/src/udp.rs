@@ -210,7 +210,7 @@ impl Mappings {
                 Looked::Deny => return self.deny(cx, now, slot),
             }
         }
-        mapping.counters.bytes_out = mapping.counters.bytes_out.saturating_add(length(datagram.payload));
+        mapping.counters.count_out(datagram.payload.len(), pieces(datagram.payload, segment, 1).count());
         let list = mapping.list();
         send(cx, flow, datagram.payload, segment, packet.fragmentation);
         self.table.touch(now, slot, list);
@@ -277,7 +277,7 @@ impl Mappings {
                 None
             }
         };
-        let counters = FlowCounters::default();
+        let counters = FlowCounters::of_packets();
         let quote = Quote::of(packet);
         let mapping = Mapping { ends, since: now, name, counters, replied: false, quote, check, budgets };
         let list = mapping.list();
@@ -308,7 +308,7 @@ impl Mappings {
         let Some((_, mapping)) = self.table.get_mut(slot) else { return };
         let Some(payload) = within(cx, now, mapping.budgets, Way::Ingress, payload, segment) else { return };
         mapping.replied = true;
-        mapping.counters.bytes_in = mapping.counters.bytes_in.saturating_add(length(payload));
+        mapping.counters.count_in(payload.len(), pieces(payload, segment, 1).count());
         let list = mapping.list();
         // A reply does not give what is held more time.
         cx.emit_udp(now, mapping.ends.remote, mapping.ends.guest, payload, segment);
@@ -440,11 +440,11 @@ pub(crate) fn refuse(
     packet: &IpPacket<'_>,
     about: &About,
 ) {
-    cx.report_denied(now, protocol, ends, about);
-    match cx.config.deny_with {
+    let told = cx.report_denied(now, protocol, ends, about);
+    cx.answer_denied(now, &told, |cx| match cx.config.deny_with {
         DenyWith::Reset | DenyWith::Icmp => cx.emit_error(packet.src, IcmpError::Prohibited, packet.bytes),
         DenyWith::Drop => {}
-    }
+    });
 }
 
 fn open(cx: &mut Context, flow: FlowId, ends: Ends, permit: Permit, about: &About) {
@@ -463,7 +463,7 @@ fn release(cx: &mut Context, flow: FlowId, mapping: &mut Mapping) {
         open(cx, flow, mapping.ends, permit, &about);
     }
     for (held, fragmentation) in std::mem::take(&mut check.held) {
-        mapping.counters.bytes_out = mapping.counters.bytes_out.saturating_add(length(&held));
+        mapping.counters.count_out(held.len(), 1);
         send(cx, flow, &held, None, fragmentation);
     }
 }
@@ -531,10 +531,6 @@ fn plausible_mtu(guest: IpAddr, mtu: u32) -> u32 {
         IpAddr::V4(_) => mtu.max(LEAST_V4),
         IpAddr::V6(_) => mtu.max(LEAST_V6),
     }
-}
-
-fn length(payload: &[u8]) -> u64 {
-    u64::try_from(payload.len()).unwrap_or(u64::MAX)
 }
 
 fn key(ends: Ends) -> Key {

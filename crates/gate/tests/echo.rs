@@ -122,7 +122,7 @@ fn an_idle_flow_ends_after_half_a_minute() {
         world.drain();
         assert!(world.pass(ms(29_999)).is_empty());
         let outputs = world.pass(ms(1));
-        let counters = FlowCounters { bytes_out: 4, bytes_in: 2 };
+        let counters = FlowCounters { bytes_out: 4, bytes_in: 2, packets_out: Some(1), packets_in: Some(1) };
         let closed = EventBody::FlowClosed { flow, by: CloseReason::Idle, counters, duration_ms: 50_000 };
         assert_eq!((names(&outputs), events(&outputs)), (vec!["close echo", "closed"], vec![&closed]));
         assert_eq!(world.gate.poll_timeout(), None);

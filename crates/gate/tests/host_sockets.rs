@@ -78,7 +78,7 @@ fn a_connection_is_told_from_its_beginning_to_its_end() {
     let (host, guest) = ("/host/agent".to_owned(), "/run/agent".to_owned());
     assert_eq!(events(&world.drain()), [&EventBody::SocketOpened { flow, host, guest }]);
     world.now = world.now + ms(30);
-    let counters = FlowCounters { bytes_out: 3, bytes_in: 4 };
+    let counters = FlowCounters { bytes_out: 3, bytes_in: 4, ..FlowCounters::default() };
     world.gate.handle_closed(world.now, flow, CloseReason::Remote, counters);
     let closed = EventBody::SocketClosed { flow, by: CloseReason::Remote, counters, duration_ms: 30 };
     assert_eq!(events(&world.drain()), [&closed]);

@@ -207,7 +207,7 @@ impl Net {
     fn a_connection_ends(&mut self) {
         let Some((ends, flow)) = self.connected.pop_first() else { return };
         assert!(self.observer.live.remove(&flow), "{ends:?}");
-        let counters = FlowCounters { bytes_out: flow.0, bytes_in: 1 };
+        let counters = FlowCounters { bytes_out: flow.0, bytes_in: 1, ..FlowCounters::default() };
         self.world.gate.handle_closed(self.world.now, flow, CloseReason::Guest, counters);
         let outputs = self.world.drain();
         self.handle(&outputs);

@@ -74,6 +74,31 @@ fn a_denied_connection_is_reset_at_once() {
 }
 
 #[test]
+fn a_denial_that_is_told_by_itself_is_answered_when_somebody_could_look() {
+    for family in BOTH {
+        for (protocol, deny_with) in [("tcp", DenyWith::Reset), ("tcp", DenyWith::Icmp), ("udp", DenyWith::Icmp)] {
+            let mut world = World::with(common::public_only(), |config| {
+                config.witness = ms(1);
+                config.deny_with = deny_with;
+            });
+            let packet = match protocol {
+                "tcp" => packet::syn(guest(family), at(family.private(), 80)),
+                _ => packet::udp(guest(family), at(family.private(), 80), b"x"),
+            };
+            assert_eq!(names(&world.send(&packet)), ["denied"]);
+            assert_eq!(world.gate.poll_timeout(), Some(world.now + ms(1)));
+            assert_eq!(names(&world.pass(ms(1))), ["emit"]);
+            // A flood is told no more one by one, and is answered as fast as it comes.
+            let told = (0..1000).filter(|_| names(&world.send(&packet)) == ["denied"]).count();
+            assert_eq!(told, 99);
+            assert_eq!(names(&world.send(&packet)), ["emit"]);
+            world.gate.handle_shutdown(world.now);
+            assert_eq!(names(&world.drain()).iter().filter(|name| **name == "emit").count(), 99);
+        }
+    }
+}
+
+#[test]
 fn a_denied_connection_is_answered_as_configured() {
     for family in BOTH {
         let syn = packet::syn(guest(family), at(family.private(), 80));
@@ -104,6 +129,7 @@ fn a_denial_is_reported_with_its_rule() {
             rule,
             shown: None,
             look_up_again: None,
+            process: None,
         },
     ] = events(&outputs)[..]
     else {
@@ -148,7 +174,7 @@ fn the_whole_life_of_a_connection() {
         };
         assert_eq!((*opened, rule.index), (flow, Some(1)));
         world.pass(Duration::from_secs(86_400));
-        let counters = FlowCounters { bytes_out: 10, bytes_in: 20 };
+        let counters = FlowCounters { bytes_out: 10, bytes_in: 20, ..FlowCounters::default() };
         world.gate.handle_closed(world.now, flow, CloseReason::Remote, counters);
         let expected = EventBody::FlowClosed { flow, by: CloseReason::Remote, counters, duration_ms: 86_400_000 };
         assert_eq!(events(&world.drain()), [&expected]);

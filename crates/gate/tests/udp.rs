@@ -151,7 +151,7 @@ fn replies_come_from_the_remote_and_count() {
         }
         let outputs = world.pass(Duration::from_secs(120));
         let bytes_in = 1 + 1500 - 8 - family.header_len() as u64;
-        let counters = FlowCounters { bytes_out: 5, bytes_in };
+        let counters = FlowCounters { bytes_out: 5, bytes_in, packets_out: Some(1), packets_in: Some(3) };
         let closed = EventBody::FlowClosed { flow, by: CloseReason::Idle, counters, duration_ms: 120_000 };
         assert_eq!(events(&outputs), [&closed]);
     }

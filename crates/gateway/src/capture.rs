@@ -531,6 +531,7 @@ mod tests {
             names: Vec::new(),
             rule: RuleText::default(),
             shown: None,
+            process: None,
             look_up_again: None,
         }
     }

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use cofferdam_gate::{DnsClient, Gate, Way};
 use cofferdam_model::{CloseReason, FlowCounters, FlowId, Protocol, Time};
-use cofferdam_names::{ClientId, Output, Rebinding, Reply, Resolver, Transport, Upstream, UpstreamId};
+use cofferdam_names::{ClientId, Ends, Output, Rebinding, Reply, Resolver, Transport, Upstream, UpstreamId};
 use cofferdam_pcap::LookUp;
 use cofferdam_policy::Policy;
 use rustix::io::Errno;
@@ -66,8 +66,7 @@ struct Asked {
 struct Connection {
     socket: OwnedFd,
     flow: FlowId,
-    guest: SocketAddr,
-    server: SocketAddr,
+    ends: Ends,
     input: Vec<u8>,
     /// Bytes at the front of `input` that are done with.
     taken: usize,
@@ -99,16 +98,17 @@ impl Dns {
     /// The guest sent a datagram to port 53.
     pub(crate) fn handle_datagram(&mut self, now: Time, query: DnsClient, message: &[u8]) {
         let id = self.client(Client::Udp(query, id_of(message)));
-        self.resolver.handle_query(now, id, Transport::Udp, query.server, message);
+        let DnsClient { guest, server } = query;
+        self.resolver.handle_query(now, id, Transport::Udp, Ends { guest, server }, message);
     }
 
-    /// The guest connected to port 53 of `server`. `false`: the connection could not be taken.
+    /// The guest connected to port 53. `false`: the connection could not be taken.
     pub(crate) fn handle_accepted(
         &mut self,
         poller: &Poller,
         gate: &mut Gate,
         now: Time,
-        (flow, socket, (guest, server)): (FlowId, OwnedFd, (SocketAddr, SocketAddr)),
+        (flow, socket, ends): (FlowId, OwnedFd, Ends),
     ) -> bool {
         if self.connections.len() >= CONNECTIONS {
             let quietest = self.connections.iter().min_by_key(|(id, c)| (c.active, **id)).map(|(id, _)| *id);
@@ -124,8 +124,7 @@ impl Dns {
         let connection = Connection {
             socket,
             flow,
-            guest,
-            server,
+            ends,
             input: Vec::new(),
             taken: 0,
             output: Vec::new(),
@@ -271,14 +270,27 @@ impl Dns {
                 }
                 Output::Event(body) => events.push(now, body),
                 Output::Answered { client, event } => {
-                    let of_client =
-                        |(answered, look_up): &(ClientId, LookUp)| (*answered == client).then_some(*look_up);
-                    let look_up = self.answered.iter().rev().find_map(of_client);
+                    let look_up = self.look_up(client);
                     events.push_about(now, event, look_up.as_ref());
                 }
             }
         }
         self.answered.clear();
+    }
+
+    /// What a client asked that waits for its answer, or has had it a moment ago.
+    fn look_up(&self, client: ClientId) -> Option<LookUp> {
+        let of_client = |(answered, look_up): &(ClientId, LookUp)| (*answered == client).then_some(*look_up);
+        match self.clients.get(&client.0) {
+            Some(Client::Udp(DnsClient { guest, server }, id)) => {
+                Some(LookUp { protocol: Protocol::Udp, guest: *guest, server: *server, id: *id })
+            }
+            Some(Client::Tcp(connection, id)) => {
+                let Ends { guest, server } = self.connections.get(connection)?.ends;
+                Some(LookUp { protocol: Protocol::Tcp, guest, server, id: *id })
+            }
+            None => self.answered.iter().rev().find_map(of_client),
+        }
     }
 
     fn client(&mut self, client: Client) -> ClientId {
@@ -292,17 +304,12 @@ impl Dns {
     }
 
     fn answer(&mut self, gate: &mut Gate, now: Time, client: ClientId, message: &[u8]) {
+        self.answered.extend(self.look_up(client).map(|look_up| (client, look_up)));
         match self.clients.remove(&client.0) {
             None => {}
-            Some(Client::Udp(query, id)) => {
-                let DnsClient { guest, server } = query;
-                self.answered.push((client, LookUp { protocol: Protocol::Udp, guest, server, id }));
-                gate.handle_dns_answer(now, query, message);
-            }
-            Some(Client::Tcp(id, query)) => {
+            Some(Client::Udp(query, _)) => gate.handle_dns_answer(now, query, message),
+            Some(Client::Tcp(id, _)) => {
                 let Some(connection) = self.connections.get_mut(&id) else { return };
-                let (guest, server) = (connection.guest, connection.server);
-                self.answered.push((client, LookUp { protocol: Protocol::Tcp, guest, server, id: query }));
                 let Ok(len) = u16::try_from(message.len()) else { return };
                 connection.waiting = connection.waiting.saturating_sub(1);
                 connection.active = now;
@@ -341,12 +348,12 @@ impl Dns {
             if let Some(message) = connection.next_query() {
                 connection.waiting += 1;
                 connection.active = now;
-                let server = connection.server;
+                let ends = connection.ends;
                 if !gate.limits().admit_dns(Way::Egress, message.len()) {
                     return self.close(gate, now, id, CloseReason::Budget);
                 }
                 let client = self.client(Client::Tcp(id, id_of(&message)));
-                self.resolver.handle_query(now, client, Transport::Tcp, server, &message);
+                self.resolver.handle_query(now, client, Transport::Tcp, ends, &message);
                 continue;
             }
             match connection.read(&mut self.buffer) {
@@ -553,6 +560,7 @@ mod tests {
                 families: Families { ipv4: true, ipv6: true },
                 query_timeout: Duration::from_secs(5),
                 rebinding: Rebinding::Allow,
+                witness: Duration::ZERO,
                 seed: [1; 32],
             };
             let gate = GateConfig {
@@ -574,6 +582,7 @@ mod tests {
                 room: 0,
                 host_sockets: Vec::new(),
                 pin_floor: network.dns.pin_floor,
+                witness: Duration::ZERO,
                 seed: [1; 32],
             };
             let (events, reader) = cofferdam_sys::fdpass::pair().unwrap();
@@ -598,8 +607,8 @@ mod tests {
             ours.set_nonblocking(true).unwrap();
             guest.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
             let flow = FlowId(self.dns.next_connection);
-            let server = "172.16.0.1:53".parse().unwrap();
-            assert!(self.dns.handle_accepted(&self.poller, &mut self.gate, now, (flow, ours.into(), (server, server))));
+            let ends = Ends { guest: "172.16.0.2:40000".parse().unwrap(), server: "172.16.0.1:53".parse().unwrap() };
+            assert!(self.dns.handle_accepted(&self.poller, &mut self.gate, now, (flow, ours.into(), ends)));
             guest
         }
 

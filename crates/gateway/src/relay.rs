@@ -415,7 +415,11 @@ impl Relay {
         }
         flow.up.release(&mut self.tools);
         flow.down.release(&mut self.tools);
-        Ended { flow: id, by, counters: FlowCounters { bytes_out: flow.up.bytes, bytes_in: flow.down.bytes } }
+        Ended {
+            flow: id,
+            by,
+            counters: FlowCounters { bytes_out: flow.up.bytes, bytes_in: flow.down.bytes, ..FlowCounters::default() },
+        }
     }
 }
 
@@ -1005,7 +1009,7 @@ mod tests {
         assert_eq!(world.guest.read(&mut got).unwrap(), 0);
         let ended = world.ended[0];
         assert_eq!(ended.by, CloseReason::Guest);
-        assert_eq!(ended.counters, FlowCounters { bytes_out: 8, bytes_in: 6 });
+        assert_eq!(ended.counters, FlowCounters { bytes_out: 8, bytes_in: 6, ..FlowCounters::default() });
     }
 
     #[test]

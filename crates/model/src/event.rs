@@ -32,6 +32,7 @@ impl fmt::Display for DecisionId {
 
 /// The rule behind a decision, as people read it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[schemars(deny_unknown_fields)]
 pub struct RuleText {
     /// Position in the policy's rules, counted from 0; absent for a default.
     pub index: Option<u32>,
@@ -121,11 +122,55 @@ pub enum CloseReason {
     Error,
 }
 
-/// What a flow carried, as counted by the relay: payload, without headers.
+/// What a flow carried: bytes of payload, and packets where somebody counts them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[schemars(deny_unknown_fields)]
 pub struct FlowCounters {
     pub bytes_out: u64,
     pub bytes_in: u64,
+    /// Datagrams from the guest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub packets_out: Option<u64>,
+    /// Datagrams to the guest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub packets_in: Option<u64>,
+}
+
+impl FlowCounters {
+    /// Nothing yet, of a flow whose packets are counted.
+    #[must_use]
+    pub fn of_packets() -> FlowCounters {
+        FlowCounters { packets_out: Some(0), packets_in: Some(0), ..FlowCounters::default() }
+    }
+
+    /// Adds what the guest has sent.
+    pub fn count_out(&mut self, bytes: usize, packets: usize) {
+        add(&mut self.bytes_out, bytes);
+        self.packets_out.iter_mut().for_each(|count| add(count, packets));
+    }
+
+    /// Adds what the guest was sent.
+    pub fn count_in(&mut self, bytes: usize, packets: usize) {
+        add(&mut self.bytes_in, bytes);
+        self.packets_in.iter_mut().for_each(|count| add(count, packets));
+    }
+}
+
+fn add(sum: &mut u64, count: usize) {
+    *sum = sum.saturating_add(u64::try_from(count).unwrap_or(u64::MAX));
+}
+
+/// The process of the guest that an event is about, as the supervisor found it. The words are the guest's own.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct Process {
+    /// Its number as the sandbox's pid 1 counts.
+    pub pid: u32,
+    /// Its name (`comm`), which it may change.
+    pub comm: String,
+    /// The first word of its command line, which it may change; absent when it could not be read in time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub argv0: Option<String>,
 }
 
 /// Where an event comes from.
@@ -138,6 +183,7 @@ pub enum EventSource {
 
 /// One line of the event stream.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[schemars(deny_unknown_fields)]
 pub struct Event {
     /// Version of this schema; 1.
     pub v: u32,
@@ -152,6 +198,7 @@ pub struct Event {
 
 /// An address in a DNS answer for which rebinding protection held the answer back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[schemars(deny_unknown_fields)]
 pub struct Withheld {
     pub address: IpAddr,
     pub group: Group,
@@ -171,6 +218,7 @@ pub enum FlightProtocol {
 
 /// What a flow showed in its first bytes, or in a later request.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[schemars(deny_unknown_fields)]
 pub struct FirstFlight {
     pub protocol: FlightProtocol,
     pub names: Vec<String>,
@@ -191,6 +239,14 @@ pub enum EventBody {
     DnsQuery {
         name: String,
         qtype: u16,
+        /// How it was asked, by whom and where: an address of the gateway, or of a resolver that the program chose itself. Absent
+        /// when the event stands for several look-ups.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        protocol: Option<Protocol>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        guest: Option<SocketAddr>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        server: Option<SocketAddr>,
         /// `allow` or `deny`.
         verdict: crate::Action,
         rule: RuleText,
@@ -205,6 +261,9 @@ pub enum EventBody {
         /// How many look-ups alike this event stands for, when they were too many to be told one by one; absent for one.
         #[serde(default = "one", skip_serializing_if = "is_one")]
         count: u64,
+        /// Who it was, where that was found; see [`Process`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        process: Option<Process>,
     },
     /// Look-ups of too many names to be told apart.
     #[serde(rename = "dns.more")]
@@ -219,6 +278,9 @@ pub enum EventBody {
         group: Group,
         names: Vec<String>,
         rule: RuleText,
+        /// Who it was, where that was found; see [`Process`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        process: Option<Process>,
     },
     #[serde(rename = "flow.denied")]
     FlowDenied {
@@ -237,6 +299,9 @@ pub enum EventBody {
         /// again.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         look_up_again: Option<String>,
+        /// Who it was, where that was found; see [`Process`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        process: Option<Process>,
     },
     #[serde(rename = "flow.closed")]
     FlowClosed { flow: FlowId, by: CloseReason, counters: FlowCounters, duration_ms: u64 },

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cofferdam_model::{Action, Classifier, Destination, Direction, HostNetwork, PolicyConfig, ProtocolSet, Rule, Time};
-use cofferdam_names::{ClientId, Families, Output, Rebinding, Resolver, ResolverConfig, Transport, UpstreamId};
+use cofferdam_names::{ClientId, Ends, Families, Output, Rebinding, Resolver, ResolverConfig, Transport, UpstreamId};
 use cofferdam_policy::Policy;
 use divan::{Bencher, black_box};
 
@@ -15,6 +15,10 @@ fn main() {
 }
 
 const GATEWAY: ([u8; 4], u16) = ([172, 16, 7, 1], 53);
+
+fn ends() -> Ends {
+    Ends { guest: ([172, 16, 7, 2], 40_000).into(), server: GATEWAY.into() }
+}
 
 fn resolver() -> Resolver {
     let gateway: IpAddr = GATEWAY.0.into();
@@ -35,6 +39,7 @@ fn resolver() -> Resolver {
         families: Families { ipv4: true, ipv6: true },
         query_timeout: Duration::from_secs(5),
         rebinding: Rebinding::guarded_by(&policy, classifier.clone()),
+        witness: Duration::ZERO,
         seed: [1; 32],
     };
     Resolver::new(config, Arc::new(Policy::compile(&policy, classifier)))
@@ -49,7 +54,7 @@ const DENIED: &[u8] = b"\x03www\x07example\x03com\0";
 
 /// Hands the query in and gives back what is sent upstream.
 fn ask(resolver: &mut Resolver, message: &[u8]) -> (UpstreamId, Vec<u8>) {
-    resolver.handle_query(Time::ZERO, ClientId(1), Transport::Udp, GATEWAY.into(), message);
+    resolver.handle_query(Time::ZERO, ClientId(1), Transport::Udp, ends(), message);
     match resolver.poll_output() {
         Some(Output::Query { upstream, message, .. }) => (upstream, message),
         _ => (UpstreamId(0), Vec::new()),
@@ -75,7 +80,7 @@ fn query_to_denial(bencher: Bencher<'_, '_>) {
     let message = query(DENIED);
     let mut resolver = resolver();
     bencher.bench_local(|| {
-        resolver.handle_query(Time::ZERO, ClientId(1), Transport::Udp, GATEWAY.into(), &message);
+        resolver.handle_query(Time::ZERO, ClientId(1), Transport::Udp, ends(), &message);
         drain(&mut resolver);
     });
 }
@@ -91,7 +96,7 @@ fn query_to_remembered_answer(bencher: Bencher<'_, '_>) {
     resolver.handle_answer(Time::ZERO, upstream, &answer);
     drain(&mut resolver);
     bencher.bench_local(|| {
-        resolver.handle_query(Time::ZERO, ClientId(1), Transport::Udp, GATEWAY.into(), &message);
+        resolver.handle_query(Time::ZERO, ClientId(1), Transport::Udp, ends(), &message);
         drain(&mut resolver);
     });
 }

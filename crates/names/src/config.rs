@@ -20,6 +20,8 @@ pub struct ResolverConfig {
     pub query_timeout: Duration,
     /// What happens to answers that carry addresses which are not public.
     pub rebinding: Rebinding,
+    /// How long an answer that denies waits after the event about it, for somebody to see who asked; zero for not at all.
+    pub witness: Duration,
     /// Seeds message ids and decision ids. Fresh from the system's generator for every sandbox: who knows it can forge
     /// answers.
     pub seed: [u8; 32],

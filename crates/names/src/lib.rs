@@ -21,6 +21,6 @@ mod upstreams;
 mod wire;
 
 pub use config::{Families, Reach, Rebinding, ResolverConfig, Upstream};
-pub use output::{ClientId, Output, Transport, UpstreamId};
+pub use output::{ClientId, Ends, Output, Transport, UpstreamId};
 pub use resolver::Resolver;
 pub use session::{Framing, Reply, Session, SessionError};

@@ -19,8 +19,17 @@ pub enum Transport {
     Tcp,
 }
 
+/// Both ends of a query as they stood in what the guest sent: the server is an address of the gateway, or of a resolver that the
+/// guest chose itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ends {
+    pub guest: SocketAddr,
+    pub server: SocketAddr,
+}
+
 /// What the caller has to do, in this order.
 #[derive(Debug, Clone, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "an event is taken at once, and the queue holds few")]
 pub enum Output {
     /// Send `message` to `server` from a socket made for it alone and connected to it, so that the source port is random
     /// and only that server can answer. Pass everything that arrives to [`handle_answer`](crate::Resolver::handle_answer), an error of the

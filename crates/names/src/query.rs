@@ -2,12 +2,16 @@
 
 use cofferdam_model::DomainName;
 
+use crate::output::{Ends, Transport};
 use crate::reply::{Head, Rcode, Reply};
 use crate::wire::{CLASS_IN, HEADER_LEN, Malformed, Name, Reader, flags, kind};
 
 /// A query that we are willing to think about.
 #[derive(Debug, Clone)]
 pub(crate) struct Query {
+    /// How it came, for events.
+    pub(crate) transport: Transport,
+    pub(crate) ends: Ends,
     pub(crate) id: u16,
     /// The header's flags as they came.
     pub(crate) flags: u16,
@@ -39,7 +43,7 @@ pub(crate) enum Received {
 }
 
 /// Reads a message of the guest (`names.md` §2 step 1).
-pub(crate) fn receive(message: &[u8]) -> Received {
+pub(crate) fn receive((transport, ends): (Transport, Ends), message: &[u8]) -> Received {
     let mut reader = Reader::new(message);
     let Ok(id) = reader.word() else { return Received::Nothing };
     // A message that ends within its flags has none.
@@ -53,7 +57,7 @@ pub(crate) fn receive(message: &[u8]) -> Received {
     if message.len() >= HEADER_LEN && flags & flags::OPCODE != 0 {
         return Received::Refused(Reply::bare(id, flags, Rcode::NotImp));
     }
-    let Ok(query) = parse(message, id, flags) else {
+    let Ok(query) = parse((transport, ends), message, id, flags) else {
         return Received::Refused(Reply::bare(id, flags, Rcode::FormErr));
     };
     let refusal = if query.query.edns.is_some_and(|edns| edns.version != 0) {
@@ -89,7 +93,7 @@ impl Parsed {
     }
 }
 
-fn parse(message: &[u8], id: u16, flags: u16) -> Result<Parsed, Malformed> {
+fn parse((transport, ends): (Transport, Ends), message: &[u8], id: u16, flags: u16) -> Result<Parsed, Malformed> {
     let mut reader = Reader::new(message);
     reader.bytes(4)?;
     let questions = reader.word()?;
@@ -123,7 +127,7 @@ fn parse(message: &[u8], id: u16, flags: u16) -> Result<Parsed, Malformed> {
         return Err(Malformed);
     }
     let domain = name.to_domain();
-    Ok(Parsed { query: Query { id, flags, name, domain, qtype, edns }, class })
+    Ok(Parsed { query: Query { transport, ends, id, flags, name, domain, qtype, edns }, class })
 }
 
 /// The options themselves (cookies, client subnet, padding) are between the guest and its resolver, which is us, and we

@@ -106,12 +106,13 @@ impl Reports {
 }
 
 impl Counted {
-    /// One event for all that were not told. It is about no decision in particular.
+    /// One event for all that were not told. It is about no decision and no guest's end in particular.
     fn event(self) -> Option<EventBody> {
         let mut event = self.like?;
-        if let EventBody::DnsQuery { count, decision, .. } = &mut event {
+        if let EventBody::DnsQuery { count, decision, protocol, guest, server, .. } = &mut event {
             *count = self.untold;
             *decision = None;
+            (*protocol, *guest, *server) = (None, None, None);
         }
         Some(event)
     }
@@ -138,6 +139,9 @@ mod tests {
         EventBody::DnsQuery {
             name: name.to_owned(),
             qtype: 1,
+            protocol: Some(cofferdam_model::Protocol::Udp),
+            guest: Some("172.16.0.2:40000".parse().unwrap()),
+            server: Some("172.16.0.1:53".parse().unwrap()),
             verdict,
             rule: RuleText { text: "default egress deny".to_owned(), ..RuleText::default() },
             decision: Some("7k".to_owned()),
@@ -147,6 +151,7 @@ mod tests {
             resolver: None,
             ms: 0.0,
             count: 1,
+            process: None,
         }
     }
 

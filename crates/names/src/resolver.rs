@@ -22,6 +22,7 @@
 //! sees its own zone's queries predict the ids of others.
 
 use std::borrow::Cow;
+use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,7 +35,7 @@ use cofferdam_policy::{Facts, NameVerdict, Policy, Reason, Verdict};
 use crate::answer::{self, Answer, Arrival, Bindings, Guard, Objection, Question};
 use crate::cache::Cache;
 use crate::lookups::{Effects, Finished, Key, Lookups, MAX_WAITERS, Route, Waiter};
-use crate::output::Outbox;
+use crate::output::{Ends, Outbox};
 use crate::query::{self, Query, Received};
 use crate::reply::{self, ExtendedError, Head, Rcode, Reply};
 use crate::report::Reports;
@@ -58,6 +59,19 @@ pub struct Resolver {
     outputs: Outbox,
     overflow: Overflow,
     reports: Reports,
+    /// Answers that wait, in the order of their times.
+    held: VecDeque<(Time, Output)>,
+}
+
+/// Answers that may wait: as many as there are denials told one by one in a second. Beyond that they go at once.
+const MAX_HELD: usize = 1_000;
+
+/// How a look-up became known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    ByItself,
+    /// With others, later.
+    Counted,
 }
 
 /// Queries that gave way, until somebody was told.
@@ -92,24 +106,18 @@ impl Resolver {
             outputs: Outbox::default(),
             overflow: Overflow::default(),
             reports: Reports::default(),
+            held: VecDeque::new(),
         }
     }
 
-    /// The guest sent `message` to `server`. Where `server` is not the gateway, the policy has already allowed the guest
-    /// to send to it.
-    pub fn handle_query(
-        &mut self,
-        now: Time,
-        client: ClientId,
-        transport: Transport,
-        server: SocketAddr,
-        message: &[u8],
-    ) {
+    /// The guest sent a message between `ends`. Where it went to is not the gateway, the policy has already allowed the
+    /// guest to send there.
+    pub fn handle_query(&mut self, now: Time, client: ClientId, transport: Transport, ends: Ends, message: &[u8]) {
         self.outputs.begin_group();
-        match query::receive(message) {
+        match query::receive((transport, ends), message) {
             Received::Nothing => self.outputs.push(Output::Ignore { client }),
             Received::Refused(message) => self.outputs.push(Output::Answer { client, message }),
-            Received::Query(query) => self.decide(now, client, transport, server, query),
+            Received::Query(query) => self.decide(now, client, transport, ends.server, query),
         }
     }
 
@@ -242,6 +250,9 @@ impl Resolver {
     /// Time has passed; needed when [`Resolver::poll_timeout`] is reached.
     pub fn handle_timeout(&mut self, now: Time) {
         self.outputs.begin_group();
+        while self.held.front().is_some_and(|(until, _)| *until <= now) {
+            self.outputs.extend(self.held.pop_front().map(|(_, answer)| answer));
+        }
         while let Some(finished) = self.step(now, |lookups, effects| lookups.expired(effects)) {
             self.give_up(now, Some(finished));
         }
@@ -252,6 +263,7 @@ impl Resolver {
     /// The gateway ends: tells of what is counted and not told yet.
     pub fn handle_shutdown(&mut self) {
         self.outputs.begin_group();
+        self.outputs.extend(std::mem::take(&mut self.held).into_iter().map(|(_, answer)| answer));
         let rest = self.reports.rest();
         self.outputs.extend(rest.into_iter().map(Output::Event));
     }
@@ -261,7 +273,8 @@ impl Resolver {
     pub fn poll_timeout(&self) -> Option<Time> {
         let report = self.overflow.reported.filter(|_| self.overflow.count > 0);
         let report = report.map(|reported| reported + LIMIT_REPORT_EVERY);
-        self.lookups.poll_timeout().into_iter().chain(report).chain(self.reports.deadline()).min()
+        let held = self.held.front().map(|(until, _)| *until);
+        self.lookups.poll_timeout().into_iter().chain(report).chain(self.reports.deadline()).chain(held).min()
     }
 
     /// What to do next; drain to `None` after every input.
@@ -314,7 +327,6 @@ impl Resolver {
     fn deny(&mut self, now: Time, client: ClientId, transport: Transport, query: &Query, reason: &Reason) {
         let decision = self.draw_decision();
         let message = denial(query, decision).emit(Reply::limit(query, transport));
-        self.outputs.push(Output::Answer { client, message });
         let ending = Ending {
             verdict: Action::Deny,
             rule: self.policy.rule_text(reason),
@@ -324,7 +336,19 @@ impl Resolver {
             rcode: Rcode::NxDomain.code(),
             resolver: None,
         };
-        self.report(now, (client, query), Duration::ZERO, ending);
+        let told = self.report(now, (client, query), Duration::ZERO, ending);
+        self.answer_denied(now, client, message, told);
+    }
+
+    /// A client closes its socket when it has its answer, and with it goes what says whose it was: an answer that denies is held for a
+    /// moment after its event. One that has no event of its own goes at once, so that a flood finds nothing slower.
+    fn answer_denied(&mut self, now: Time, client: ClientId, message: Vec<u8>, told: Told) {
+        let answer = Output::Answer { client, message };
+        let is_held = told == Told::ByItself && !self.config.witness.is_zero() && self.held.len() < MAX_HELD;
+        match is_held {
+            true => self.held.push_back((now + self.config.witness, answer)),
+            false => self.outputs.push(answer),
+        }
     }
 
     fn answer_ourselves(&mut self, now: Time, waiter: &Waiter, reply: &Reply<'_>, answers: Vec<IpAddr>) {
@@ -435,7 +459,6 @@ impl Resolver {
         for waiter in &finished.waiters {
             let decision = self.draw_decision();
             let message = denial(&waiter.query, decision).emit(Reply::limit(&waiter.query, waiter.transport));
-            self.outputs.push(Output::Answer { client: waiter.client, message });
             let ending = Ending {
                 verdict: Action::Deny,
                 rule: rule.clone(),
@@ -445,7 +468,8 @@ impl Resolver {
                 rcode: Rcode::NxDomain.code(),
                 resolver: finished.server,
             };
-            self.report(now, (waiter.client, &waiter.query), now.since(waiter.since), ending);
+            let told = self.report(now, (waiter.client, &waiter.query), now.since(waiter.since), ending);
+            self.answer_denied(now, waiter.client, message, told);
         }
     }
 
@@ -473,13 +497,16 @@ impl Resolver {
         }
     }
 
-    fn report(&mut self, now: Time, (client, query): (ClientId, &Query), took: Duration, ending: Ending) {
+    fn report(&mut self, now: Time, (client, query): (ClientId, &Query), took: Duration, ending: Ending) -> Told {
         let Ending { verdict, rule, decision, answers, withheld, rcode, resolver } = ending;
         // What costs a query of ours has a bound in that; anything else comes as fast as the guest can send.
         let is_free = verdict == Action::Deny || resolver.is_none();
         let event = EventBody::DnsQuery {
             name: query.domain.as_ref().map_or_else(|| ".".to_owned(), ToString::to_string),
             qtype: query.qtype,
+            protocol: Some(protocol(query.transport)),
+            guest: Some(query.ends.guest),
+            server: Some(query.ends.server),
             verdict,
             rule,
             decision: decision.map(|decision| decision.to_string()),
@@ -489,10 +516,13 @@ impl Resolver {
             resolver,
             ms: took.as_secs_f64() * 1000.0,
             count: 1,
+            process: None,
         };
         self.report_counted(now);
         let told = if is_free { self.reports.count(now, event) } else { Some(event) };
+        let is_told = told.is_some();
         self.outputs.extend(told.map(|event| Output::Answered { client, event }));
+        if is_told { Told::ByItself } else { Told::Counted }
     }
 
     /// Tells of look-ups that were counted, when it is time to.
@@ -517,12 +547,16 @@ impl Resolver {
     }
 }
 
-/// A query as the policy sees it.
-fn facts(server: SocketAddr, transport: Transport) -> Facts<'static> {
-    let protocol = match transport {
+fn protocol(transport: Transport) -> Protocol {
+    match transport {
         Transport::Udp => Protocol::Udp,
         Transport::Tcp => Protocol::Tcp,
-    };
+    }
+}
+
+/// A query as the policy sees it.
+fn facts(server: SocketAddr, transport: Transport) -> Facts<'static> {
+    let protocol = protocol(transport);
     Facts { direction: Direction::Egress, protocol, peer: server.ip(), port: Some(server.port()), names: &[] }
 }
 

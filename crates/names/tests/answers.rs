@@ -622,13 +622,7 @@ fn refused_pins_concern_their_own_answer_alone() {
     let records = [address("example.org", 60, "93.184.216.34"), address("example.org", 60, "93.184.216.35")];
     world.resolver.handle_answer(world.now, sent.upstream, &answer_to(&sent, 0, &records));
     let denied = cofferdam_names::ClientId(99);
-    world.resolver.handle_query(
-        world.now,
-        denied,
-        Transport::Udp,
-        GATEWAY.parse().unwrap(),
-        &query(2, "evil.example", A),
-    );
+    world.resolver.handle_query(world.now, denied, Transport::Udp, ends(GATEWAY), &query(2, "evil.example", A));
     world.refuse_pins = true;
     world.drain();
     assert_eq!(world.reply(cofferdam_names::ClientId(0)).unwrap().rcode(), SERVFAIL);

@@ -208,6 +208,27 @@ fn a_denial_can_be_cached_and_understood() {
 }
 
 #[test]
+fn a_denial_that_is_told_by_itself_is_answered_when_somebody_could_look() {
+    for transport in [Transport::Udp, Transport::Tcp] {
+        let mut world = World::with(only(vec![]), |config| config.witness = ms(1));
+        let client = world.ask_at(GATEWAY, transport, &query(9, "evil.example", A));
+        let [EventBody::DnsQuery { guest, server, protocol, .. }] = &world.events()[..] else { panic!() };
+        assert_eq!((*guest, *server), (Some(ends(GATEWAY).guest), Some(ends(GATEWAY).server)));
+        assert_eq!(*protocol == Some(cofferdam_model::Protocol::Tcp), transport == Transport::Tcp);
+        assert!(world.reply(client).is_none());
+        assert_eq!(world.resolver.poll_timeout(), Some(world.now + ms(1)));
+        world.pass(ms(1));
+        assert_eq!(world.reply(client).unwrap().rcode(), NXDOMAIN);
+        // A flood is told no more one by one, and is answered as fast as it comes.
+        let waiting = (0..500).filter(|_| {
+            let client = world.ask(&query(9, "evil.example", A));
+            world.reply(client).is_none()
+        });
+        assert_eq!(waiting.count(), 99);
+    }
+}
+
+#[test]
 fn a_denial_has_no_opt_record_for_those_who_sent_none() {
     let mut world = World::new(only(vec![]));
     let client = world.ask(&query(9, "evil.example", A));

@@ -454,7 +454,9 @@ fn a_copy_follows_no_link_that_any_sandbox_may_have_left() {
         rm -rf $work
         "#,
     );
-    ran.exits(0).says("out refused 1\nnot taken\nevents refused 125\nsummary refused 125\nin refused 1\nevil\nsecret\nsecret\ngood\n");
+    ran.exits(0).says(
+        "out refused 1\nnot taken\nevents refused 125\nsummary refused 125\nin refused 1\nevil\nsecret\nsecret\ngood\n",
+    );
 }
 
 #[test]

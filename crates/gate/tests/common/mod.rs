@@ -116,6 +116,7 @@ pub(crate) fn gate_config() -> GateConfig {
         room: 0,
         host_sockets: Vec::new(),
         pin_floor: Duration::from_secs(60),
+        witness: Duration::ZERO,
         seed: [7; 32],
     }
 }

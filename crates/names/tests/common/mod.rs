@@ -18,7 +18,7 @@ use cofferdam_model::{
     Action, Classifier, Destination, DomainName, EventBody, Group, HostNetwork, NetworkConfig, PolicyConfig, Rule, Time,
 };
 use cofferdam_names::{
-    ClientId, Families, Output, Rebinding, Resolver, ResolverConfig, Transport, Upstream, UpstreamId,
+    ClientId, Ends, Families, Output, Rebinding, Resolver, ResolverConfig, Transport, Upstream, UpstreamId,
 };
 use cofferdam_policy::Policy;
 
@@ -99,6 +99,13 @@ pub struct Sent {
     pub at: Time,
 }
 
+/// Where the guest asks from.
+pub const GUEST: &str = "172.16.7.2:40000";
+
+pub fn ends(server: &str) -> Ends {
+    Ends { guest: GUEST.parse().unwrap(), server: server.parse().unwrap() }
+}
+
 /// A sandbox's resolver and everything around it.
 #[derive(Debug)]
 pub struct World {
@@ -136,6 +143,7 @@ impl World {
             families: Families { ipv4: true, ipv6: true },
             query_timeout: ms(5000),
             rebinding: Rebinding::of_network(network, &classifier),
+            witness: Duration::ZERO,
             seed: [7; 32],
         };
         change(&mut config);
@@ -158,7 +166,7 @@ impl World {
     pub fn ask_at(&mut self, server: &str, transport: Transport, message: &[u8]) -> ClientId {
         let client = ClientId(self.next_client);
         self.next_client += 1;
-        self.resolver.handle_query(self.now, client, transport, server.parse().unwrap(), message);
+        self.resolver.handle_query(self.now, client, transport, ends(server), message);
         self.drain();
         client
     }
