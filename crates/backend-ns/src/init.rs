@@ -28,6 +28,7 @@ use rustix::process::{DumpableBehavior, Pid, Signal, WaitOptions};
 
 use crate::builder::fault;
 use crate::handles::Attachment;
+use crate::inspect;
 use crate::place::{self, place};
 use crate::plan::Step;
 use crate::program;
@@ -124,6 +125,8 @@ fn prepare(
     while trees.len() < init.trees {
         trees.extend(expect(&init.supervisor, lifeline, &Message::Trees)?);
     }
+    // Made before the view is: the kernel gives no new proc where the old one is partly covered. A sandbox without it runs all the same.
+    let eyes = init.spec.network.as_ref().and_then(|_| inspect::eyes().ok());
     let is_joined = inside.as_ref().is_some_and(|inside| inside.attachment == Attachment::Session);
     let link = || match &init.spec.network {
         Some(network) => {
@@ -144,6 +147,10 @@ fn prepare(
     for sockets in sockets.chunks(fdpass::MAX_FDS) {
         let sockets: Vec<BorrowedFd<'_>> = sockets.iter().map(AsFd::as_fd).collect();
         wire::send(&init.supervisor, &Message::Sockets, &sockets).step(|| "reach the supervisor".to_owned())?;
+    }
+    if let Some(eyes) = eyes {
+        let eyes = eyes.each_ref().map(AsFd::as_fd);
+        wire::send(&init.supervisor, &Message::Eyes, &eyes).step(|| "reach the supervisor".to_owned())?;
     }
     // Once the gateway is gone nobody must listen on them any more.
     drop(sockets);

@@ -35,7 +35,7 @@ use rustix::process::{Signal, WaitId, WaitIdOptions};
 use crate::capture::Capture;
 use crate::gateway::Gateway;
 use crate::limits::Cgroup;
-use crate::{GatewayEnd, Handles, ResourceLimits};
+use crate::{GatewayEnd, Handles, Inspector, ResourceLimits};
 use machine::Machine;
 
 pub use start::{launch, launch_empty, launch_inside};
@@ -58,6 +58,7 @@ pub struct Running {
     notices: Vec<String>,
     /// The namespaces of a sandbox that stays.
     handles: Option<Handles>,
+    inspector: Option<Inspector>,
 }
 
 impl Running {
@@ -77,6 +78,11 @@ impl Running {
     #[must_use]
     pub fn init_pid(&self) -> u32 {
         self.processes.init.as_ref().map_or(0, |init| init.pid.as_raw_nonzero().get().unsigned_abs())
+    }
+
+    /// Takes what tells the processes of the sandbox by their sockets: once, and only where it has a network of its own.
+    pub fn take_inspector(&mut self) -> Option<Inspector> {
+        self.inspector.take()
     }
 
     /// Where the gateway takes commands; `None` when the sandbox was not made to be changed, or its gateway has ended.

@@ -86,6 +86,8 @@ pub(crate) enum Message {
     Trees,
     /// Init → supervisor, with listening sockets: where sockets of the host are to be reached. Before `Placed`.
     Sockets,
+    /// Init → supervisor, with what an [`Inspector`](crate::Inspector) sees by. Before `Placed`, or never.
+    Eyes,
     /// Init → supervisor: everything is in place.
     Placed,
     /// Supervisor → init: start the program.
@@ -116,6 +118,7 @@ impl Message {
             Self::Linked => b"l".to_vec(),
             Self::Trees => b"t".to_vec(),
             Self::Sockets => b"S".to_vec(),
+            Self::Eyes => b"E".to_vec(),
             Self::Placed => b"p".to_vec(),
             Self::Go => b"g".to_vec(),
             Self::Started => b"s".to_vec(),
@@ -147,6 +150,7 @@ impl Message {
             b'l' => Self::Linked,
             b't' => Self::Trees,
             b'S' => Self::Sockets,
+            b'E' => Self::Eyes,
             b'p' => Self::Placed,
             b'g' => Self::Go,
             b's' => Self::Started,
@@ -264,6 +268,7 @@ mod tests {
             Message::Linked,
             Message::Trees,
             Message::Sockets,
+            Message::Eyes,
             Message::Placed,
             Message::Go,
             Message::Started,

@@ -13,6 +13,7 @@
 //! # }
 //! ```
 
+mod attribution;
 pub mod environment;
 mod events;
 mod host;

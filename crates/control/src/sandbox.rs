@@ -27,6 +27,7 @@ use cofferdam_model::{
 use cofferdam_policy::grammar::format_rule;
 use cofferdam_policy::{Policy, TooManyLayers};
 
+use crate::attribution::{Attribution, Line};
 use crate::environment;
 use crate::events::{EventLog, MAX_LINES};
 use crate::host::Host;
@@ -382,7 +383,8 @@ impl Sandbox {
         for text in &said {
             tell(text);
         }
-        let running = launch(spec)?;
+        let mut running = launch(spec)?;
+        let attribution = Attribution::new(running.take_inspector());
         companion.started(&running)?;
         // The gateway's clock starts when it is ready, which is a moment ago: both count from the same event.
         let started = Instant::now();
@@ -392,7 +394,7 @@ impl Sandbox {
             tell(&format!("this run is not recorded: {}", chain(&error)));
         }
         log.write(&own_event(started, EventBody::SandboxStarted { command, policy, guest }));
-        let mut record = Record { log, summary, tell, started, companion };
+        let mut record = Record { log, summary, tell, started, attribution, companion };
         let outcome = running.run_to_end(&mut record);
         record.hear_the_last();
         let Record { log, summary, .. } = record;
@@ -424,6 +426,7 @@ struct Record<'a> {
     summary: Summary,
     tell: &'a mut dyn FnMut(&str),
     started: Instant,
+    attribution: Attribution,
     companion: &'a mut dyn Companion,
 }
 
@@ -495,24 +498,25 @@ impl Record<'_> {
         }
     }
 
-    /// A line of the event stream. The event, if it can be understood.
-    fn keep(&mut self, line: &[u8]) -> Option<Event> {
+    /// A line of the event stream, completed.
+    fn keep(&mut self, line: &[u8]) -> Line {
+        let line = self.attribution.complete(line);
         let started = self.started;
         self.log.tell_lost(false, |count| lost(started, count));
-        self.log.write_line(line);
-        let event = serde_json::from_slice::<Event>(line).ok();
-        match &event {
+        self.log.write_line(&line.text);
+        match &line.event {
             Some(event) => self.summary.record(event),
             None => self.summary.note("the gateway sent an event that this version does not understand"),
         }
-        event
+        line
     }
 }
 
 impl Observer for Record<'_> {
     fn event(&mut self, line: &[u8]) {
-        if let Some(event) = self.keep(line) {
-            self.companion.event(&event, line);
+        let line = self.keep(line);
+        if let Some(event) = &line.event {
+            self.companion.event(event, &line.text);
         }
     }
 

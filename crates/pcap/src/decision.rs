@@ -290,6 +290,7 @@ mod tests {
             group: Group::Public,
             names: names.iter().map(ToString::to_string).collect(),
             rule: rule(Some(0), "allow@example.org:tcp:443"),
+            process: None,
         }
     }
 
@@ -305,6 +306,7 @@ mod tests {
             rule: rule(None, "default egress deny"),
             shown,
             look_up_again: None,
+            process: None,
         }
     }
 
@@ -312,6 +314,9 @@ mod tests {
         EventBody::DnsQuery {
             name: "evil.example".to_owned(),
             qtype: 1,
+            protocol: None,
+            guest: None,
+            server: None,
             verdict,
             rule: rule(None, "default egress deny"),
             decision: Some("7k".to_owned()),
@@ -321,6 +326,7 @@ mod tests {
             resolver: None,
             ms: 0.0,
             count: 1,
+            process: None,
         }
     }
 

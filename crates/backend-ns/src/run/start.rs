@@ -23,6 +23,7 @@ use crate::gateway::{self, Gateway, GatewayError};
 use crate::handles::{Attachment, Handles};
 use crate::identity::Identity;
 use crate::init::{Init, Inside, OwnProgram, Task};
+use crate::inspect::Inspector;
 use crate::limits::{self, Cgroup};
 use crate::plan::{self, Host, Source, Wanted};
 use crate::wire::{self, Fault, Message, Received, Step as _};
@@ -180,6 +181,7 @@ struct Start<'a> {
     joins: Option<&'a Path>,
     /// The namespaces of a sandbox that stays.
     doors: Vec<OwnedFd>,
+    inspector: Option<Inspector>,
 }
 
 impl<'a> Start<'a> {
@@ -229,6 +231,7 @@ impl<'a> Start<'a> {
             is_inside: false,
             joins,
             doors: Vec::new(),
+            inspector: None,
         })
     }
 
@@ -276,6 +279,7 @@ impl<'a> Start<'a> {
                 (Role::Builder, Message::Born { pid }, fds) => self.adopt(pid, fds)?,
                 (Role::Builder, Message::Built, fds) => built = Some(fds),
                 (Role::Init, Message::Sockets, fds) => listeners.extend(fds),
+                (Role::Init, Message::Eyes, fds) => self.inspector = Inspector::new(fds),
                 (Role::Init, Message::Placed, _) => placed = true,
                 (role, message, _) => return Err(unexpected(role, &message)),
             }
@@ -466,6 +470,7 @@ impl<'a> Start<'a> {
     fn running(mut self, controller: Option<OwnedFd>, signals: SignalFd) -> Running {
         Running {
             handles: self.handles(),
+            inspector: self.inspector,
             processes: self.processes,
             init: self.init,
             controller,

@@ -84,7 +84,7 @@ struct Target {
 }
 
 impl Target {
-    fn add(&mut self, FlowCounters { bytes_out, bytes_in }: FlowCounters) {
+    fn add(&mut self, FlowCounters { bytes_out, bytes_in, .. }: FlowCounters) {
         self.bytes_out = self.bytes_out.saturating_add(bytes_out);
         self.bytes_in = self.bytes_in.saturating_add(bytes_in);
     }
@@ -209,12 +209,13 @@ mod tests {
             remote: "[2606:4700::1]:443".parse().unwrap(),
             group: cofferdam_model::Group::Public,
             names: if name.is_empty() { vec![] } else { vec![name] },
+            process: None,
             rule: cofferdam_model::RuleText::default(),
         };
         let closed = |flow: u64| EventBody::FlowClosed {
             flow: FlowId(flow),
             by: cofferdam_model::CloseReason::Guest,
-            counters: FlowCounters { bytes_out: 1, bytes_in: 1024 },
+            counters: FlowCounters { bytes_out: 1, bytes_in: 1024, ..FlowCounters::default() },
             duration_ms: 1,
         };
         reached.record(&opened(0, String::new()));
