@@ -38,6 +38,7 @@ const FILES: [(&str, &str); 27] = [
     ("flights.py", include_str!("../world/flights.py")),
     ("sockets.py", include_str!("../world/sockets.py")),
     ("ports.py", include_str!("../world/ports.py")),
+    ("events.py", include_str!("../world/events.py")),
     ("host_sockets.py", include_str!("../world/host_sockets.py")),
 ];
 
