@@ -291,9 +291,10 @@ mod tests {
                 let (local, remote) = (guest.local_addr().unwrap(), guest.peer_addr().unwrap());
                 let found = inspector.find(Transport::Tcp, local, remote).unwrap();
                 assert_eq!(found.pid, std::process::id());
-                let argv0 = std::env::args_os().next().unwrap().into_string().unwrap();
-                assert_eq!(found.argv0, Some(argv0.chars().take(LONGEST_NAME).collect()));
+                let argv0 = own_argv0();
                 assert!(!found.comm.is_empty() && argv0.contains(&found.comm), "{found:?}");
+                // On a busy machine it is not there in time.
+                assert!(found.argv0.is_none_or(|found| found == argv0));
                 drop(guest);
                 assert_eq!(inspector.known.len(), 1);
             }
@@ -352,7 +353,13 @@ mod tests {
     fn names_are_cut_and_made_text() {
         let process = rustix::fs::open("/proc/self", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
         assert!(read_start(&process, "maps").unwrap().len() <= LONGEST_NAME);
+        assert_eq!(read_first_word(&process), Some(own_argv0()));
         assert!(open(&process, "cwd", OFlags::PATH).is_err(), "a link was followed");
         assert!(open(&process, "fd/../../1", OFlags::PATH).is_err());
+    }
+
+    fn own_argv0() -> String {
+        let word = std::env::args_os().next().unwrap().into_string().unwrap();
+        word.chars().take(LONGEST_NAME).collect()
     }
 }

@@ -202,7 +202,8 @@ fn a_peer_that_is_denied_at_a_published_port_is_one_event() {
 try: print("read", socket.create_connection((sys.argv[1], 21901), 5).recv(1))
 except ConnectionResetError: print("reset")' $address
         done
-        until_ [ $(grep -c '"flow.denied".*"direction":"ingress"' $D/events.jsonl) -ge 2 ]
+        denials() { grep -c '"flow.denied".*"direction":"ingress"' $D/events.jsonl; }
+        until_ eval '[ $(denials) -ge 2 ]'
         exec 9>&-
         wait $run
         grep -c '"flow.denied"' $D/events.jsonl
