@@ -16,7 +16,7 @@ trap '$C ls --quiet | xargs -r $C rm --force >/dev/null 2>&1 || true; jobs -p | 
 # Waits until a condition holds; there is no event to wait for where another process has to come up.
 until_() { n=0; until "$@" 2>/dev/null; do n=$((n + 1)); [ $n -lt 500 ] || { echo "never: $*" >&2; exit 97; }; sleep 0.02; done; }
 # Starts a server, and waits until it listens.
-serve() { python3 $P "$@" > $D/log 3>&- & SERVER=$!; until_ grep -q up $D/log; }
+serve() { rm -f $D/log; python3 $P "$@" > $D/log 3>&- & SERVER=$!; until_ grep -q up $D/log; }
 run() { $C run --no-cwd --mount $P:/tmp/p:ro "$@"; }
 "#;
 
