@@ -10,8 +10,10 @@ pub mod file;
 pub mod grammar;
 pub mod posture;
 pub mod preset;
+pub mod trial;
 
 mod encrypted_dns;
+mod explain;
 mod facts;
 mod nearest;
 mod pins;
@@ -25,6 +27,7 @@ mod warnings;
 mod weigh;
 
 pub use encrypted_dns::BuiltIn;
+pub use explain::{Explanation, Mismatch, Step, StepOutcome};
 pub use facts::{
     Denial, Facts, Flight, FlightVerdict, NameVerdict, Pending, Permit, PinnedName, Reason, RuleRef, ShownName, Verdict,
 };

@@ -53,7 +53,7 @@ use cofferdam_model::{
 use crate::builder::PolicyBuilder;
 use crate::encrypted_dns::KnownResolvers;
 use crate::facts::LayerSet;
-use crate::policy::rule_set::{Admitted, Flow};
+use crate::policy::rule_set::Admitted;
 use crate::table::ports::{Service, ServiceClass};
 use crate::weigh::{LayerScales, Scales};
 use crate::{
@@ -62,7 +62,7 @@ use crate::{
 };
 
 pub use rule_set::counts_for_rebinding;
-pub(crate) use rule_set::{Admission, RuleSet, Ruling};
+pub(crate) use rule_set::{Admission, Flow, RuleSet, Ruling};
 
 /// A compiled policy.
 #[derive(Debug)]

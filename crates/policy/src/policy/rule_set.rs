@@ -43,6 +43,17 @@ pub(crate) struct Flow<'a> {
     pub(crate) group: Group,
 }
 
+impl Flow<'_> {
+    /// Whether such a flow shows anything that is looked at.
+    pub(crate) fn shows(&self) -> bool {
+        let carries = match self.facts.protocol {
+            Protocol::Tcp | Protocol::Udp => true,
+            Protocol::IcmpV4 | Protocol::IcmpV6 => false,
+        };
+        carries && self.facts.direction == Direction::Egress
+    }
+}
+
 /// What one layer says.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Ruling<'a> {
@@ -125,17 +136,13 @@ impl RuleSet {
         if is_egress && action == Action::Allow && self.denies_doh(rule, resolvers) && resolvers.is_https(facts) {
             return (Ruling { rule: RuleRef::BuiltIn(BuiltIn::KnownResolver), action: Action::Deny, name }, false);
         }
-        let pending = action == Action::Allow && self.depends_on_flight(facts, service, by_address, by_name);
+        let pending = action == Action::Allow && self.depends_on_flight(flow, service, by_address, by_name);
         (Ruling { rule, action, name }, pending)
     }
 
     /// Whether what an allowed flow shows could change its verdict.
-    fn depends_on_flight(&self, facts: &Facts<'_>, service: Service, by_address: Rank, by_name: Rank) -> bool {
-        let shows = match facts.protocol {
-            Protocol::Tcp | Protocol::Udp => facts.direction == Direction::Egress,
-            Protocol::IcmpV4 | Protocol::IcmpV6 => false,
-        };
-        if !shows || self.egress.names.is_empty() {
+    fn depends_on_flight(&self, flow: &Flow<'_>, service: Service, by_address: Rank, by_name: Rank) -> bool {
+        if !flow.shows() || self.egress.names.is_empty() {
             return false;
         }
         let named = by_name < by_address;
@@ -286,7 +293,7 @@ impl RuleSet {
 
     /// Whether `deny_doh` overrules what `rule` allows: not a rule for exactly one name or address, which says that this
     /// is meant.
-    fn denies_doh(&self, rule: RuleRef, resolvers: &KnownResolvers) -> bool {
+    pub(crate) fn denies_doh(&self, rule: RuleRef, resolvers: &KnownResolvers) -> bool {
         let RuleRef::Rule(position) = rule else { return self.doh == Action::Deny };
         let is_exact = self.rule(position).is_some_and(|rule| match &rule.destination {
             Destination::Domain(name) => resolvers.has_name(name),
@@ -294,6 +301,21 @@ impl RuleSet {
             Destination::Any | Destination::Group(_) | Destination::Suffix { .. } => false,
         });
         self.doh == Action::Deny && !is_exact
+    }
+
+    /// What a rule or default of these does.
+    pub(crate) fn action(&self, rule: RuleRef) -> Action {
+        match rule {
+            RuleRef::Rule(at) => self.rule(at).map_or(Action::Deny, |rule| rule.action),
+            RuleRef::Default(Direction::Egress) => self.default_egress,
+            RuleRef::Default(Direction::Ingress) => self.default_ingress,
+            RuleRef::Default(Direction::Any) | RuleRef::BuiltIn(_) => Action::Deny,
+        }
+    }
+
+    /// Whether what only a name allows has to show that name.
+    pub(crate) fn is_strict(&self) -> bool {
+        self.strict
     }
 
     fn decide(&self, rank: Rank, direction: Direction, default: Action) -> (RuleRef, Action) {
