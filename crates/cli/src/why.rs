@@ -99,6 +99,7 @@ fn decided(body: &EventBody) -> Option<(&str, &RuleText)> {
         | EventBody::DnsMore { .. }
         | EventBody::FlowOpened { .. }
         | EventBody::FlowClosed { .. }
+        | EventBody::FlowShown { .. }
         | EventBody::FlowFailed { .. }
         | EventBody::PolicyChanged { .. }
         | EventBody::PortPublished { .. }
@@ -171,6 +172,7 @@ impl Found {
             | EventBody::DnsMore { .. }
             | EventBody::FlowOpened { .. }
             | EventBody::FlowClosed { .. }
+            | EventBody::FlowShown { .. }
             | EventBody::FlowFailed { .. }
             | EventBody::PolicyChanged { .. }
             | EventBody::PortPublished { .. }

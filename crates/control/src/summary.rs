@@ -228,6 +228,7 @@ impl Summary {
             EventBody::PortPublished { .. }
             | EventBody::PortWithdrawn { .. }
             | EventBody::PolicyChanged { .. }
+            | EventBody::FlowShown { .. }
             | EventBody::SandboxStarted { .. }
             | EventBody::SandboxStopped { .. } => {}
         }

@@ -5,7 +5,7 @@
 //! it, so that a connection that sends requests for an hour does not depend on how long its pin lives.
 
 use cofferdam_flight::Shown;
-use cofferdam_model::{DomainName, FirstFlight, FlightProtocol, Protocol, Time};
+use cofferdam_model::{DomainName, EventBody, FirstFlight, FlightProtocol, FlowId, Protocol, Time};
 use cofferdam_policy::{Flight, FlightVerdict, Pending, Policy, Reason, ShownName};
 
 use crate::api::{FlightAnswer, FlightDenial};
@@ -19,6 +19,9 @@ const REMEMBERED: usize = 8;
 pub(crate) struct Watch {
     /// What is left to decide; `None` under a policy that allows the flow whatever it shows.
     pending: Option<Box<Pending>>,
+    flow: FlowId,
+    /// What was reported of it.
+    told: Vec<FirstFlight>,
     passed: Vec<DomainName>,
     /// What has to be decided again under another policy: over TCP what the flow showed last, over UDP all that it showed,
     /// because one mapping carries any number of connections and each goes on without another word.
@@ -35,8 +38,8 @@ enum Standing {
 }
 
 impl Watch {
-    pub(crate) fn new(pending: Box<Pending>) -> Watch {
-        Watch { pending: Some(pending), passed: Vec::new(), standing: Vec::new() }
+    pub(crate) fn new(flow: FlowId, pending: Box<Pending>) -> Watch {
+        Watch { pending: Some(pending), flow, told: Vec::new(), passed: Vec::new(), standing: Vec::new() }
     }
 
     /// The names that passed on this flow while they were pinned to its address.
@@ -76,6 +79,7 @@ impl Watch {
                     Flight::Other => Standing::Other,
                 };
                 self.remember(protocol, standing);
+                self.tell(cx, shown);
                 FlightAnswer::Pass
             }
             Some(FlightVerdict::Deny(denial)) => {
@@ -87,6 +91,18 @@ impl Watch {
                 let Told { decision, look_up_again } = cx.report_denied(now, protocol, ends, &about);
                 FlightAnswer::Deny(FlightDenial { decision, domain, rule, look_up_again })
             }
+        }
+    }
+
+    /// Reports what passed, where that is wanted and new.
+    fn tell(&mut self, cx: &mut Context, shown: &Shown) {
+        if !cx.policy.is_watching() || self.told.len() >= REMEMBERED {
+            return;
+        }
+        let shown = in_event(shown);
+        if !self.told.contains(&shown) {
+            self.told.push(shown.clone());
+            cx.event(EventBody::FlowShown { flow: self.flow, shown });
         }
     }
 
@@ -178,7 +194,7 @@ mod tests {
     /// Whether a flow that showed `names` one after the other goes on once `denied` is denied.
     fn goes_on(protocol: Protocol, names: &[&str], denied: &str) -> bool {
         let (_, before) = pending("deny@other.example,allow@public", protocol);
-        let mut watch = Watch::new(before);
+        let mut watch = Watch::new(FlowId(1), before);
         for name in names {
             watch.remember(protocol, named(name));
         }

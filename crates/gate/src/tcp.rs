@@ -176,7 +176,7 @@ impl Connections {
             Some((permit, about, pending)) => {
                 let (remote, fallback) = dial_target(cx, ends.remote);
                 cx.output(Output::Dial { flow, remote, fallback, permit });
-                let watch = pending.map(|pending| Box::new(Watch::new(pending)));
+                let watch = pending.map(|pending| Box::new(Watch::new(flow, pending)));
                 Connection { ends, state: State::Dialing { syn }, serves: Serves::Relay(about), watch }
             }
         };

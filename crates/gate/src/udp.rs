@@ -96,6 +96,8 @@ struct Check {
     reader: QuicReader,
     /// A protocol without names has passed.
     other: bool,
+    /// What could not be read has passed, and nothing is looked at any more.
+    free: bool,
     held: Vec<(Vec<u8>, Fragmentation)>,
     /// There while no socket is open.
     unopened: Option<(Permit, About)>,
@@ -128,14 +130,17 @@ impl Mapping {
 }
 
 impl Check {
-    fn new(port: u16, permit: Permit, about: About, pending: Box<Pending>) -> Check {
+    fn new(flow: FlowId, port: u16, permit: Permit, about: About, pending: Box<Pending>) -> Check {
         let reader = QuicReader::new(port);
-        Check { watch: Watch::new(pending), reader, other: false, held: Vec::new(), unopened: Some((permit, about)) }
+        Check { watch: Watch::new(flow, pending), reader, other: false, free: false, held: Vec::new(), unopened: Some((permit, about)) }
     }
 
     /// Looks at every datagram of a packet and asks about what they show.
     fn look(&mut self, cx: &mut Context, now: Time, ends: Ends, payload: &[u8], segment: Option<u16>) -> Looked {
         let mut looked = Looked::Send;
+        if self.free {
+            return looked;
+        }
         for piece in pieces(payload, segment, 1) {
             match self.reader.look(piece) {
                 Seen::Known => {}
@@ -155,10 +160,20 @@ impl Check {
         let full = many || held + payload.len() > LIMIT;
         if matches!(looked, Looked::Hold) && full {
             let shown = Shown::Unreadable { protocol: cofferdam_flight::Protocol::Quic, doubt: Doubt::TooLong };
-            self.watch.check(cx, now, Protocol::Udp, ends, &shown);
-            return Looked::Deny;
+            return self.in_doubt(cx, now, ends, &shown);
         }
         looked
+    }
+
+    /// What is held cannot be read, or not in time. Only a policy that denies no name lets it go on.
+    fn in_doubt(&mut self, cx: &mut Context, now: Time, ends: Ends, shown: &Shown) -> Looked {
+        match self.watch.check(cx, now, Protocol::Udp, ends, shown) {
+            FlightAnswer::Pass => {
+                self.free = true;
+                Looked::Send
+            }
+            FlightAnswer::Deny(_) => Looked::Deny,
+        }
     }
 }
 
@@ -271,7 +286,7 @@ impl Mappings {
         let flow = cx.new_flow();
         let name = about.name().cloned();
         let check = match pending {
-            Some(pending) => Some(Box::new(Check::new(ends.remote.port(), permit, about, pending))),
+            Some(pending) => Some(Box::new(Check::new(flow, ends.remote.port(), permit, about, pending))),
             None => {
                 open(cx, flow, ends, permit, &about);
                 None
@@ -346,8 +361,14 @@ impl Mappings {
         while let Some((slot, since)) = self.table.front(HELD)
             && since + FLIGHT_TIMEOUT <= now
         {
-            if let Some((_, Mapping { ends, check: Some(check), .. })) = self.table.get_mut(slot) {
-                check.watch.check(cx, now, Protocol::Udp, *ends, &Shown::Unfinished);
+            if let Some((flow, mapping)) = self.table.get_mut(slot)
+                && let Mapping { ends, check: Some(check), .. } = mapping
+                && matches!(check.in_doubt(cx, now, *ends, &Shown::Unfinished), Looked::Send)
+            {
+                release(cx, flow, mapping);
+                let list = mapping.list();
+                self.table.touch(now, slot, list);
+                continue;
             }
             self.deny(cx, now, slot);
         }

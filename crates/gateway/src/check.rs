@@ -373,8 +373,14 @@ impl Checks {
             self.deadlines.remove(&(due, id));
             if let Some(checked) = self.flows.get_mut(&id) {
                 checked.due = None;
-                let over = doubtful(ask, id, checked.stream.unfinished(&checked.held));
-                return Some(self.end(pace, id, over));
+                let shown = checked.stream.unfinished(&checked.held);
+                return Some(match checked.in_doubt(ask, id, shown) {
+                    Ok(length) => {
+                        checked.let_go(length);
+                        self.pump(ask, pace, id)
+                    }
+                    Err(over) => self.end(pace, id, over),
+                });
             }
             self.gone(id, true);
         }
@@ -399,8 +405,7 @@ impl Checks {
     }
 }
 
-/// The end of a flow whose bytes are in doubt or not whole. Nothing lets these go on; if something did, the flow ends all the
-/// same.
+/// The end of a flow that has to end, and whose bytes are in doubt or not whole: whatever the gate says.
 fn doubtful(ask: Ask<'_>, id: FlowId, shown: Shown) -> Over {
     match ask(id, &shown) {
         FlightAnswer::Deny(denial) => Over::Denied(shown, denial),
@@ -431,12 +436,15 @@ impl Checked {
                     self.free = true;
                     continue;
                 }
-                Look::More if self.guest.ended => return Err(doubtful(ask, id, self.stream.unfinished(&self.held))),
+                Look::More if self.guest.ended => self.in_doubt(ask, id, self.stream.unfinished(&self.held))?,
                 Look::More => {
                     if !self.read_guest(pace, buffer, id, budget)? {
                         return Ok(());
                     }
                     continue;
+                }
+                Look::Ask { shown: shown @ (Shown::Unreadable { .. } | Shown::Unfinished), .. } => {
+                    self.in_doubt(ask, id, shown)?
                 }
                 Look::Ask { shown, length } => match ask(id, &shown) {
                     FlightAnswer::Pass => {
@@ -456,8 +464,7 @@ impl Checked {
                         self.held.len()
                     }
                     Some(false) => {
-                        let shown = Shown::Unreadable { protocol: Protocol::Http, doubt: Doubt::Malformed };
-                        return Err(doubtful(ask, id, shown));
+                        self.in_doubt(ask, id, Shown::Unreadable { protocol: Protocol::Http, doubt: Doubt::Malformed })?
                     }
                     None => return Ok(()),
                 },
@@ -466,10 +473,27 @@ impl Checked {
                     self.held.len()
                 }
             };
-            let length = length.min(self.held.len());
-            self.progress = true;
-            self.remote.queue.extend(self.held.drain(..length));
-            self.counters.bytes_out = self.counters.bytes_out.saturating_add(length as u64);
+            self.let_go(length);
+        }
+    }
+
+    /// So many bytes of what is held go on.
+    fn let_go(&mut self, length: usize) {
+        let length = length.min(self.held.len());
+        self.progress = true;
+        self.remote.queue.extend(self.held.drain(..length));
+        self.counters.bytes_out = self.counters.bytes_out.saturating_add(length as u64);
+    }
+
+    /// What is held cannot be read for sure, or is not whole and will not be. How much of it may go on: all, where the gate lets
+    /// a flow pass whatever it shows, and then nothing more is looked at.
+    fn in_doubt(&mut self, ask: Ask<'_>, id: FlowId, shown: Shown) -> Result<usize, Over> {
+        match ask(id, &shown) {
+            FlightAnswer::Pass => {
+                self.free = true;
+                Ok(self.held.len())
+            }
+            FlightAnswer::Deny(denial) => Err(Over::Denied(shown, denial)),
         }
     }
 

@@ -303,6 +303,9 @@ pub enum EventBody {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         process: Option<Process>,
     },
+    /// What an allowed flow showed, and was let pass with; told where somebody asked for it, once for each different thing.
+    #[serde(rename = "flow.shown")]
+    FlowShown { flow: FlowId, shown: FirstFlight },
     #[serde(rename = "flow.closed")]
     FlowClosed { flow: FlowId, by: CloseReason, counters: FlowCounters, duration_ms: u64 },
     #[serde(rename = "flow.failed")]

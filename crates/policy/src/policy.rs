@@ -72,6 +72,8 @@ pub struct Policy {
     classifier: Classifier,
     resolvers: Arc<KnownResolvers>,
     identity: Identity,
+    /// Whatever a flow may show is looked at, also where it changes nothing.
+    watches: bool,
 }
 
 /// A policy would have more layers than [`Policy::MAX_LAYERS`].
@@ -111,6 +113,7 @@ impl Policy {
             classifier,
             resolvers: Arc::new(KnownResolvers::new()),
             identity: Identity::default(),
+            watches: false,
         }
     }
 
@@ -132,6 +135,7 @@ impl Policy {
             classifier,
             resolvers: Arc::new(KnownResolvers::new()),
             identity: Identity::default(),
+            watches: false,
         }
     }
 
@@ -143,7 +147,8 @@ impl Policy {
     /// More than [`Policy::MAX_LAYERS`] together.
     pub fn narrowed_by(&self, child: &Policy) -> Result<Policy, TooManyLayers> {
         let layers: Box<[RuleSet]> = self.layers.iter().chain(&child.layers).cloned().collect();
-        Policy::of_layers(layers, self.classifier.clone(), Arc::clone(&self.resolvers))
+        let narrowed = Policy::of_layers(layers, self.classifier.clone(), Arc::clone(&self.resolvers))?;
+        Ok(Policy { watches: self.watches || child.watches, ..narrowed })
     }
 
     fn of_layers(
@@ -154,7 +159,7 @@ impl Policy {
         if layers.len() > Policy::MAX_LAYERS {
             return Err(TooManyLayers { wanted: layers.len() });
         }
-        Ok(Policy { layers, classifier, resolvers, identity: Identity::default() })
+        Ok(Policy { layers, classifier, resolvers, identity: Identity::default(), watches: false })
     }
 
     /// The same rules and defaults, asked about addresses as `classifier` sees them. The rules are shared, not compiled anew.
@@ -165,6 +170,7 @@ impl Policy {
             classifier,
             resolvers: Arc::clone(&self.resolvers),
             identity: Identity::default(),
+            watches: self.watches,
         }
     }
 
@@ -176,6 +182,20 @@ impl Policy {
             innermost.doh = doh;
         }
         self
+    }
+
+    /// The same verdicts, and every flow that may show something is [`Verdict::Pending`] until it has: for who wants to know
+    /// the names that programs go to, and not just those that rules are about.
+    #[must_use]
+    pub fn watching(mut self) -> Policy {
+        self.watches = true;
+        self
+    }
+
+    /// Whether it is one of [`Policy::watching`].
+    #[must_use]
+    pub fn is_watching(&self) -> bool {
+        self.watches
     }
 
     /// Makes a policy by code.
@@ -202,7 +222,7 @@ impl Policy {
             if ruling.action == Action::Deny {
                 return Verdict::Deny(Denial { reason: reason(at, &ruling) });
             }
-            is_pending |= depends_on_flight;
+            is_pending |= depends_on_flight || self.watches && flow.shows();
             *slot = Some(ruling);
         }
         // There always is a layer; without one nothing would have allowed the flow.

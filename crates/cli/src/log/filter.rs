@@ -58,6 +58,7 @@ fn is_denial(body: &EventBody) -> bool {
         | EventBody::SandboxStopped { .. }
         | EventBody::FlowOpened { .. }
         | EventBody::FlowClosed { .. }
+        | EventBody::FlowShown { .. }
         | EventBody::FlowFailed { .. }
         | EventBody::PolicyChanged { .. }
         | EventBody::PortPublished { .. }
@@ -98,6 +99,7 @@ impl Pattern {
             | EventBody::SandboxStopped { .. }
             | EventBody::DnsMore { .. }
             | EventBody::FlowClosed { .. }
+            | EventBody::FlowShown { .. }
             | EventBody::PolicyChanged { .. }
             | EventBody::PortPublished { .. }
             | EventBody::PortWithdrawn { .. }

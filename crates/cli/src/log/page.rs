@@ -130,6 +130,7 @@ fn told(body: &EventBody) -> Option<(Style, &'static str, String)> {
         EventBody::SandboxStarted { .. }
         | EventBody::SandboxStopped { .. }
         | EventBody::FlowClosed { .. }
+        | EventBody::FlowShown { .. }
         | EventBody::SocketClosed { .. } => return None,
     })
 }

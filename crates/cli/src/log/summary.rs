@@ -120,6 +120,7 @@ impl Reached {
             | EventBody::DnsMore { .. }
             | EventBody::FlowDenied { .. }
             | EventBody::FlowFailed { .. }
+            | EventBody::FlowShown { .. }
             | EventBody::PolicyChanged { .. }
             | EventBody::PortPublished { .. }
             | EventBody::PortWithdrawn { .. }

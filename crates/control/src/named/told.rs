@@ -36,6 +36,7 @@ pub(super) fn concerns_runs(event: &Event) -> bool {
         | EventBody::SandboxStopped { .. }
         | EventBody::FlowOpened { .. }
         | EventBody::FlowClosed { .. }
+        | EventBody::FlowShown { .. }
         | EventBody::FlowFailed { .. }
         | EventBody::PolicyChanged { .. }
         | EventBody::PortPublished { .. }
