@@ -18,7 +18,7 @@ mod write;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use cofferdam_model::{DenyWith, DnsConfig, InterfaceConfig, LimitsConfig, NetworkConfig, RateLimits};
+use cofferdam_model::{DenyWith, DnsConfig, InterfaceConfig, LimitsConfig, Nameserver, NetworkConfig, RateLimits};
 use ipnet::{Ipv4Net, Ipv6Net};
 
 use crate::preset::Preset;
@@ -68,6 +68,12 @@ pub fn default_network() -> NetworkConfig {
 #[must_use]
 pub fn to_json(config: &NetworkConfig) -> String {
     write::network(config).to_string()
+}
+
+/// A resolver as a file has it.
+#[must_use]
+pub fn format_nameserver(server: &Nameserver) -> String {
+    write::nameserver(server)
 }
 
 /// The JSON Schema of a configuration file, made from the types that read it.

@@ -112,7 +112,7 @@ fn interface_value(interface: &InterfaceConfig) -> Value {
     Value::Object(value)
 }
 
-fn nameserver(server: &Nameserver) -> String {
+pub(super) fn nameserver(server: &Nameserver) -> String {
     let Nameserver { host, port, over } = server;
     let authority = match host {
         NameserverHost::Address(address) => std::net::SocketAddr::new(*address, *port).to_string(),
