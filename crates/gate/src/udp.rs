@@ -132,7 +132,14 @@ impl Mapping {
 impl Check {
     fn new(flow: FlowId, port: u16, permit: Permit, about: About, pending: Box<Pending>) -> Check {
         let reader = QuicReader::new(port);
-        Check { watch: Watch::new(flow, pending), reader, other: false, free: false, held: Vec::new(), unopened: Some((permit, about)) }
+        Check {
+            watch: Watch::new(flow, pending),
+            reader,
+            other: false,
+            free: false,
+            held: Vec::new(),
+            unopened: Some((permit, about)),
+        }
     }
 
     /// Looks at every datagram of a packet and asks about what they show.

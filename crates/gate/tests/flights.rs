@@ -112,6 +112,68 @@ fn a_connection_that_a_name_allows_has_to_show_it() {
     }
 }
 
+/// The same, and what flows show is looked at whatever the rules are about.
+fn watching(rules: &str) -> World {
+    let mut world = world(rules);
+    let policy = world.gate.policy();
+    let policy = policy.with_classifier(policy.classifier().clone()).watching();
+    world.gate.handle_policy(world.now, std::sync::Arc::new(policy));
+    world.drain();
+    world
+}
+
+#[test]
+fn a_watching_policy_tells_each_thing_that_a_connection_shows_once() {
+    for family in BOTH {
+        let mut world = watching("allow@public");
+        let flow = watched(&mut world, family);
+        let unreadable = Shown::Unreadable { protocol: Seen::Http, doubt: Doubt::Host };
+        let http = |text: &str| Shown::Http { names: vec![name(text)] };
+        let shown = [http("a.example"), http("a.example"), http("b.example"), unreadable, Shown::Unfinished];
+        let mut told = Vec::new();
+        for shown in shown {
+            assert_eq!(world.gate.handle_flight(world.now, flow, &shown), FlightAnswer::Pass);
+            let outputs = world.drain();
+            told.extend(events(&outputs).into_iter().map(|event| match event {
+                EventBody::FlowShown { flow: told, shown } if *told == flow => {
+                    (shown.names.join(" "), shown.doubt.is_some())
+                }
+                other => panic!("{other:?}"),
+            }));
+        }
+        let names = |names: &str, doubt| (names.to_owned(), doubt);
+        assert_eq!(told, [names("a.example", false), names("b.example", false), names("", true), names("", false)]);
+        // Names that are denied are denied all the same, and so is what may hide one.
+        let mut world = watching("deny@evil.example,allow@public");
+        let flow = watched(&mut world, family);
+        for shown in [tls("evil.example"), Shown::Unfinished] {
+            assert!(matches!(world.gate.handle_flight(world.now, flow, &shown), FlightAnswer::Deny(_)), "{shown:?}");
+        }
+        // A policy that does not watch tells nothing.
+        let mut world = self::world("allow@a.example");
+        pin(&mut world, family, "a.example");
+        let flow = watched(&mut world, family);
+        assert_eq!(world.gate.handle_flight(world.now, flow, &tls("a.example")), FlightAnswer::Pass);
+        assert!(world.drain().is_empty());
+    }
+}
+
+#[test]
+fn a_watching_policy_holds_up_no_datagrams_that_cannot_be_read() {
+    for family in BOTH {
+        let mut world = watching("allow@public");
+        let send =
+            |world: &mut World, payload: &[u8]| world.send(&packet::udp(guest(family), web(family), payload));
+        assert_eq!(names(&send(&mut world, WHOLE)), ["shown", "open udp", "opened", "send udp"]);
+        // Half a hello waits for the other half, and then goes on as it is; so does everything behind it.
+        let mut world = watching("allow@public");
+        assert!(send(&mut world, SECOND).is_empty());
+        assert_eq!(names(&world.pass(ms(5_000))), ["shown", "open udp", "opened", "send udp"]);
+        assert_eq!(names(&send(&mut world, SECOND)), ["send udp"]);
+        assert_eq!(names(&send(&mut world, &[0x40; 50])), ["send udp"]);
+    }
+}
+
 /// The names that the denials among these say to look up again.
 fn again(outputs: &[Output]) -> Vec<Option<String>> {
     let again = |event: &EventBody| match event {

@@ -688,6 +688,8 @@ mod tests {
         free: Option<HandOver>,
         guest: TcpStream,
         remote: TcpStream,
+        /// What is in doubt passes as well.
+        lenient: bool,
     }
 
     fn connection() -> (TcpStream, OwnedFd) {
@@ -700,10 +702,10 @@ mod tests {
         (near, far.into())
     }
 
-    fn judge(shown: &Shown) -> FlightAnswer {
+    fn judge(shown: &Shown, lenient: bool) -> FlightAnswer {
         let evil = shown.names().iter().any(|name| name.as_str() == "evil.example");
         let doubt = matches!(shown, Shown::Unreadable { .. } | Shown::Unfinished);
-        if evil || doubt {
+        if evil || doubt && !lenient {
             let decision = Some(DecisionId(7));
             FlightAnswer::Deny(FlightDenial {
                 decision,
@@ -723,7 +725,19 @@ mod tests {
             assert!(checks.insert(&poller, FLOW, inner, outer, false).is_ok());
             let now = Time::ZERO;
             let (limits, queues) = (Limits::none(), Queues::default());
-            World { checks, limits, queues, poller, now, asked: Vec::new(), ended: None, free: None, guest, remote }
+            World {
+                checks,
+                limits,
+                queues,
+                poller,
+                now,
+                asked: Vec::new(),
+                ended: None,
+                free: None,
+                guest,
+                remote,
+                lenient: false,
+            }
         }
 
         fn outcome(&mut self, outcome: Outcome) {
@@ -744,10 +758,10 @@ mod tests {
                     return;
                 }
                 let mut outcomes = Vec::new();
-                let asked = &mut self.asked;
+                let (asked, lenient) = (&mut self.asked, self.lenient);
                 let mut ask = |_: FlowId, shown: &Shown| {
                     asked.push(shown.clone());
-                    judge(shown)
+                    judge(shown, lenient)
                 };
                 for (token, ready) in ready.drain(..) {
                     let side = if matches!(token, Token::Guest(_)) { Side::Guest } else { Side::Remote };
@@ -770,10 +784,10 @@ mod tests {
 
         fn pass(&mut self, time: Duration) {
             self.now = self.now + time;
-            let asked = &mut self.asked;
+            let (asked, lenient) = (&mut self.asked, self.lenient);
             let mut ask = |_: FlowId, shown: &Shown| {
                 asked.push(shown.clone());
-                judge(shown)
+                judge(shown, lenient)
             };
             let mut pace = Pace::new(&mut self.limits, &mut self.queues, self.now);
             if let Some(outcome) = self.checks.handle_timeout(&mut ask, &mut pace) {
@@ -917,6 +931,27 @@ mod tests {
             assert_eq!((!said.is_empty(), end.is_some_and(|end| end.is_ok())), (answered, answered), "{bytes:?}");
             world.pass(PATIENCE);
             assert!(world.checks.parting.is_empty() && world.checks.deadlines.is_empty());
+        }
+    }
+
+    #[test]
+    fn what_is_in_doubt_goes_on_where_the_gate_lets_it() {
+        let malformed = b"\x16\x03\x01\xff\xff not a hello".to_vec();
+        let half = b"GET / HT".to_vec();
+        for (bytes, how) in [(malformed, "at once"), (half.clone(), "in time"), (half, "at the end")] {
+            let mut world = World { lenient: true, ..World::new() };
+            world.say(&bytes);
+            match how {
+                "in time" => world.pass(PATIENCE),
+                "at the end" => {
+                    world.guest.shutdown(std::net::Shutdown::Write).unwrap();
+                    world.settle();
+                }
+                _ => {}
+            }
+            assert!(world.free.is_some() && world.ended.is_none(), "{how}");
+            assert_eq!(world.asked.len(), 1, "{how}: {:?}", world.asked);
+            assert_eq!(heard(&world.remote).0, bytes, "{how}");
         }
     }
 

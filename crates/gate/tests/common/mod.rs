@@ -227,6 +227,7 @@ pub(crate) fn names(outputs: &[Output]) -> Vec<&'static str> {
         Output::AbandonSocket { .. } => "abandon socket",
         Output::Event(event) => match event {
             EventBody::FlowOpened { .. } => "opened",
+            EventBody::FlowShown { .. } => "shown",
             EventBody::FlowDenied { .. } => "denied",
             EventBody::FlowClosed { .. } => "closed",
             EventBody::FlowFailed { .. } => "failed",
