@@ -481,12 +481,17 @@ fn missed<'a>(policy: &Policy, seen: &'a Seen) -> Vec<(&'a Sample, Missed)> {
     let mut led: BTreeMap<IpAddr, Vec<PinnedName>> = BTreeMap::new();
     for (sample, count) in &seen.samples {
         let Sample { protocol, remote, shown, .. } = sample;
-        let names = led.entry(remote.ip()).or_insert_with(|| {
-            let names = seen.pins.get(&remote.ip().to_canonical()).into_iter().flatten();
-            let names = names.filter(|name| leads_to(policy, name, remote.ip()));
-            names.map(|name| PinnedName { name: name.clone(), alias: false }).collect()
-        });
-        if let Some(rule) = denial(policy, *protocol, *remote, names, shown.as_ref()) {
+        let pinned = |name: &DomainName| {
+            leads_to(policy, name, remote.ip()).then(|| PinnedName { name: name.clone(), alias: false })
+        };
+        let youngest = led
+            .entry(remote.ip())
+            .or_insert_with(|| seen.names_of(remote.ip(), &[]).iter().filter_map(pinned).collect());
+        let mut names = youngest.clone();
+        if let Some(Shown::Names(shown)) = shown {
+            names.extend(shown.iter().filter(|name| seen.leads_to(name, *remote)).filter_map(pinned));
+        }
+        if let Some(rule) = denial(policy, *protocol, *remote, &names, shown.as_ref()) {
             let target = match shown {
                 Some(Shown::Names(names)) if !names.is_empty() => {
                     let names: Vec<&str> = names.iter().map(DomainName::as_str).collect();

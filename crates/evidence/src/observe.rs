@@ -4,12 +4,13 @@
 //! |---|---|
 //! | to an address of the host | the host |
 //! | that showed names which were looked up and led to its address | each of these names |
-//! | that showed others, or none by a protocol that can, or could not be read | its address |
+//! | that showed none by a protocol that can, or its address | its address |
+//! | that showed other names, or could not be read | its address, and the youngest name, which has to be looked up again |
 //! | by a protocol without names | the youngest name that led to its address |
 //! | that showed nothing | any name that led to its address and is among the others; else the youngest |
 //!
 //! Limits: [`MAX_FLOWS`] flows of which more may come, [`MAX_TARGETS`] different targets, [`MAX_NAMES`] names with
-//! [`MAX_PINS`] addresses. What finds no room is counted and told.
+//! [`MAX_PINS`] addresses, [`MAX_PER_ADDRESS`] of them at one. What finds no room is counted and told.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -27,6 +28,10 @@ pub(crate) const MAX_TARGETS: usize = 65_536;
 pub(crate) const MAX_NAMES: usize = 65_536;
 /// Addresses of names; most have a handful.
 pub(crate) const MAX_PINS: usize = 262_144;
+/// Names of one address: the oldest makes room. More than a content network's address has for one program.
+pub(crate) const MAX_PER_ADDRESS: usize = 4_096;
+/// Names of one address that a flow which shows none may be to.
+pub(crate) const YOUNGEST: usize = 64;
 /// The ports on which a flow that only a name allows has to show it.
 const WEB: [u16; 2] = [80, 443];
 
@@ -277,6 +282,10 @@ impl Seen {
                     let name = names.remove(at);
                     names.push(name);
                 }
+                None if names.len() >= MAX_PER_ADDRESS => {
+                    names.remove(0);
+                    names.push(name.clone());
+                }
                 None if self.pinned < MAX_PINS => {
                     self.pinned += 1;
                     names.push(name.clone());
@@ -303,7 +312,7 @@ impl Seen {
     pub(crate) fn names_of(&self, address: IpAddr, in_event: &[String]) -> Vec<DomainName> {
         match self.pins.get(&address.to_canonical()) {
             // Of thousands of names at one address the youngest are the likely ones.
-            Some(names) => names.iter().skip(names.len().saturating_sub(64)).cloned().collect(),
+            Some(names) => names.iter().skip(names.len().saturating_sub(YOUNGEST)).cloned().collect(),
             None => in_event.iter().rev().filter_map(|name| name.parse().ok()).collect(),
         }
     }
@@ -350,14 +359,18 @@ impl Seen {
                     let opaque = WEB.contains(&remote.port());
                     self.count(target(Place::Name(youngest.clone()), opaque), Went::once(remote));
                 }
-                (Shown::Names(_) | Shown::Unreadable | Shown::Other, _) => {
+                (Shown::Names(_) | Shown::Unreadable | Shown::Other, youngest) => {
+                    if let Some(youngest) = youngest.filter(|_| !shown.is_address(remote.ip())) {
+                        self.count(target(Place::Name(youngest.clone()), false), Went::once(remote));
+                    }
                     self.count(target(Place::Address(remote.ip().to_canonical()), false), Went::once(remote));
                 }
             }
         }
     }
 
-    fn leads_to(&self, name: &DomainName, remote: SocketAddr) -> bool {
+    /// Whether a look-up led from a name to an address.
+    pub(crate) fn leads_to(&self, name: &DomainName, remote: SocketAddr) -> bool {
         self.pins.get(&remote.ip().to_canonical()).is_some_and(|names| names.contains(name))
     }
 
@@ -406,6 +419,15 @@ impl Sample {
 }
 
 impl Shown {
+    /// Whether who shows this has gone to the address as such: names that are addresses are not shown over TLS.
+    fn is_address(&self, address: IpAddr) -> bool {
+        let text = address.to_string();
+        match self {
+            Shown::Names(names) => names.iter().all(|name| name.as_str() == text),
+            Shown::Unreadable | Shown::Other => false,
+        }
+    }
+
     fn of(flight: &FirstFlight) -> Shown {
         if flight.doubt.is_some() {
             return Shown::Unreadable;

@@ -18,7 +18,7 @@ use cofferdam_policy::{Facts, Flight, FlightVerdict, PinnedName, Policy, ShownNa
 use ipnet::IpNet;
 
 use crate::learn::query;
-use crate::observe::{MAX_NAMES, MAX_PINS};
+use crate::observe::{MAX_NAMES, MAX_PER_ADDRESS, MAX_PINS, YOUNGEST};
 
 /// Something that a program of the recording asked for.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -141,7 +141,10 @@ impl<'a> Replay<'a> {
             if let Some(at) = names.iter().position(|known| known == name) {
                 let name = names.remove(at);
                 names.push(name);
-            } else if self.pinned < MAX_PINS && names.len() < MAX_NAMES {
+            } else if names.len() >= MAX_PER_ADDRESS {
+                names.remove(0);
+                names.push(name.clone());
+            } else if self.pinned < MAX_PINS {
                 self.pinned += 1;
                 names.push(name.clone());
             }
@@ -157,8 +160,8 @@ impl<'a> Replay<'a> {
             Protocol::IcmpV4 | Protocol::IcmpV6 => None,
         };
         let led = match self.pins.get(&peer) {
-            Some(names) => names.clone(),
-            None => flow.names.iter().rev().filter_map(|name| name.parse().ok()).collect(),
+            Some(names) => names.iter().skip(names.len().saturating_sub(YOUNGEST)).cloned().collect(),
+            None => flow.names.iter().rev().filter_map(|name| name.parse().ok()).collect::<Vec<DomainName>>(),
         };
         // A name that may not be looked up leads nowhere.
         let may_ask = |name: &DomainName| ingress || self.policy.check_name(name, &query()).is_allow();

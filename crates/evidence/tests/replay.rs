@@ -59,7 +59,7 @@ fn what_a_wider_policy_allows_is_told() {
         .denied("93.184.215.14:443", &["a.example.com"], tls("fronted.example"))
         .denied("93.184.215.14:25", &["a.example.com"], None)
         .denied("[fd00::5]:22", &[], None)
-        .is_held_back("db.corp.example", "10.0.0.5", Group::Private);
+        .holds_back("db.corp.example", "10.0.0.5", Group::Private);
     assert_eq!(
         trial("allow@a.example.com,allow@private,allow@db.corp.example", &recording),
         [

@@ -180,7 +180,11 @@ fn flow_steps(rules: &RuleSet, flow: &Flow<'_>, resolvers: &KnownResolvers) -> V
         .map(|(step, mismatch)| match step.outcome {
             // Nothing that is shown changes what is denied already.
             StepOutcome::Watches if !waits => Step { outcome: StepOutcome::Misses(mismatch), ..step },
-            _ => step,
+            StepOutcome::Watches
+            | StepOutcome::Decides(_)
+            | StepOutcome::Waits
+            | StepOutcome::Overruled
+            | StepOutcome::Misses(_) => step,
         })
         .collect();
     let outcome = match (overruled, waits) {

@@ -23,7 +23,7 @@ impl Recording {
         self
     }
 
-    pub(crate) fn is_held_back(mut self, name: &str, address: &str, group: Group) -> Recording {
+    pub(crate) fn holds_back(mut self, name: &str, address: &str, group: Group) -> Recording {
         let withheld = Withheld { address: address.parse().unwrap(), group };
         self.push(look_up(name, Action::Deny, Vec::new(), Some(withheld)));
         self
