@@ -11,7 +11,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 use crate::units;
 
-pub(crate) use evidence::{LogArgs, LogRmArgs, LogVerb, WhyArgs};
+pub(crate) use evidence::{LearnArgs, LearnGroup, LogArgs, LogRmArgs, LogVerb, WhyArgs};
 pub(crate) use named::{
     CpArgs, CreateArgs, ExecArgs, InspectArgs, LogsArgs, LsArgs, ModeWord, PolicySetArgs, PortsChangeArgs, PortsLsArgs,
     PortsVerb, RmArgs, StartArgs, StopArgs,
@@ -74,8 +74,11 @@ pub(crate) enum Verb {
     #[command(after_help = "All options: cofferdam log --help", after_long_help = evidence::LOG_EXAMPLES)]
     Log(LogArgs),
     /// Explain a decision, and say what would change it.
-    #[command(after_long_help = evidence::WHY_EXAMPLES)]
-    Why(WhyArgs),
+    #[command(after_help = "All options: cofferdam why --help", after_long_help = evidence::WHY_EXAMPLES)]
+    Why(Box<WhyArgs>),
+    /// Run a program, and write the policy that it needs.
+    #[command(after_help = "All options: cofferdam learn --help", after_long_help = evidence::LEARN_EXAMPLES)]
+    Learn(Box<LearnArgs>),
     /// Show in a closed world of its own, offline, what a sandbox lets through.
     #[command(after_long_help = "Examples:\n  cofferdam demo\n  cofferdam demo --json | jq '.[].rows'")]
     Demo(DemoArgs),
@@ -445,6 +448,60 @@ pub(crate) enum PolicyVerb {
         after_long_help = "Examples:\n  cofferdam policy diff old.toml new.toml\n\nExit status: 0 when nothing changes; 1 when something does; 2 when that cannot be told."
     )]
     Diff(PolicyPairArgs),
+    /// Say in words what a policy does, or rule by rule what it says to a target.
+    #[command(
+        after_long_help = "Examples:\n  cofferdam policy explain cofferdam.toml\n  cofferdam policy explain cofferdam.toml example.org:443 10.0.0.5:53/udp\n\nExit status: 0 when the file can be used, 1 when not."
+    )]
+    Explain(PolicyExplainArgs),
+    /// Hold a policy to a table of targets with the answers expected.
+    #[command(
+        after_long_help = "Examples:\n  cofferdam policy test cofferdam.toml targets.txt\n  echo 'allow example.org:443' | cofferdam policy test cofferdam.toml\n\nA row is `allow TARGET` or `deny TARGET`; a target without a port is about every\nport. In a TOML file: two lists, allow and deny.\n\nExit status: 0 when every row holds; 1 when one does not; 2 when that cannot be told."
+    )]
+    Test(PolicyTestArgs),
+    /// Tell what a policy would have changed in runs that were recorded.
+    #[command(
+        after_long_help = "Examples:\n  cofferdam policy try new.toml --against last\n  cofferdam policy try new.toml --against k3f9x --against events.jsonl\n\nExit status: 0 when nothing changes; 1 when something does; 2 when that cannot be told."
+    )]
+    Try(PolicyTryArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PolicyExplainArgs {
+    /// A TOML, JSON or YAML file; - reads TOML or JSON from stdin.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Names or addresses, with :PORT (443 without) and /udp or /icmp if wanted.
+    #[arg(value_name = "TARGET")]
+    pub targets: Vec<String>,
+    /// Print it as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PolicyTestArgs {
+    /// A TOML, JSON or YAML file.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// The table; without it, or with -, standard input.
+    #[arg(value_name = "TABLE")]
+    pub table: Option<PathBuf>,
+    /// Print every row with its answer as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PolicyTryArgs {
+    /// A TOML, JSON or YAML file; - reads TOML or JSON from stdin.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Runs by their id, `last`, the name of a sandbox, or a file of events.
+    #[arg(long, value_name = "RUN", required = true, num_args = 1..)]
+    pub against: Vec<String>,
+    /// Print the changes as JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]

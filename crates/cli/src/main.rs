@@ -6,6 +6,8 @@ mod args;
 mod client;
 mod demo;
 mod doctor;
+mod explain;
+mod learn;
 mod log;
 mod named;
 mod output;
@@ -55,7 +57,8 @@ fn main() -> ExitCode {
         Verb::Cp(args) => named::cp(&args),
         Verb::Logs(args) => named::logs(&args),
         Verb::Log(args) => log::log(args),
-        Verb::Why(args) => why::why(&args),
+        Verb::Why(args) => sub.map_or(EXIT_USAGE, |sub| why::why(*args, sub)),
+        Verb::Learn(args) => learn::learn(*args),
         Verb::Demo(args) => demo::demo(&args),
         Verb::Doctor(args) => doctor::doctor(&args),
         Verb::Policy(PolicyVerb::Set(args)) => {
@@ -72,7 +75,8 @@ fn main() -> ExitCode {
 }
 
 /// Verbs that the short help leaves out, so that it fits a screen.
-const LESS_USED: [&str; 9] = ["start", "cp", "ports", "rm", "inspect", "logs", "schema", "completions", "version"];
+const LESS_USED: [&str; 10] =
+    ["start", "stop", "cp", "ports", "rm", "inspect", "logs", "schema", "completions", "version"];
 
 fn short(command: clap::Command) -> clap::Command {
     let command = command.after_help("All verbs: cofferdam --help\nStart with: cofferdam demo");
@@ -88,7 +92,7 @@ fn usage(error: &clap::Error) -> ExitCode {
     }
     let run = std::env::args_os()
         .nth(1)
-        .is_some_and(|verb| ["run", "create", "start", "exec"].iter().any(|own| verb == *own));
+        .is_some_and(|verb| ["run", "create", "start", "exec", "learn"].iter().any(|own| verb == *own));
     ExitCode::from(if run { cofferdam_control::EXIT_SETUP } else { EXIT_USAGE })
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use cofferdam_control::summary::escaped;
 use cofferdam_model::{Action, Classifier, NetworkConfig, PolicyConfig, PolicyLayer};
-use cofferdam_policy::compare::{self, Difference, Question};
+use cofferdam_policy::compare::{self, Difference, Differences, Question};
 use cofferdam_policy::file::{self, ConfigError, ConfigErrors};
 use cofferdam_policy::grammar::{self, RuleError};
 use cofferdam_policy::{Policy, Warning};
@@ -15,14 +15,17 @@ use serde_json::json;
 use crate::args::{PolicyCheckArgs, PolicyFmtArgs, PolicyPairArgs, PolicyVerb};
 use crate::output;
 
+mod explain;
+mod trial;
+
 /// Exit status for a policy that cannot be used.
-const EXIT_BAD: u8 = 1;
+pub(crate) const EXIT_BAD: u8 = 1;
 
 /// Exit status when two policies differ, as of diff(1).
-const EXIT_DIFFERENT: u8 = 1;
+pub(crate) const EXIT_DIFFERENT: u8 = 1;
 
 /// Exit status when two policies cannot be compared, as of diff(1).
-const EXIT_TROUBLE: u8 = 2;
+pub(crate) const EXIT_TROUBLE: u8 = 2;
 
 /// What text from stdin is called.
 const STDIN: &str = "stdin";
@@ -33,6 +36,9 @@ pub(crate) fn policy(verb: &PolicyVerb) -> u8 {
         PolicyVerb::Fmt(args) => fmt(args),
         PolicyVerb::Subset(args) => compared(args, |a, b| subset(args, a, b)),
         PolicyVerb::Diff(args) => compared(args, |a, b| diff(args, a, b)),
+        PolicyVerb::Explain(args) => explain::explain(args),
+        PolicyVerb::Test(args) => trial::test(args),
+        PolicyVerb::Try(args) => trial::try_against(args),
         // It is about a sandbox, and done there.
         PolicyVerb::Set(_) => crate::EXIT_USAGE,
     }
@@ -116,27 +122,32 @@ fn compared(
     }
 }
 
-fn read_layer(path: &Path) -> Option<PolicyLayer> {
-    let (name, text) = match read(path) {
-        Ok(read) => read,
-        Err(error) => {
-            output::fail(&error, EXIT_TROUBLE);
-            return None;
-        }
-    };
-    match file::parse(if name == STDIN { "stdin.toml" } else { &name }, &text) {
-        Ok(network) if network.enabled => network.layers().pop(),
-        // Without an interface nothing passes, whatever rules say.
-        Ok(network) => network.layers().pop().map(|layer| PolicyLayer {
-            policy: PolicyConfig { default_ingress: Action::Deny, ..PolicyConfig::default() },
-            ..layer
-        }),
+/// A file's network under its name, or everything that is wrong with it, told.
+pub(crate) fn read_file(path: &Path, status: u8) -> Result<(String, NetworkConfig), u8> {
+    let (name, text) = read(path).map_err(|error| output::fail(&error, status))?;
+    match file::parse(if name == STDIN { stdin_name(&text) } else { &name }, &text) {
+        Ok(network) => Ok((name, network)),
         Err(errors) => {
             output::to_stderr(&explained(&errors));
-            output::fail(&format!("{name} cannot be used"), EXIT_TROUBLE);
-            None
+            Err(output::fail(&format!("{name} cannot be used"), status))
         }
     }
+}
+
+/// The same without an interface: nothing passes, whatever rules say.
+pub(crate) fn effective(network: NetworkConfig) -> NetworkConfig {
+    match network.enabled {
+        true => network,
+        false => {
+            let policy = PolicyConfig { default_ingress: Action::Deny, ..PolicyConfig::default() };
+            NetworkConfig { policy, ..network }
+        }
+    }
+}
+
+fn read_layer(path: &Path) -> Option<PolicyLayer> {
+    let (_, network) = read_file(path, EXIT_TROUBLE).ok()?;
+    effective(network).layers().pop()
 }
 
 fn subset(args: &PolicyPairArgs, a: &PolicyLayer, b: &PolicyLayer) -> Result<u8, compare::TooLarge> {
@@ -159,11 +170,15 @@ fn diff(args: &PolicyPairArgs, a: &PolicyLayer, b: &PolicyLayer) -> Result<u8, c
         let told: Vec<_> = differences.told.iter().map(difference_json).collect();
         output::print_json(&json!({ "differences": told, "more": differences.more }))
     } else {
-        let lines = differences.told.iter().map(|difference| format!("{}\n", escaped(&difference.to_string())));
-        let more = differences.more.then(|| "and more\n".to_owned());
-        output::print(&lines.chain(more).collect::<String>())
+        output::print(&diff_text(&differences))
     };
     Ok(if printed == 0 && !differences.told.is_empty() { EXIT_DIFFERENT } else { printed })
+}
+
+/// A line a difference.
+pub(crate) fn diff_text(differences: &Differences) -> String {
+    let lines = differences.told.iter().map(|difference| format!("{}\n", escaped(&difference.to_string())));
+    lines.chain(differences.more.then(|| "and more\n".to_owned())).collect()
 }
 
 fn difference_json(difference: &Difference) -> serde_json::Value {
@@ -183,7 +198,7 @@ fn difference_json(difference: &Difference) -> serde_json::Value {
     json!({ "example": example, "a": answer(first), "b": answer(second), "message": difference.to_string() })
 }
 
-fn warning_json(warning: &Warning) -> serde_json::Value {
+pub(crate) fn warning_json(warning: &Warning) -> serde_json::Value {
     let message = warning.to_string();
     match warning {
         Warning::Shadowed { rule, rule_text, by, by_text } => {

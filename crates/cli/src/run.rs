@@ -17,7 +17,8 @@ use cofferdam_model::{Action, DenyWith, NetworkConfig, NetworkMode};
 use cofferdam_policy::file::{self, FlagItem, RateFlag};
 
 use crate::args::{
-    ActionWord, BackendWord, DenyWord, EvidenceArgs, NetworkArgs, NetworkLimitArgs, PlaceArgs, PostureWord, RunArgs,
+    ActionWord, BackendWord, DenyWord, EvidenceArgs, LimitArgs, NetworkArgs, NetworkLimitArgs, PlaceArgs, PostureWord,
+    RunArgs,
 };
 use crate::output::{self, Screen};
 use crate::policy;
@@ -33,14 +34,9 @@ pub(crate) fn run(args: RunArgs, matches: &ArgMatches) -> u8 {
     let RunArgs { network, limits, network_limits, place, evidence, command, .. } = args;
     let configured = flag_items(&network, &network_limits, matches).and_then(|items| network_config(&items, &network));
     let started = configured.and_then(|config| {
-        let mut options = RunOptions::new(command, config);
+        let mut options = options(command, config, place, limits)?;
         options.allow_changes_default = network.leaves_default();
         options.fail_on_deny = evidence.fail_on_deny;
-        fill_place(&mut options, place)?;
-        state::refuse_shown(&options)?;
-        refuse_links(&options)?;
-        options.limits =
-            ResourceLimits { memory: limits.memory, cpus: limits.cpus, pids: limits.pids, timeout: limits.timeout };
         // What the run leaves behind is opened before it starts: a run whose evidence has no place does not happen.
         let roots = evidence.roots(&options);
         let log = open_log(evidence.events.as_deref(), &roots)?;
@@ -69,6 +65,22 @@ pub(crate) fn run(args: RunArgs, matches: &ArgMatches) -> u8 {
         Ok((finished, report)) => conclude(&finished, report, &evidence),
         Err(refusal) => refusal.tell(false),
     }
+}
+
+/// A run of `command` at `place`, with nothing that may not be shown in it.
+pub(crate) fn options(
+    command: Vec<std::ffi::OsString>,
+    network: NetworkConfig,
+    place: PlaceArgs,
+    limits: LimitArgs,
+) -> Result<RunOptions, Refusal> {
+    let mut options = RunOptions::new(command, network);
+    fill_place(&mut options, place)?;
+    state::refuse_shown(&options)?;
+    refuse_links(&options)?;
+    let LimitArgs { memory, cpus, pids, timeout } = limits;
+    options.limits = ResourceLimits { memory, cpus, pids, timeout };
+    Ok(options)
 }
 
 /// Refuses sockets of the host that are named by a link which a program may have left.

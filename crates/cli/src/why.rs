@@ -2,16 +2,18 @@
 
 use std::fmt::Write as _;
 
+use clap::ArgMatches;
 use cofferdam_control::store::{About, Needles, RunStore, StoredRun};
-use cofferdam_control::summary::{DeniedTarget, Summary, escaped};
+use cofferdam_control::summary::{Advice, DeniedTarget, Summary, escaped};
 use cofferdam_model::{Event, EventBody, FlightProtocol, Layer, RuleText};
+use cofferdam_policy::Policy;
 use serde_json::{Value, json};
 
 use crate::args::WhyArgs;
 use crate::log::{described, protocol_word, qtype_word, utc, word};
 use crate::output;
 use crate::refusal::{EXIT_FAILED, Refusal};
-use crate::state;
+use crate::{explain, run, state};
 
 /// What is asked about.
 enum Asked {
@@ -29,15 +31,39 @@ impl Asked {
     }
 }
 
-pub(crate) fn why(args: &WhyArgs) -> u8 {
+pub(crate) fn why(args: WhyArgs, matches: &ArgMatches) -> u8 {
+    let json = args.json;
     let answered = match Asked::parse(&args.what) {
-        Asked::Decision(id) => decision(&id, args.json),
-        Asked::Target => {
-            let text = format!("{:?} is no id of a decision, which has letters and digits alone", args.what);
-            Err(Refusal::setup(text))
+        Asked::Decision(id) => decision(&id, json),
+        Asked::Target => target(args, matches),
+    };
+    answered.unwrap_or_else(|refusal| refusal.with_status(EXIT_FAILED).tell(json))
+}
+
+/// What a policy says to a target: that of a run which was recorded, or of the flags.
+fn target(args: WhyArgs, matches: &ArgMatches) -> Result<u8, Refusal> {
+    let (policy, advice) = match &args.run {
+        Some(run) => {
+            let run = state::run_store()?.find(run).map_err(|error| Refusal::from(&error))?;
+            let about = run.about();
+            let policy = about.policy().map_err(|error| {
+                let text = format!("the policy of the run {} cannot be understood any more: {error}", about.id);
+                Refusal::setup(text)
+            })?;
+            (policy, about.advice)
+        }
+        None => {
+            let items = run::flag_items(&args.network, &run::no_limits(), matches)?;
+            let network = run::network_config(&items, &args.network)?;
+            let classifier = explain::this_machine();
+            let policy = Policy::of_network(&network, classifier).map_err(|error| Refusal::setup(error.to_string()))?;
+            (policy, Advice { allow_changes_default: args.network.leaves_default() })
         }
     };
-    answered.unwrap_or_else(|refusal| refusal.with_status(EXIT_FAILED).tell(args.json))
+    let target = explain::target("TARGET", &args.what)?;
+    let answer = policy.ask(&target);
+    let asked = explain::Asked { policy: &policy, target: &target, answer: &answer, advice };
+    Ok(if args.json { output::print_json(&asked.to_json()) } else { output::print(&asked.page()) })
 }
 
 fn decision(id: &str, as_json: bool) -> Result<u8, Refusal> {

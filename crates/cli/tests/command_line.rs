@@ -7,7 +7,7 @@ mod common;
 use common::{cofferdam, finish, run, run_in};
 
 /// Every way to ask for help.
-const PAGES: [&[&str]; 27] = [
+const PAGES: [&[&str]; 31] = [
     &[],
     &["run"],
     &["create"],
@@ -32,6 +32,10 @@ const PAGES: [&[&str]; 27] = [
     &["policy", "subset"],
     &["policy", "diff"],
     &["policy", "set"],
+    &["policy", "explain"],
+    &["policy", "test"],
+    &["policy", "try"],
+    &["learn"],
     &["schema"],
     &["completions"],
     &["version"],
@@ -225,6 +229,61 @@ fn policy_check_finds_what_is_wrong() {
         assert_eq!((bad.status, bad.stdout.as_str()), (1, ""), "{file}");
         insta::assert_snapshot!(name, bad.stderr);
     }
+}
+
+#[test]
+fn a_policy_is_explained_tested_and_tried() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+    write(
+        "p.toml",
+        "[network]\ndefault_egress = \"deny\"\nrules = [\"deny@any:tcp:25\", \"allow@*.example.org\", \"allow@10.0.0.0/8:tcp:5432\", \"allow@[fd00::/8]:tcp:5432\"]\n",
+    );
+    write(
+        "good.txt",
+        "# rows\nallow www.example.org:443\nallow [fd00::5]:5432\ndeny 169.254.169.254\ndeny [fd00:ec2::254]\ndeny example.org:25\n",
+    );
+    write("fails.txt", "allow 10.0.0.5\ndeny www.example.org:443\n");
+    write("bad.txt", "allow example.org:443\nalow example.org\ndeny example.org:htps\n");
+    write("bad.toml", "allow = [\"example.org:443\"]\ndeny = [\"https://example.net/\"]\n");
+    let event = |body: &str| format!("{{\"v\":1,\"time\":\"\",\"mono_ns\":0,\"source\":\"gateway\",{body}}}\n");
+    let flow = |number: u32, remote: &str| {
+        event(&format!(
+            "\"type\":\"flow.opened\",\"flow\":{number},\"direction\":\"egress\",\"protocol\":\"tcp\",\"guest\":\"172.16.0.2:4000\",\"remote\":\"{remote}\",\"group\":\"public\",\"names\":[],\"rule\":{{\"index\":1,\"text\":\"allow@public\"}}"
+        ))
+    };
+    let events = [flow(1, "93.184.215.14:443"), flow(2, "93.184.215.14:443"), flow(3, "[2606:4700::1]:80")].concat();
+    write("events.jsonl", &(events + "no event\n"));
+    for (name, status, args) in [
+        ("explain", 0, &["policy", "explain", "p.toml"][..]),
+        (
+            "explain-targets",
+            0,
+            &["policy", "explain", "p.toml", "www.example.org", "10.1.2.3:22", "smtp.example.org:25", "[fd00::5]:5432"],
+        ),
+        ("explain-json", 0, &["policy", "explain", "--json", "p.toml", "www.example.org:443"]),
+        ("explain-bad-target", 1, &["policy", "explain", "p.toml", "www.example.org:https"]),
+        ("test-good", 0, &["policy", "test", "p.toml", "good.txt"]),
+        ("test-fails", 1, &["policy", "test", "p.toml", "fails.txt"]),
+        ("test-bad", 2, &["policy", "test", "p.toml", "bad.txt"]),
+        ("test-bad-toml", 2, &["policy", "test", "p.toml", "bad.toml"]),
+        ("test-no-table", 2, &["policy", "test", "p.toml", "no-such-table"]),
+        ("try", 1, &["policy", "try", "p.toml", "--against", "events.jsonl"]),
+        ("try-no-run", 2, &["policy", "try", "p.toml", "--against", "no-such-run"]),
+        ("why-target", 0, &["why", "--net-conf", "p.toml", "example.net:443"]),
+        ("why-flags", 0, &["why", "--allow", "example.net", "10.0.0.5:22/udp"]),
+        ("learn-bad-group", 125, &["learn", "--net", "metadata", "--", "true"]),
+        ("learn-no-merge", 125, &["learn", "--merge", "no-such.toml", "--", "true"]),
+        ("learn-no-place", 125, &["learn", "-o", "/no/such/folder/p.toml", "--no-cwd", "--", "true"]),
+    ] {
+        let state = dir.path().join("state");
+        let output = finish(cofferdam(args).env("XDG_STATE_HOME", &state).current_dir(dir.path()), b"");
+        assert_eq!(output.status, status, "{name}: {}", output.stderr);
+        insta::assert_snapshot!(format!("policy-{name}"), format!("{}{}", output.stdout, output.stderr));
+    }
+    let piped =
+        finish(cofferdam(&["policy", "test", "p.toml"]).current_dir(dir.path()), b"allow www.example.org:443\n");
+    assert_eq!((piped.status, piped.stdout.as_str()), (0, "stdin: 1 row holds\n"));
 }
 
 #[test]

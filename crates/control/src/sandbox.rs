@@ -74,6 +74,8 @@ pub struct RunOptions {
     pub allow_changes_default: bool,
     /// Whether a denial makes the exit status [`EXIT_DENIED`].
     pub fail_on_deny: bool,
+    /// Whether the events tell what allowed flows show.
+    pub tell_flights: bool,
 }
 
 impl RunOptions {
@@ -95,6 +97,7 @@ impl RunOptions {
             network,
             allow_changes_default: false,
             fail_on_deny: false,
+            tell_flights: false,
         }
     }
 }
@@ -338,6 +341,7 @@ impl Sandbox {
         let sockets = places(&network.host_sockets);
         let allowed = network.clone();
         let network = link.map(|link| network_spec(options.network, link, host, resolvers, seed)).transpose()?;
+        let network = if options.tell_flights { network.map(watching) } else { network };
         let workdir = options.workdir.or_else(|| options.project.clone()).unwrap_or_else(|| environment::HOME.into());
         let root = !options.capabilities.is_empty();
         let spec = SandboxSpec {
@@ -627,6 +631,13 @@ fn network_spec(
         capture: None,
         resolvers: file,
     })
+}
+
+/// The same network, and what flows show is looked at whatever the rules are about.
+fn watching(mut network: NetworkSpec) -> NetworkSpec {
+    let policy = &network.gateway.policy;
+    network.gateway.policy = Arc::new(policy.with_classifier(policy.classifier().clone()).watching());
+    network
 }
 
 /// Where programs find these sockets.

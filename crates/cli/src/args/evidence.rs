@@ -1,7 +1,11 @@
 //! The verbs about what runs have left behind.
 
-use clap::{Args, Subcommand};
+use std::ffi::OsString;
+use std::path::PathBuf;
 
+use clap::{Args, Subcommand, ValueEnum};
+
+use super::{EvidenceArgs, LimitArgs, NetworkArgs, PlaceArgs};
 use crate::units;
 
 pub(crate) const LOG_EXAMPLES: &str = "\
@@ -67,17 +71,85 @@ pub(crate) struct LogRmArgs {
 
 pub(crate) const WHY_EXAMPLES: &str = "\
 Examples:
-  cofferdam why d0rgj2fja
+  cofferdam why d0rgj2fja                  # a decision that was made
+  cofferdam why example.org:443            # what a run without options would say
+  cofferdam why --net-conf cofferdam.toml 10.0.0.5:53/udp
+  cofferdam why --run last db.corp@10.0.0.5:5432
 
 The id of a decision is in the event, in the answer that an HTTP client got, and
-in the extended error of a DNS answer. Exit status: 0 when it is known, 1 when not.";
+in the extended error of a DNS answer. A target is a name or an address, with
+:PORT (443 without) and /udp or /icmp; name@address is asked about as if the name
+had that address. Exit status: 0 when there is an answer, 1 when not.";
 
 #[derive(Debug, Args)]
 pub(crate) struct WhyArgs {
-    /// The id of a decision.
-    #[arg(value_name = "ID")]
+    /// The id of a decision, or where a program might go.
+    #[arg(value_name = "ID|TARGET")]
     pub what: String,
+    /// Ask the policy of this run: an id, last, a sandbox's name.
+    #[arg(long, value_name = "RUN", conflicts_with = "NetworkArgs")]
+    pub run: Option<String>,
     /// Print it as JSON.
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub network: NetworkArgs,
+}
+
+pub(crate) const LEARN_EXAMPLES: &str = "\
+Examples:
+  # Write down what an installation reaches, and hold it to that from now on.
+  cofferdam learn -o pip.toml -- pip install requests
+  cofferdam run --net-conf pip.toml -- pip install requests
+  # Add what another command needs, and see first what that is.
+  cofferdam learn --merge pip.toml --diff -- ./build.sh
+  cofferdam learn --merge pip.toml -o pip.toml --verify -- ./build.sh
+
+The program runs with the public internet, and with --net with what that names.
+Exit status: the command's own, of the last time it ran; 124 when --verify has
+shown a denial; 125 when nothing could be run or learned.";
+
+#[derive(Debug, Args)]
+pub(crate) struct LearnArgs {
+    /// The program and its arguments.
+    #[arg(required = true, trailing_var_arg = true, value_name = "CMD", hide_short_help = true)]
+    pub command: Vec<OsString>,
+    /// Write the policy to FILE and not to stdout.
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Add to what this TOML file allows, and keep what it says.
+    #[arg(long, value_name = "FILE")]
+    pub merge: Option<PathBuf>,
+    /// Print what would change, and write nothing.
+    #[arg(long, conflicts_with_all = ["output", "verify"])]
+    pub diff: bool,
+    /// Run the program again under what was learned.
+    #[arg(long)]
+    pub verify: bool,
+    /// Let it reach these as well: private, host.
+    #[arg(long, value_name = "GROUP,…", value_delimiter = ',', hide_possible_values = true)]
+    pub net: Vec<LearnGroup>,
+    /// Keep it from this, now and in the policy.
+    #[arg(long, value_name = "TARGET[:PORTS]", conflicts_with = "merge")]
+    pub deny: Vec<String>,
+    /// Ask this resolver and not those of the host.
+    #[arg(long, value_name = "SERVER", hide_short_help = true)]
+    pub dns_nameserver: Vec<String>,
+    /// No IPv6.
+    #[arg(long, hide_short_help = true)]
+    pub no_ipv6: bool,
+    #[command(flatten)]
+    pub limits: LimitArgs,
+    #[command(flatten)]
+    pub place: PlaceArgs,
+    #[command(flatten)]
+    pub evidence: EvidenceArgs,
+}
+
+/// What a program may reach while it is watched. Never the cloud's metadata: what is there are credentials.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LearnGroup {
+    Public,
+    Private,
+    Host,
 }
