@@ -1,19 +1,23 @@
 """Writes a package index page and one wheel, which nobody had to download.
 
     make_wheel.py NAME FOLDER [URL]    URL: where the page says that the wheel is; beside the page without it
+
+WHEEL_REQUIRES names the packages that it depends on.
 """
 
 import base64
 import hashlib
+import os
 import sys
 import zipfile
 
 NAME, FOLDER, VERSION = sys.argv[1], sys.argv[2], "1.0"
 URL = "".join(sys.argv[3:])
+requires = "".join(f"Requires-Dist: {name}\n" for name in os.environ.get("WHEEL_REQUIRES", "").split())
 INFO = f"{NAME}-{VERSION}.dist-info"
 files = {
     f"{NAME}.py": "GREETING = 'hello from a wheel'\n",
-    f"{INFO}/METADATA": f"Metadata-Version: 2.1\nName: {NAME}\nVersion: {VERSION}\n",
+    f"{INFO}/METADATA": f"Metadata-Version: 2.1\nName: {NAME}\nVersion: {VERSION}\n" + requires,
     f"{INFO}/WHEEL": "Wheel-Version: 1.0\nGenerator: world\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
 }
 

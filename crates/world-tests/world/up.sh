@@ -19,6 +19,8 @@
 #   lan     192.168.77.50                            the same servers on the host's own network
 #   prohibited, unreachable, silent: 93.184.215.97, .98, .99 and 2606:2800:21f:cb07::97, ::98, ::99
 #
+# web is wide0-test.com to wide39-test.com and every name below them, too.
+#
 # web is pypi.org as well, whose pages lead to files.pythonhosted.org, which is other.
 #
 # With WORLD_RESOLVERS=1 there are more resolvers, each with both families, 2606:2800:21f:cb07::54 and so on:
@@ -109,6 +111,12 @@ printf 'nameserver %s\noptions timeout:2 attempts:2\n' $resolver >"$DIR/etc/reso
 for file in resolv.conf passwd group; do mount --bind "$DIR/etc/$file" /etc/$file; done
 for file in dnsmasq.conf nginx.conf sshd.conf knot.conf unbound.conf named.conf names-test.com.zone signed-test.com.zone; do sed "s|@DIR@|$DIR|g" "$FILES/$file" >"$DIR/etc/$file"; done
 
+# A wide web: 40 domains with any number of names each, the even ones over IPv4 alone, the odd ones over IPv6 alone.
+for number in $(seq 0 2 38); do
+	echo "address=/wide$number-test.com/93.184.215.14"
+	echo "address=/wide$((number + 1))-test.com/2606:2800:21f:cb07::14"
+done >>"$DIR/etc/dnsmasq.conf"
+
 # ---- keys and content ----
 names=DNS:wall-test.com,DNS:*.wall-test.com,DNS:pypi.org,DNS:files.pythonhosted.org,IP:93.184.215.14,IP:151.101.1.69,IP:10.77.0.5
 names=$names,IP:93.184.215.55,IP:93.184.215.56,IP:2606:2800:21f:cb07::55,IP:2606:2800:21f:cb07::56
@@ -130,9 +138,11 @@ head -c "$WORLD_BIG_FILE_BYTES" /dev/zero | openssl enc -aes-128-ctr -pass pass:
 sha256sum <"$DIR/www/files/big" | cut -d" " -f1 >"$DIR/etc/big.sha256"
 python3 "$FILES/make_wheel.py" wallpkg "$DIR/www/simple/wallpkg"
 # An index and its files on two machines, as pypi.org has them.
-for package in wallpkg walltools; do
+for package in wallpkg walltools wallapp; do
 	mkdir "$DIR/pypi/simple/$package"
-	python3 "$FILES/make_wheel.py" $package "$DIR/pypi/simple/$package" https://files.pythonhosted.org/packages/
+	requires=
+	if [ $package = wallapp ]; then requires=walltools; fi
+	WHEEL_REQUIRES=$requires python3 "$FILES/make_wheel.py" $package "$DIR/pypi/simple/$package" https://files.pythonhosted.org/packages/
 	mv "$DIR/pypi/simple/$package"/*.whl "$DIR/pythonhosted/packages"
 done
 
@@ -145,6 +155,13 @@ git -C "$DIR/run/seed" add README
 git -C "$DIR/run/seed" commit -qm "Say hello"
 git clone -q --bare "$DIR/run/seed" "$DIR/git/project.git"
 git -C "$DIR/git/project.git" config http.receivepack true
+# A project with another one in it, which is fetched from another name.
+git init -q "$DIR/run/whole"
+printf '[submodule "part"]\n\tpath = part\n\turl = https://other.wall-test.com/git/project.git\n' >"$DIR/run/whole/.gitmodules"
+git -C "$DIR/run/whole" add .gitmodules
+git -C "$DIR/run/whole" update-index --add --cacheinfo "160000,$(git -C "$DIR/run/seed" rev-parse HEAD),part"
+git -C "$DIR/run/whole" commit -qm "Take a part in"
+git clone -q --bare "$DIR/run/whole" "$DIR/git/whole.git"
 chmod 0600 "$DIR/etc/ssh_host_key" "$DIR/etc/client_key"
 chmod 0777 "$DIR/work"
 if [ "$WORLD_HAS_ROOT" = 1 ]; then
