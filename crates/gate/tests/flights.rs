@@ -162,8 +162,7 @@ fn a_watching_policy_tells_each_thing_that_a_connection_shows_once() {
 fn a_watching_policy_holds_up_no_datagrams_that_cannot_be_read() {
     for family in BOTH {
         let mut world = watching("allow@public");
-        let send =
-            |world: &mut World, payload: &[u8]| world.send(&packet::udp(guest(family), web(family), payload));
+        let send = |world: &mut World, payload: &[u8]| world.send(&packet::udp(guest(family), web(family), payload));
         assert_eq!(names(&send(&mut world, WHOLE)), ["shown", "open udp", "opened", "send udp"]);
         // Half a hello waits for the other half, and then goes on as it is; so does everything behind it.
         let mut world = watching("allow@public");
