@@ -125,6 +125,9 @@ impl Asked<'_> {
             (Some(look_up), Action::Allow, Some(name)) => EventBody::DnsQuery {
                 name: name.clone(),
                 qtype: if peer.is_ipv4() { 1 } else { 28 },
+                protocol: None,
+                guest: None,
+                server: None,
                 verdict: Action::Deny,
                 rule: self.policy.rule_text(&look_up.reason),
                 decision: None,
@@ -134,6 +137,7 @@ impl Asked<'_> {
                 resolver: None,
                 ms: 0.0,
                 count: 1,
+                process: None,
             },
             _ => EventBody::FlowDenied {
                 decision: String::new(),
@@ -146,6 +150,7 @@ impl Asked<'_> {
                 rule: self.policy.rule_text(&flow.reason),
                 shown: None,
                 look_up_again: None,
+                process: None,
             },
         };
         let mut summary = Summary::new(self.advice);

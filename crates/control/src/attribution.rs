@@ -144,6 +144,7 @@ fn wanted(body: &mut EventBody) -> Option<(Wanted, &mut Option<Process>)> {
         | EventBody::SandboxStopped { .. }
         | EventBody::FlowClosed { .. }
         | EventBody::FlowFailed { .. }
+        | EventBody::FlowShown { .. }
         | EventBody::PolicyChanged { .. }
         | EventBody::PortPublished { .. }
         | EventBody::PortWithdrawn { .. }

@@ -35,6 +35,9 @@ fn flow(number: u64) -> [Event; 4] {
     let asked = EventBody::DnsQuery {
         name: name.clone(),
         qtype: 1,
+        protocol: None,
+        guest: None,
+        server: None,
         verdict: Action::Allow,
         rule: RuleText::default(),
         decision: None,
@@ -44,6 +47,7 @@ fn flow(number: u64) -> [Event; 4] {
         resolver: None,
         ms: 1.0,
         count: 1,
+        process: None,
     };
     let shown = FirstFlight { protocol: FlightProtocol::Tls, names: vec![name], doubt: None };
     let flow = FlowId(number);
@@ -62,6 +66,7 @@ fn opened(number: u64, remote: IpAddr) -> EventBody {
         group: Group::Public,
         names: Vec::new(),
         rule: RuleText::default(),
+        process: None,
     }
 }
 

@@ -95,6 +95,7 @@ impl Decision {
             | EventBody::DnsQuery { .. }
             | EventBody::DnsMore { .. }
             | EventBody::FlowClosed { .. }
+            | EventBody::FlowShown { .. }
             | EventBody::PolicyChanged { .. }
             | EventBody::PortPublished { .. }
             | EventBody::PortWithdrawn { .. }
@@ -209,6 +210,7 @@ fn text(body: &EventBody) -> Option<String> {
         | EventBody::SandboxStopped { .. }
         | EventBody::DnsMore { .. }
         | EventBody::FlowClosed { .. }
+        | EventBody::FlowShown { .. }
         | EventBody::PolicyChanged { .. }
         | EventBody::PortPublished { .. }
         | EventBody::PortWithdrawn { .. }

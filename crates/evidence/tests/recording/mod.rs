@@ -57,6 +57,7 @@ impl Recording {
             group: group(remote.ip()),
             names: Vec::new(),
             rule: RuleText::default(),
+            process: None,
         });
         if let Some(shown) = shown {
             self.push(EventBody::FlowShown { flow, shown });
@@ -79,6 +80,7 @@ impl Recording {
             rule: RuleText::default(),
             shown,
             look_up_again: None,
+            process: None,
         });
         self
     }
@@ -112,6 +114,9 @@ fn look_up(name: &str, verdict: Action, answers: Vec<IpAddr>, withheld: Option<W
     EventBody::DnsQuery {
         name: name.to_owned(),
         qtype: 1,
+        protocol: None,
+        guest: None,
+        server: None,
         verdict,
         rule: RuleText::default(),
         decision: None,
@@ -121,5 +126,6 @@ fn look_up(name: &str, verdict: Action, answers: Vec<IpAddr>, withheld: Option<W
         resolver: Some("93.184.215.53:53".parse().unwrap()),
         ms: 1.0,
         count: 1,
+        process: None,
     }
 }

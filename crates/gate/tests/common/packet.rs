@@ -216,7 +216,7 @@ impl Seen {
     }
 
     fn read_v6(packet: &[u8]) -> Seen {
-        assert_eq!(packet[0], 0x60);
+        assert_eq!(packet[0] >> 4, 6);
         assert_eq!(usize::from(u16::from_be_bytes([packet[4], packet[5]])) + 40, packet.len());
         let mut seen = Seen {
             src: <[u8; 16]>::try_from(&packet[8..24]).unwrap().into(),
