@@ -1,6 +1,6 @@
 //! `cofferdam learn`: runs a program with little in its way, and writes down what it needed.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -36,9 +36,12 @@ fn learned(args: LearnArgs) -> Result<u8, Refusal> {
     let own: Vec<Rule> = own_rules(&args)?;
     let mut options = run::options(args.command.clone(), network, args.place, args.limits)?;
     options.tell_flights = true;
+    options.fail_on_deny = args.evidence.fail_on_deny;
     let roots = run::suspect_roots(&options);
     let target = args.output.as_deref().map(|path| Output::prepare(path, &roots)).transpose()?;
+    let report = args.evidence.json_summary.as_deref().map(|path| run::open_report(path, &roots)).transpose()?;
     let (finished, learner) = watch(&options, &args.evidence, &roots, base.as_ref())?;
+    run::write_summary(&finished, report);
     let learned = learner.learn();
     let quiet = args.evidence.quiet;
     if !quiet {
@@ -134,16 +137,26 @@ fn watch(
             let text = "learn: --events - and the policy would both be written to stdout; give a file".to_owned();
             return Err(Refusal::setup(text));
         }
+        Some(path) if path.to_str().is_some_and(|path| path.starts_with("unix:")) => {
+            let text = "learn: --events takes a file here, and no socket".to_owned();
+            return Err(Refusal::setup(text));
+        }
         Some(path) => Some(run::open_report(path, roots)?.1),
         None => None,
     };
+    let capture = run::open_capture(evidence.pcap.as_deref(), &options.network, roots)?;
     let tap = Tap { learner: Arc::clone(&learner), begun: Vec::new(), file };
-    let finished = once(options.clone(), EventLog::to(Box::new(tap)), evidence)?;
+    let finished = once(options.clone(), EventLog::to(Box::new(tap)), capture, evidence)?;
     let learner = std::mem::take(&mut *learner.lock().unwrap_or_else(PoisonError::into_inner));
     Ok((finished, learner))
 }
 
-fn once(options: RunOptions, log: EventLog, evidence: &EvidenceArgs) -> Result<Finished, Refusal> {
+fn once(
+    options: RunOptions,
+    log: EventLog,
+    capture: Option<(PathBuf, File)>,
+    evidence: &EvidenceArgs,
+) -> Result<Finished, Refusal> {
     let screen = match options.terminal {
         Terminal::Inherit => Screen::Ours,
         Terminal::Pty => Screen::Programs,
@@ -155,6 +168,7 @@ fn once(options: RunOptions, log: EventLog, evidence: &EvidenceArgs) -> Result<F
     };
     let mut log = if evidence.no_record { log } else { state::recorded(log, RunKind::Run, None, &mut tell) };
     Sandbox::prepare(options)
+        .and_then(|sandbox| sandbox.capturing(capture))
         .and_then(|sandbox| sandbox.run(&mut log, &mut tell))
         .map_err(|error| Refusal::from(&error))
 }
@@ -324,7 +338,7 @@ fn verify(
     }
     options.network = NetworkConfig { interface: options.network.interface.clone(), ..network };
     options.tell_flights = false;
-    let finished = once(options, EventLog::none(), evidence)?;
+    let finished = once(options, EventLog::none(), None, evidence)?;
     let expected = |target: &str| {
         learned.remarks.iter().any(|remark| match remark {
             Remark::LookedUp { names } => names.iter().any(|name| name.as_str() == target),

@@ -53,10 +53,7 @@ pub(crate) fn run(args: RunArgs, matches: &ArgMatches) -> u8 {
         };
         let mut log = if evidence.no_record { log } else { state::recorded(log, RunKind::Run, None, &mut tell) };
         let finished = Sandbox::prepare(options)
-            .and_then(|sandbox| match capture {
-                Some((path, file)) => sandbox.with_capture(path, file),
-                None => Ok(sandbox),
-            })
+            .and_then(|sandbox| sandbox.capturing(capture))
             .and_then(|sandbox| sandbox.run(&mut log, &mut tell))
             .map_err(|error| Refusal::from(&error))?;
         Ok((finished, report))
@@ -113,13 +110,17 @@ pub(crate) fn conclude(finished: &Finished, report: Option<(PathBuf, File)>, evi
         let detail = if evidence.verbose { Detail::Always } else { Detail::Denials };
         output::to_stderr(&finished.summary.render(detail));
     }
-    if let Some((path, mut file)) = report {
-        let text = json_summary(&finished.summary, finished.exit_status);
-        if let Err(error) = file.write_all(text.as_bytes()) {
-            output::say(&format!("cannot write the summary to {}: {error}", path.display()));
-        }
-    }
+    write_summary(finished, report);
     finished.exit_status
+}
+
+/// Writes the summary as JSON, where that was asked for.
+pub(crate) fn write_summary(finished: &Finished, report: Option<(PathBuf, File)>) {
+    let Some((path, mut file)) = report else { return };
+    let text = json_summary(&finished.summary, finished.exit_status);
+    if let Err(error) = file.write_all(text.as_bytes()) {
+        output::say(&format!("cannot write the summary to {}: {error}", path.display()));
+    }
 }
 
 fn json_summary(summary: &Summary, exit_status: u8) -> String {

@@ -288,11 +288,12 @@ impl Sandbox {
         network.flat_map(|network| &network.ports).map(|port| (port.id, port.port)).collect()
     }
 
-    /// Has the packets of its link written to a file.
+    /// Has the packets of its link written to a file, where one is given.
     ///
     /// # Errors
     /// When it has no network.
-    pub fn with_capture(mut self, path: PathBuf, file: File) -> Result<Sandbox, RunError> {
+    pub fn capturing(mut self, file: Option<(PathBuf, File)>) -> Result<Sandbox, RunError> {
+        let Some((path, file)) = file else { return Ok(self) };
         let network = self.spec.network.as_mut().ok_or(RunError::NothingToCapture)?;
         network.capture = Some(Arc::new(CaptureFile { path, file }));
         Ok(self)

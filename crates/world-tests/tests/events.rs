@@ -68,6 +68,8 @@ fn every_kind_of_event_follows_the_schema() {
         until_ grep -q gateway.notice $D/run.jsonl
         exec 9>&-
         wait $run
+        # What flows show is told to who learns from it.
+        $C learn --events $D/learn.jsonl --no-cwd --quiet -- curl -s -o /dev/null -H 'Host: web.example' http://93.184.215.14/ > $D/learned
         # A sandbox that stays has what changes while it runs.
         $C create --no-cwd --net public stays
         $C policy set stays --net host
@@ -75,7 +77,7 @@ fn every_kind_of_event_follows_the_schema() {
         $C ports rm stays 127.0.0.1:21907
         kept() { find $D -type f -name 'events*.jsonl' -o -type f -name events; }
         until_ eval 'grep -q port.withdrawn $(kept)'
-        /usr/bin/python3 $P validate $D/schema $D/run.jsonl $(kept)
+        /usr/bin/python3 $P validate $D/schema $D/run.jsonl $D/learn.jsonl $(kept)
         tr -d ' \n' < $D/summary | grep -o '"programs":\["python3"\]' | sort -u
         for family in '172\.' '\[fd'; do
             for kind in opened denied; do
@@ -96,6 +98,7 @@ fn every_kind_of_event_follows_the_schema() {
         "flow.denied",
         "flow.failed",
         "flow.opened",
+        "flow.shown",
         "gateway.dropped",
         "gateway.notice",
         "limit.reached",

@@ -124,7 +124,8 @@ fn a_file_that_takes_no_more_is_told_and_the_program_does_not_notice() {
             fetch='curl -s -m20 $1/files/big -o /dev/null -w "%{http_code} %{size_download}\n" -r 0-8388607'
             $C run --ipv6 --pcap /mnt/out -- sh -c "$fetch" - $WEB 2>said
             grep -q '^cofferdam: .*/mnt/out lacks [0-9]* of [0-9]* packets: it could not be written: No space left on device' said || cat said
-            pcap whole /mnt/out
+            # The last block may have had no room either; all that is there is whole.
+            pcap whole /mnt/out | sed 's/^no end [0-9]*$/end missing/'
             (ulimit -f 300; $C run --ipv6 --pcap short -- sh -c "$fetch" - $WEB 2>said)
             grep -q 'short lacks [0-9]* of [0-9]* packets: it could not be written: File too large' said || cat said
             pcap whole short

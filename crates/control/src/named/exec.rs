@@ -132,12 +132,10 @@ impl Session {
                 (Sandbox::plan_at(run, &host, seed, link)?.live(), Attachment::Own)
             }
         };
-        let sandbox = match options.capture {
-            Some(_) if attachment == Attachment::Session => return Err(RunError::CapturesSession),
-            Some((path, file)) => sandbox.with_capture(path, file)?,
-            None => sandbox,
-        };
-        let sandbox = sandbox.in_session(&shared);
+        if options.capture.is_some() && attachment == Attachment::Session {
+            return Err(RunError::CapturesSession);
+        }
+        let sandbox = sandbox.capturing(options.capture)?.in_session(&shared);
         // A run that has a network of its own hears from a gateway of its own, or has nothing that could be denied.
         let listener = listener.filter(|_| attachment == Attachment::Session);
         let keeper = Some(keeper);
