@@ -257,10 +257,11 @@ fn text(
         return written::merge(&base.name, &base.text, &base.network, learned)
             .map_err(|error| Refusal::setup(format!("cannot add to {}: {error}", base.name)));
     }
-    let command: Vec<String> = command.iter().map(|word| escaped(&word.to_string_lossy())).collect();
+    // Not its arguments: there may be secrets among them, and the file is to be shown.
+    let program = command.first().map(|word| escaped(&word.to_string_lossy())).unwrap_or_default();
     let flows = learned.flows;
     let head = [
-        format!("Learned from: {}", command.join(" ")),
+        format!("Learned from a run of {program}."),
         format!("{flows} {}; whatever else leaves the sandbox is denied.", if flows == 1 { "flow" } else { "flows" }),
     ];
     let servers: Vec<String> = options.network.dns.nameservers.iter().map(file::format_nameserver).collect();

@@ -194,6 +194,9 @@ pub(crate) fn generalise(seen: &Seen, base: Option<&NetworkConfig>) -> Learned {
         |target: &Target, went: &Went| known.as_ref().is_some_and(|policy| allows(policy, target, &went.peers));
     let mut targets = united(seen);
     let mut insisted = BTreeSet::new();
+    // Those of `targets` that stand for addresses that were insisted on.
+    let mut added: Vec<Target> = Vec::new();
+    let mut has_given_up = false;
     loop {
         let wanted = targets.iter().filter(|(target, went)| !is_allowed(target, went));
         let (rules, because) = rules(with_suffixes(wanted), &insisted);
@@ -204,7 +207,19 @@ pub(crate) fn generalise(seen: &Seen, base: Option<&NetworkConfig>) -> Learned {
         let Ok(policy) = Policy::of_network(&learned.network(base), classifier.clone()) else { return learned };
         let missed = missed(&policy, seen);
         let again: Vec<&Sample> = missed.iter().map(|(sample, _)| *sample).collect();
-        if again.is_empty() || !insisted.is_empty() {
+        let stuck: BTreeSet<IpAddr> = again.iter().map(|sample| sample.remote.ip().to_canonical()).collect();
+        if !has_given_up && stuck.iter().any(|address| insisted.contains(address)) {
+            // What a rule for its address does not open either, since another rule denies it, is not to open that address to others.
+            insisted.retain(|address| !stuck.contains(address));
+            for target in
+                added.extract_if(.., |target| matches!(target.place, Place::Address(at) if stuck.contains(&at)))
+            {
+                targets.remove(&target);
+            }
+            has_given_up = true;
+            continue;
+        }
+        if again.is_empty() || has_given_up || !insisted.is_empty() {
             learned.missed = missed.into_iter().map(|(_, missed)| missed).collect();
             learned.remarks = remarks(&policy, seen);
             return learned;
@@ -216,7 +231,10 @@ pub(crate) fn generalise(seen: &Seen, base: Option<&NetworkConfig>) -> Learned {
             let place = Place::Address(address);
             let target = Target { place, service: sample.service(), opaque: false, inside: false };
             let count = *seen.samples.get(sample).unwrap_or(&1);
-            targets.entry(target).or_insert(Went { count, peers: BTreeSet::from([address]) });
+            if !targets.contains_key(&target) {
+                added.push(target.clone());
+                targets.insert(target, Went { count, peers: BTreeSet::from([address]) });
+            }
         }
     }
 }
@@ -339,9 +357,15 @@ fn rules(wanted: Rules, insisted: &BTreeSet<IpAddr>) -> (Vec<Rule>, Vec<Because>
     let mut make = |place: &Spot, opaque, allow_private, protocols, ports: &BTreeSet<u16>, because: Because| {
         let ports = ports.iter().map(|port| PortRange { start: *port, end: *port }).collect();
         let rule = Rule { protocols, ports, opaque, allow_private, ..Rule::egress(Action::Allow, destination(place)) };
-        // In the form in which it is read back.
+        // In the form in which it is read back. A name that reads as something else there, an address, or as nothing, has no rule: a
+        // program chooses the names that it asks for.
         let text = format_rule(&rule);
-        let rule = parse_rules(&text).ok().and_then(|rules| rules.into_iter().next()).unwrap_or(rule);
+        let Some(read) = parse_rules(&text).ok().and_then(|rules| <[Rule; 1]>::try_from(rules).ok()) else { return };
+        let [read] = read;
+        if !is_same(&read, &rule) {
+            return;
+        }
+        let rule = read;
         let is_insisted = matches!(place, Spot::Address(address) if insisted.contains(address));
         let rank = match (is_insisted, rule.opaque || rule.allow_private) {
             (true, _) => Rank::Insisted,
@@ -373,6 +397,12 @@ fn rules(wanted: Rules, insisted: &BTreeSet<IpAddr>) -> (Vec<Rule>, Vec<Because>
         make(&place, false, inside, protocols, &BTreeSet::new(), because);
     }
     made.into_values().unzip()
+}
+
+/// Whether two rules say the same, however they are written.
+fn is_same(one: &Rule, other: &Rule) -> bool {
+    let said = |rule: &Rule| (rule.action, rule.direction, rule.protocols, rule.opaque, rule.allow_private);
+    said(one) == said(other) && one.destination == other.destination && one.ports == other.ports
 }
 
 impl Because {

@@ -202,6 +202,43 @@ fn a_resolver_of_the_programs_own_is_learned_with_the_names_it_was_asked_for() {
 }
 
 #[test]
+fn a_name_that_reads_as_something_else_in_a_rule_is_not_learned() {
+    for name in ["169.254.169.254", "10.0.0.5", "192.168.1.1", "a.1", "xn--0.attacker.example"] {
+        // Its program has a server of its own say where that is, and goes there without a word.
+        let recording = || Recording::default().looks_up(name, &WEB);
+        for recording in [recording().silent(&at(WEB[0], 80)), recording().shows(&at(WEB[1], 443), &[name])] {
+            let learned = learned(recording);
+            let network = learned.network(None);
+            assert!(learned.rules.iter().all(|rule| !format_rule(rule).contains(name)), "{name}: {:?}", learned.rules);
+            let text = file::write(&learned, &[], &[], &[]);
+            assert_eq!(config::parse("learned.toml", &text).unwrap().policy.rules, network.policy.rules);
+        }
+        // Or asks a resolver of its own choice for it.
+        let options = Learn { resolvers: vec!["192.168.1.1:53".parse().unwrap()], ..Learn::default() };
+        let learned = learn(Recording::default().looks_up(name, &[]).events.into_iter(), options);
+        let rules: Vec<String> = learned.rules.iter().map(format_rule).collect();
+        assert_eq!(rules, ["allow@93.184.215.53:tcp+udp:53"], "{name}");
+    }
+}
+
+#[test]
+fn what_the_file_denies_is_not_opened_by_its_address() {
+    let text = "[network]\nrules = [\"deny@evil.com\"]\ndefault_egress = \"deny\"\n";
+    let base = config::parse("x.toml", text).unwrap();
+    let recording = Recording::default()
+        .looks_up("evil.com", &["93.184.215.14"])
+        .shows("93.184.215.14:443", &["evil.com"])
+        .looks_up("good.example", &["93.184.215.15"])
+        .shows("93.184.215.15:443", &["good.example"]);
+    let options = Learn { base: Some(base.clone()), ..Learn::default() };
+    let learned = learn(recording.events.into_iter(), options);
+    let rules: Vec<String> = learned.rules.iter().map(format_rule).collect();
+    assert!(rules.iter().all(|rule| !rule.contains("93.184")) && rules.len() <= 2, "{rules:?}");
+    assert!(rules.contains(&"allow@good.example:tcp:443".to_owned()), "{rules:?}");
+    assert_eq!(learned.missed.len(), 1);
+}
+
+#[test]
 fn what_was_not_allowed_is_told_and_not_learned() {
     let recording = Recording::default()
         .denied("10.0.0.5:5432", &[], None)

@@ -354,7 +354,6 @@ impl Context {
         }
     }
 
-    /// Counts that a limit was reached.
     /// Makes sure that there is room for one more connection besides these, or says which limit is in the way: their own, or that of
     /// all connections together.
     pub(crate) fn find_room(&self, held: usize, bound: u32, limit: LimitKind) -> Result<(), (LimitKind, u64)> {
@@ -367,6 +366,7 @@ impl Context {
         }
     }
 
+    /// Counts that a limit was reached.
     pub(crate) fn limit(&mut self, now: Time, limit: LimitKind, bound: u64) {
         if let Some(event) = self.reports.count_limit(now, limit, bound) {
             self.event(event);

@@ -162,7 +162,7 @@ fn a_policy_is_added_to_shown_and_verified() {
     ran.says("is allowed by `allow@other.wall-test.com:tcp:443`").says("rules = [  # ours");
     ran.says("allow@web.wall-test.com:tcp:80").says("\"allow@other.wall-test.com:tcp:443\"").never_says(" ran ");
     ran.says("verdict   allowed").complains("it passes");
-    ran.says("link refused: 125").says("keep\n# Learned from: ln").says("a file of its own");
+    ran.says("link refused: 125").says("keep\n# Learned from a run of ln.").says("a file of its own");
     // Nothing is left beside the files.
     ran.never_says(".p.toml").never_says("never");
 }
