@@ -467,7 +467,7 @@ fn leads_to(policy: &Policy, name: &DomainName, peer: IpAddr) -> bool {
         Group::Public | Group::Host => true,
         Group::Metadata | Group::Loopback | Group::LinkLocal | Group::Private | Group::Multicast | Group::Reserved => {
             // As rebinding protection has it: a rule for the name says so, or one for the address.
-            let protocols = [Protocol::Tcp, Protocol::Udp, Protocol::IcmpV4, Protocol::IcmpV6];
+            let protocols = [Protocol::Tcp, Protocol::Udp];
             let is_open = |protocol| denial(policy, protocol, SocketAddr::new(peer, 0), &[], None).is_none();
             inside() || protocols.into_iter().any(is_open)
         }

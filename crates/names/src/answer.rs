@@ -408,9 +408,10 @@ impl Guard<'_> {
     }
 }
 
-/// Whether a policy that has only rules without ports allows some protocol to `address`.
+/// Whether a policy that has only rules without ports allows connections or datagrams to `address`: whoever may be pinged there is no
+/// reason for names to lead there.
 fn allows(explicit: &Policy, address: IpAddr) -> bool {
-    const PROTOCOLS: [Protocol; 4] = [Protocol::Tcp, Protocol::Udp, Protocol::IcmpV4, Protocol::IcmpV6];
+    const PROTOCOLS: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
     PROTOCOLS.into_iter().any(|protocol| {
         let facts = Facts { direction: Direction::Egress, protocol, peer: address, port: None, names: &[] };
         explicit.check(&facts).is_allow()

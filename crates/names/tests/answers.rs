@@ -3,7 +3,9 @@
 
 mod common;
 
-use cofferdam_model::{Action, EventBody, Group, Layer, NetworkConfig, PolicyConfig, PolicyLayer, Rule};
+use cofferdam_model::{
+    Action, EventBody, Group, Layer, NetworkConfig, PolicyConfig, PolicyLayer, Protocol, ProtocolSet, Rule,
+};
 use cofferdam_names::{Output, Rebinding, Transport};
 use common::*;
 
@@ -241,6 +243,20 @@ fn what_another_rule_says_lets_no_name_lead_inside() {
         for text in ["10.77.0.5", "fd12::5"] {
             let (world, reply) = resolve(all_but(rules.clone()), qtype_of(text), &[address("example.org", 60, text)]);
             assert_eq!((reply.rcode(), world.pins().len()), (NXDOMAIN, 0), "{text} {rules:?}");
+        }
+    }
+}
+
+#[test]
+fn a_rule_for_pings_lets_no_name_lead_inside() {
+    for (text, protocol) in [("10.77.0.5", Protocol::IcmpV4), ("fd12::5", Protocol::IcmpV6)] {
+        let net = || allow_net(&format!("{text}/{}", if ip(text).is_ipv4() { 32 } else { 128 }));
+        for (protocols, rcode) in
+            [(ProtocolSet::ANY.with(protocol), NXDOMAIN), (ProtocolSet::ANY.with(Protocol::Udp), 0)]
+        {
+            let rules = vec![Rule { protocols, ..net() }];
+            let (_, reply) = resolve(all_but(rules), qtype_of(text), &[address("example.org", 60, text)]);
+            assert_eq!(reply.rcode(), rcode, "{text} {protocols:?}");
         }
     }
 }

@@ -244,7 +244,7 @@ impl RuleSet {
     /// a name by an explicit rule for the address, or by a rule for the name that says so: where there is no rule of the first
     /// kind, no other rule for the name profits from one of the second.
     pub(crate) fn counting(&self, peer: IpAddr, group: Group) -> Counting {
-        const PROTOCOLS: [Protocol; 4] = [Protocol::Tcp, Protocol::Udp, Protocol::IcmpV4, Protocol::IcmpV6];
+        const PROTOCOLS: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
         let Some(explicit) = &self.explicit else { return Counting::All };
         match group {
             // No rule for a name leads there, but for the gateway's own names.
