@@ -10,6 +10,7 @@
 //!
 //! The policy is tried on what was recorded before anybody gets it; a flow that would not pass is told ([`Missed`]).
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -231,9 +232,9 @@ pub(crate) fn generalise(seen: &Seen, base: Option<&NetworkConfig>) -> Learned {
             let place = Place::Address(address);
             let target = Target { place, service: sample.service(), opaque: false, inside: false };
             let count = *seen.samples.get(sample).unwrap_or(&1);
-            if !targets.contains_key(&target) {
-                added.push(target.clone());
-                targets.insert(target, Went { count, peers: BTreeSet::from([address]) });
+            if let Entry::Vacant(vacant) = targets.entry(target) {
+                added.push(vacant.key().clone());
+                vacant.insert(Went { count, peers: BTreeSet::from([address]) });
             }
         }
     }
