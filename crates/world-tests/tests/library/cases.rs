@@ -81,7 +81,12 @@ async fn denied(web: &str, other: &str) -> Done {
     let sandbox = Sandbox::builder("s").network(open_to(web)).create().await?;
     assert!(reaches(sandbox.run("curl"), web).await? && !reaches(sandbox.run("curl"), other).await?);
     let told = |event: &cofferdam_client::model::Event| matches!(&event.body, EventBody::FlowDenied { remote, .. } if remote.ip().to_string() == other);
-    assert!(sandbox.events().await?.iter().any(told));
+    // The record is written beside the run, a moment after it.
+    let mut turns = 0;
+    while !sandbox.events().await?.iter().any(told) {
+        turns += 1;
+        assert!(turns < 200, "{:?}", sandbox.events().await?);
+    }
 
     let own = || sandbox.run("curl").network_mode(NetworkMode::Allowlist).network_allowlist([web]);
     assert!(reaches(own(), web).await?);
