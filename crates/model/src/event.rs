@@ -341,6 +341,32 @@ pub enum EventBody {
     GatewayNotice { message: String },
 }
 
+impl EventBody {
+    /// Whether it tells of something that was denied.
+    #[must_use]
+    pub fn is_denial(&self) -> bool {
+        match self {
+            EventBody::FlowDenied { .. } => true,
+            EventBody::DnsQuery { verdict, .. } | EventBody::DnsMore { verdict, .. } => *verdict == crate::Action::Deny,
+            EventBody::SandboxStarted { .. }
+            | EventBody::SandboxStopped { .. }
+            | EventBody::FlowOpened { .. }
+            | EventBody::FlowClosed { .. }
+            | EventBody::FlowShown { .. }
+            | EventBody::FlowFailed { .. }
+            | EventBody::PolicyChanged { .. }
+            | EventBody::PortPublished { .. }
+            | EventBody::PortWithdrawn { .. }
+            | EventBody::SocketOpened { .. }
+            | EventBody::SocketClosed { .. }
+            | EventBody::SocketFailed { .. }
+            | EventBody::LimitReached { .. }
+            | EventBody::GatewayDropped { .. }
+            | EventBody::GatewayNotice { .. } => false,
+        }
+    }
+}
+
 fn one() -> u64 {
     1
 }

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use cofferdam_control::store::Needles;
-use cofferdam_model::{Action, Event, EventBody, FirstFlight};
+use cofferdam_model::{Event, EventBody, FirstFlight};
 
 use crate::args::LogArgs;
 
@@ -44,31 +44,9 @@ impl Filter {
     }
 
     pub(super) fn takes(&self, event: &Event) -> bool {
-        (!self.denied || is_denial(&event.body))
+        (!self.denied || event.body.is_denial())
             && self.since.as_ref().is_none_or(|since| event.time.as_str() >= since.as_str())
             && self.name.as_ref().is_none_or(|name| name.is_in(&event.body))
-    }
-}
-
-fn is_denial(body: &EventBody) -> bool {
-    match body {
-        EventBody::FlowDenied { .. } => true,
-        EventBody::DnsQuery { verdict, .. } | EventBody::DnsMore { verdict, .. } => *verdict == Action::Deny,
-        EventBody::SandboxStarted { .. }
-        | EventBody::SandboxStopped { .. }
-        | EventBody::FlowOpened { .. }
-        | EventBody::FlowClosed { .. }
-        | EventBody::FlowShown { .. }
-        | EventBody::FlowFailed { .. }
-        | EventBody::PolicyChanged { .. }
-        | EventBody::PortPublished { .. }
-        | EventBody::PortWithdrawn { .. }
-        | EventBody::SocketOpened { .. }
-        | EventBody::SocketClosed { .. }
-        | EventBody::SocketFailed { .. }
-        | EventBody::LimitReached { .. }
-        | EventBody::GatewayDropped { .. }
-        | EventBody::GatewayNotice { .. } => false,
     }
 }
 

@@ -13,7 +13,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use cofferdam_model::{Action, Event, EventBody, Layer};
+use cofferdam_model::{Event, EventBody, Layer};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
@@ -29,23 +29,7 @@ const TURN: usize = 256;
 
 /// Whether runs are told of it.
 pub(super) fn concerns_runs(event: &Event) -> bool {
-    match &event.body {
-        EventBody::DnsQuery { verdict, .. } | EventBody::DnsMore { verdict, .. } => *verdict == Action::Deny,
-        EventBody::FlowDenied { .. } | EventBody::LimitReached { .. } | EventBody::GatewayNotice { .. } => true,
-        EventBody::SandboxStarted { .. }
-        | EventBody::SandboxStopped { .. }
-        | EventBody::FlowOpened { .. }
-        | EventBody::FlowClosed { .. }
-        | EventBody::FlowShown { .. }
-        | EventBody::FlowFailed { .. }
-        | EventBody::PolicyChanged { .. }
-        | EventBody::PortPublished { .. }
-        | EventBody::PortWithdrawn { .. }
-        | EventBody::SocketOpened { .. }
-        | EventBody::SocketClosed { .. }
-        | EventBody::SocketFailed { .. }
-        | EventBody::GatewayDropped { .. } => false,
-    }
+    event.body.is_denial() || matches!(event.body, EventBody::LimitReached { .. } | EventBody::GatewayNotice { .. })
 }
 
 /// The keeper's end.
