@@ -2,9 +2,14 @@
 //! that file's words; here is what the others do not try.
 
 use std::fs;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use cofferdam_world_tests::{Family, Ran, Sandbox, Served, World};
+
+/// Held where a program fills the user's room for descriptors on their way, and where a sandbox is started under a low limit: the kernel
+/// counts them by user and holds each sender to its own limit (unix(7), ETOOMANYREFS), so the second cannot start beside the first.
+static ON_THEIR_WAY: Mutex<()> = Mutex::new(());
 
 fn sandbox(flags: &str) -> Sandbox<'static> {
     World::shared().sandbox().flags(flags)
@@ -148,6 +153,7 @@ END
 
 #[test]
 fn a_listener_goes_on_after_it_has_run_out_of_descriptors() {
+    let _alone = ON_THEIR_WAY.lock().unwrap_or_else(PoisonError::into_inner);
     let world = World::shared();
     // With a few, and with fewer than what the gateway keeps in reserve.
     for (limit, most) in [("ulimit -n 512", "79 good"), ("ulimit -n 60", "")] {
@@ -170,6 +176,7 @@ fn a_listener_goes_on_after_it_has_run_out_of_descriptors() {
 
 #[test]
 fn descriptors_that_a_program_has_on_its_way_stop_nobody_else() {
+    let _alone = ON_THEIR_WAY.lock().unwrap_or_else(PoisonError::into_inner);
     let ran = World::shared().script(
         r#"
         $C create s --no-cwd; $C create other --no-cwd
