@@ -595,6 +595,10 @@ impl End {
                 self.readable = false;
                 Ok(None)
             }
+            Leave::Broken => Err(Over::Reset(match way {
+                Way::Egress => Side::Guest,
+                Way::Ingress => Side::Remote,
+            })),
             Leave::End => Err(Over::Spent),
         }
     }
@@ -1021,8 +1025,14 @@ mod tests {
 
     #[test]
     fn a_reset_arrives_as_a_reset() {
-        for from_remote in [true, false] {
+        for (from_remote, has_rates) in [(true, false), (false, false), (true, true), (false, true)] {
             let mut world = World::new();
+            if has_rates {
+                world.limits = crate::pace::tests::rates(1, Duration::from_secs(3600));
+                world.remote.write_all(b"x").unwrap();
+                world.say(b"G");
+                assert_eq!(world.guest.read(&mut [0; 2]).unwrap(), 1);
+            }
             let (from, to) = if from_remote { (&world.remote, &world.guest) } else { (&world.guest, &world.remote) };
             let to = to.try_clone().unwrap();
             sockopt::set_socket_linger(from, Some(Duration::ZERO)).unwrap();

@@ -46,6 +46,8 @@ pub(crate) enum Leave {
     Wait,
     /// There is nothing to read.
     Nothing,
+    /// The source is in error, of which nobody else will hear: whoever asks a socket takes its error away.
+    Broken,
     /// The flow has to end: a budget is used up.
     End,
 }
@@ -127,6 +129,7 @@ impl<'a> Pace<'a> {
             Grant::Wait | Grant::UsedUp => match peek(source) {
                 // The end is nothing that anybody has to wait for, nor an error.
                 Peeked::Over => Leave::Read(1),
+                Peeked::Broken => Leave::Broken,
                 Peeked::Nothing => Leave::Nothing,
                 Peeked::Something if grant == Grant::UsedUp => {
                     self.limits.exceed(flow, way);
@@ -163,6 +166,7 @@ enum Peeked {
     Something,
     Nothing,
     Over,
+    Broken,
 }
 
 fn peek(source: &OwnedFd) -> Peeked {
@@ -172,7 +176,25 @@ fn peek(source: &OwnedFd) -> Peeked {
             Ok(_) => return Peeked::Something,
             Err(Errno::INTR) => {}
             Err(Errno::AGAIN) => return Peeked::Nothing,
-            Err(_) => return Peeked::Over,
+            Err(_) => return Peeked::Broken,
         }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::time::Duration;
+
+    use cofferdam_model::BucketConfig;
+
+    use super::*;
+
+    /// So many bytes in so much time, both ways.
+    pub(crate) fn rates(size: u64, refill_time: Duration) -> Limits {
+        let mut limits = cofferdam_policy::file::default_network().limits;
+        let rate = BucketConfig { size, refill_time, one_time_burst: 0 };
+        limits.rates.egress.bandwidth = Some(rate);
+        limits.rates.ingress.bandwidth = Some(rate);
+        Limits::new(&limits, Time::ZERO)
     }
 }

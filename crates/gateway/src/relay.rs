@@ -524,6 +524,7 @@ impl Lane {
                     self.source_ready = false;
                     return Pumped::Waiting;
                 }
+                Some(Leave::Broken) => return Pumped::Reset,
                 Some(Leave::End) => return Pumped::Spent,
             };
             match self.fill(source, destination, tools, most) {
@@ -1063,8 +1064,12 @@ mod tests {
 
     #[test]
     fn a_reset_arrives_as_a_reset_after_what_came_before_it() {
-        for from_remote in [true, false] {
+        for (from_remote, has_rates) in [(true, false), (false, false), (true, true), (false, true)] {
             let mut world = World::new();
+            if has_rates {
+                // The last words are all that passes.
+                world.limits = crate::pace::tests::rates(10, Duration::from_secs(3600));
+            }
             let (from, to) = if from_remote { (&world.remote, &world.guest) } else { (&world.guest, &world.remote) };
             (&mut &*from).write_all(b"last words").unwrap();
             let to = to.try_clone().unwrap();

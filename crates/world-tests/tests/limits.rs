@@ -132,6 +132,23 @@ print('first', first < 2, 'second', second > 2, first, second)",
 }
 
 #[test]
+fn a_reset_arrives_as_a_reset_while_a_rate_is_used_up() {
+    // The server's byte takes all there is for an hour, and the reset comes behind it.
+    for family in Family::BOTH {
+        let program = format!(
+            "import socket
+s = socket.create_connection(('{}', 7110), 5); s.recv(1); s.sendall(b'x')
+try: print('end' if s.recv(1) == b'' else 'byte')
+except ConnectionResetError: print('reset')",
+            family.web()
+        );
+        let flags = "--quiet --events - --net-ingress-bandwidth 1/1h";
+        let ran = World::shared().sandbox().flags(flags).run(&["python3", "-c", &program]);
+        ran.exits(0).says("reset\n").says("\"by\":\"remote_reset\"");
+    }
+}
+
+#[test]
 fn pings_over_the_rate_are_lost_and_told() {
     for family in Family::BOTH {
         let sandbox = World::shared().sandbox().flags("--quiet --net-egress-ops 2/1h --events e.jsonl");

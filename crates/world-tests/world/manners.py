@@ -9,6 +9,7 @@ TCP   7105  closes its sending side, then reads to the end and stores the count,
 TCP   7107  takes urgent data in line, reads slowly to the end, and answers with where the urgent bytes were
 TCP   7108  is told three counts, and sends as many bytes before, between and after two urgent ones
 TCP   7109  accepts, says nothing, and costs next to nothing: for thousands of connections
+TCP   7110  says a byte, reads one, then resets
 UDP   7     echo; `BURST n size` gets n datagrams of that size
 UDP   123   a time server: any request of 48 bytes gets a reply of 48 bytes
 """
@@ -46,6 +47,11 @@ def echo(connection):
 def reset(connection):
     connection.recv(1)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def byte_and_reset(connection):
+    connection.sendall(b"!")
+    reset(connection)
 
 
 def count_then_answer(connection):
@@ -163,7 +169,8 @@ def network_time(data):
 
 
 for number, kind in [(7, echo), (7101, reset), (7102, count_then_answer), (7103, word_and_close), (7104, never_answer),
-                     (7105, close_first), (7106, tell_count), (7107, find_urgent), (7108, send_urgent)]:
+                     (7105, close_first), (7106, tell_count), (7107, find_urgent), (7108, send_urgent),
+                     (7110, byte_and_reset)]:
     tcp(number, kind)
 sink(7109)
 for family, addresses in [(socket.AF_INET, V4), (socket.AF_INET6, V6)]:
