@@ -455,7 +455,7 @@ pub(crate) enum PolicyVerb {
     Explain(PolicyExplainArgs),
     /// Hold a policy to a table of targets with the answers expected.
     #[command(
-        after_long_help = "Examples:\n  cofferdam policy test cofferdam.toml targets.txt\n  echo 'allow example.org:443' | cofferdam policy test cofferdam.toml\n\nA row is `allow TARGET` or `deny TARGET`; a target without a port is about every\nport. In a TOML file: two lists, allow and deny.\n\nExit status: 0 when every row holds; 1 when one does not; 2 when that cannot be told."
+        after_long_help = "Examples:\n  cofferdam policy test cofferdam.toml targets.txt\n  echo 'allow example.org:443' | cofferdam policy test cofferdam.toml\n\nA row is `allow TARGET` or `deny TARGET`; a target without a port is about every\nport. `ingress ADDRESS:PORT` is who connects, to which port of the sandbox. In a\nTOML file: two lists, allow and deny.\n\nExit status: 0 when every row holds; 1 when one does not; 2 when that cannot be told."
     )]
     Test(PolicyTestArgs),
     /// Tell what a policy would have changed in runs that were recorded.
@@ -470,7 +470,7 @@ pub(crate) struct PolicyExplainArgs {
     /// A TOML, JSON or YAML file; - reads TOML or JSON from stdin.
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
-    /// Names or addresses, with :PORT (443 without) and /udp or /icmp if wanted.
+    /// Names or addresses, with :PORT (443 without) and /udp or /icmp if wanted; behind `ingress` who connects.
     #[arg(value_name = "TARGET")]
     pub targets: Vec<String>,
     /// Print it as JSON.

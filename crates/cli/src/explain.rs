@@ -69,15 +69,19 @@ impl Asked<'_> {
             add("look-up", &said(look_up, self.policy));
             page.push_str(&self.steps(look_up));
         }
-        let at = match port {
-            Some(port) => SocketAddr::new(*peer, *port).to_string(),
-            None => peer.to_string(),
+        let carrier = protocol_word(*protocol);
+        let goes = match (port, self.target.direction) {
+            (Some(port), Direction::Ingress) => format!("{carrier} from {peer} to port {port} of the sandbox"),
+            (Some(port), Direction::Egress | Direction::Any) => {
+                format!("{carrier} to {}", SocketAddr::new(*peer, *port))
+            }
+            (None, _) => format!("{carrier} to {peer}"),
         };
         let stand_in = if *is_stand_in { ", in the place of any public address" } else { "" };
         let mut add = |label: &str, text: &str| {
             let _ = writeln!(page, "{label:10}{}", escaped(text));
         };
-        add("flow", &format!("{} to {at}{stand_in}, in group {}", protocol_word(*protocol), flow.reason.group.word()));
+        add("flow", &format!("{goes}{stand_in}, in group {}", flow.reason.group.word()));
         add("", &said(flow, self.policy));
         page.push_str(&self.steps(flow));
         page
@@ -141,9 +145,10 @@ impl Asked<'_> {
             },
             _ => EventBody::FlowDenied {
                 decision: String::new(),
-                direction: Direction::Egress,
+                direction: self.target.direction,
                 protocol: *protocol,
-                guest: guest(*peer),
+                // The port is that of the service, whichever end has it.
+                guest: SocketAddr::new(guest(*peer).ip(), port.unwrap_or(0)),
                 remote: SocketAddr::new(*peer, port.unwrap_or(0)),
                 group: flow.reason.group,
                 names: name.into_iter().collect(),
@@ -172,6 +177,7 @@ impl Asked<'_> {
         };
         let mut said = explained(flow);
         if let Some(object) = said.as_object_mut() {
+            object.insert("direction".to_owned(), json!(self.target.direction));
             object.insert("protocol".to_owned(), json!(protocol));
             object.insert("peer".to_owned(), json!(peer));
             object.insert("any_public_peer".to_owned(), json!(is_stand_in));

@@ -240,6 +240,19 @@ fn a_policy_is_explained_tested_and_tried() {
         "[network]\ndefault_egress = \"deny\"\nrules = [\"deny@any:tcp:25\", \"allow@*.example.org\", \"allow@10.0.0.0/8:tcp:5432\", \"allow@[fd00::/8]:tcp:5432\"]\n",
     );
     write(
+        "in.toml",
+        "[network]\ndefault_ingress = \"deny\"\nrules = [\"allow:ingress@10.0.0.0/8:tcp:8080\", \"allow:ingress@[fd00::/8]:tcp:8080\"]\n",
+    );
+    write(
+        "in.txt",
+        "allow ingress 10.0.0.5:8080\nallow ingress [fd00::5]:8080\ndeny ingress [2001:db8::5]\nallow ingress [fd00::5]:53/udp\ndeny ingress 10.0.0.5\n",
+    );
+    write(
+        "in-rows.toml",
+        "allow = [\"ingress 10.0.0.5:8080\"]\ndeny = [\"ingress 10.0.0.5:8081\", \"ingress [2001:db8::5]:8080\"]\n",
+    );
+    write("in-bad.txt", "allow ingress\nallow ingres 10.0.0.5\nallow ingress 10.0.0.5/icmp\n");
+    write(
         "good.txt",
         "# rows\nallow www.example.org:443\nallow [fd00::5]:5432\ndeny 169.254.169.254\ndeny [fd00:ec2::254]\ndeny example.org:25\n",
     );
@@ -265,6 +278,9 @@ fn a_policy_is_explained_tested_and_tried() {
         ("explain-bad-target", 1, &["policy", "explain", "p.toml", "www.example.org:https"]),
         ("test-good", 0, &["policy", "test", "p.toml", "good.txt"]),
         ("test-fails", 1, &["policy", "test", "p.toml", "fails.txt"]),
+        ("test-ingress", 1, &["policy", "test", "in.toml", "in.txt"]),
+        ("test-ingress-toml", 0, &["policy", "test", "in.toml", "in-rows.toml"]),
+        ("test-ingress-bad", 2, &["policy", "test", "in.toml", "in-bad.txt"]),
         ("test-bad", 2, &["policy", "test", "p.toml", "bad.txt"]),
         ("test-bad-toml", 2, &["policy", "test", "p.toml", "bad.toml"]),
         ("test-no-table", 2, &["policy", "test", "p.toml", "no-such-table"]),

@@ -1,10 +1,12 @@
 //! Questions that people put to a policy: a target, and what it says to it; a table of targets, with what it should say.
 //!
 //! ```ebnf
-//! target = host , [ ":" , port ] , [ "/" , ( "tcp" | "udp" | "icmp" ) ] ;       (* tcp without *)
+//! target = [ "ingress" ] , host , [ ":" , port ] , [ "/" , ( "tcp" | "udp" | "icmp" ) ] ;       (* tcp without *)
 //! host   = address | "[" ipv6 "]" | name , [ "@" , ( ipv4 | "[" ipv6 "]" ) ] ;  (* @: as if the name had this address *)
 //! table  = { ( "allow" | "deny" ) , target , newline } ;                        (* `#` begins a comment *)
 //! ```
+//!
+//! Behind `ingress` stands who connects, and the port of the sandbox that this leads to.
 //!
 //! A table in TOML has two lists, `allow` and `deny`. A row without a port is about every port: it holds when the answer is the
 //! same for all of them. That is exact, since between the borders of the rules' ranges no port differs from its neighbour.
@@ -28,9 +30,11 @@ const USUAL_PORT: u16 = 443;
 /// Mistakes that are told of one table.
 const MAX_ERRORS: usize = 100;
 
-/// Where a flow would go.
+/// Where a flow would go, or come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
+    /// Egress; or ingress, from an address to a port of the sandbox.
+    pub direction: Direction,
     pub host: TargetHost,
     pub port: Option<u16>,
     pub carrier: Carrier,
@@ -68,7 +72,7 @@ pub struct TargetError {
 /// What a policy says to a target.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
-    /// For a name: whether it may be looked up.
+    /// For a name that a program goes to: whether it may be looked up.
     pub look_up: Option<Explanation>,
     /// The flow that was asked about: of the target's ports, the first that shows the answer.
     pub protocol: Protocol,
@@ -155,9 +159,12 @@ impl Policy {
         };
         let names: Vec<PinnedName> =
             name.map(|name| PinnedName { name: name.clone(), alias: false }).into_iter().collect();
-        let facts = Facts { direction: Direction::Egress, protocol, peer, port, names: &names };
-        let query = Facts { protocol: Protocol::Udp, port: Some(53), names: &[], ..facts };
-        let look_up = name.map(|name| self.explain_name(name, &query));
+        let facts = Facts { direction: target.direction, protocol, peer, port, names: &names };
+        let query =
+            Facts { direction: Direction::Egress, protocol: Protocol::Udp, port: Some(53), names: &[], ..facts };
+        // Nobody looks up who comes in; that a name led there before is a matter of the pins.
+        let asked = name.filter(|_| target.direction == Direction::Egress);
+        let look_up = asked.map(|name| self.explain_name(name, &query));
         Answer { look_up, protocol, peer, is_stand_in, port, flow: self.explain(&facts) }
     }
 
@@ -201,6 +208,20 @@ impl FromStr for Target {
         if text.is_empty() {
             let message = "empty target; expected a name or an address, as in `example.org:443`".to_owned();
             return Err(wrong("", message, None));
+        }
+        let words = text.split_once(char::is_whitespace).or((text == "ingress").then_some((text, "")));
+        if let Some((word, from)) = words {
+            let from = from.trim_start();
+            return match word {
+                "ingress" => ingress(from).map_err(|error| error.within(text, from)),
+                word => {
+                    let help = nearest(word, ["ingress"]).map(|word| format!("did you mean `{word} {from}`?"));
+                    let message = format!(
+                        "{text:?} is not one target; expected a name or an address, or `ingress` and an address"
+                    );
+                    Err(wrong(text, message, help))
+                }
+            };
         }
         if let Some((scheme, rest)) = text.split_once("://") {
             let host = rest.split('/').next().unwrap_or(rest);
@@ -249,7 +270,26 @@ impl FromStr for Target {
                 TargetHost::Name { name: self::name(host).map_err(|error| error.within(text, host))?, at: None }
             }
         };
-        Ok(Target { host, port, carrier })
+        Ok(Target { direction: Direction::Egress, host, port, carrier })
+    }
+}
+
+/// Who connects, and where to.
+fn ingress(text: &str) -> Result<Target, TargetError> {
+    let whole = |message: &str, help: &str| TargetError {
+        span: 0..text.len(),
+        message: message.to_owned(),
+        help: Some(help.to_owned()),
+    };
+    let example = "write the address that connects and the port of the sandbox, as in `ingress 203.0.113.7:8080`";
+    if text.is_empty() {
+        return Err(whole("`ingress` stands alone; expected an address", example));
+    }
+    let target = text.parse::<Target>()?;
+    match target.carrier {
+        _ if target.direction == Direction::Ingress => Err(whole("`ingress` stands twice", example)),
+        Carrier::Icmp => Err(whole("no ping comes in: published ports take TCP and UDP", "leave `/icmp` out")),
+        Carrier::Tcp | Carrier::Udp => Ok(Target { direction: Direction::Ingress, ..target }),
     }
 }
 
@@ -267,6 +307,9 @@ impl fmt::Display for Target {
             IpAddr::V4(v4) => v4.to_string(),
             IpAddr::V6(v6) => format!("[{v6}]"),
         };
+        if self.direction == Direction::Ingress {
+            f.write_str("ingress ")?;
+        }
         match &self.host {
             TargetHost::Address(address) => f.write_str(&bracketed(address))?,
             TargetHost::Name { name, at: None } => write!(f, "{name}")?,
@@ -461,6 +504,11 @@ mod tests {
             ("[::ffff:1.2.3.4]:80", "1.2.3.4:80"),
             ("db.corp@10.0.0.5:5432", "db.corp@10.0.0.5:5432"),
             ("db.corp@[fd00::5]:5432", "db.corp@[fd00::5]:5432"),
+            ("ingress 203.0.113.7", "ingress 203.0.113.7"),
+            ("ingress\t 203.0.113.7:8080/udp", "ingress 203.0.113.7:8080/udp"),
+            ("ingress [2001:db8::7]:8080", "ingress [2001:db8::7]:8080"),
+            ("ingress 2001:db8::7", "ingress [2001:db8::7]"),
+            ("ingress partner.example@203.0.113.7:80", "ingress partner.example@203.0.113.7:80"),
         ] {
             let target: Target = text.parse().unwrap();
             assert_eq!(target.to_string(), printed, "{text}");
@@ -480,7 +528,13 @@ mod tests {
             ("example.org:1/icmp", "example.org:1/icmp", "ICMP has no ports"),
             ("*.example.org", "*.example.org", "not one name"),
             ("10.0.0.5.6", "10.0.0.5.6", "not an IPv4 address"),
-            ("exa mple.org", "exa mple.org", "not a domain name"),
+            ("exa mple.org", "exa mple.org", "not one target"),
+            ("ingres 10.0.0.5", "ingres 10.0.0.5", "not one target"),
+            ("ingress ", "", "stands alone"),
+            ("ingress", "", "stands alone"),
+            ("ingress ingress 10.0.0.5", "ingress 10.0.0.5", "stands twice"),
+            ("ingress 10.0.0.5/icmp", "10.0.0.5/icmp", "no ping comes in"),
+            ("ingress 10.0.0.5:x", "x", "is not a port"),
             ("db.corp@nowhere:1", "nowhere", "not an address"),
             ("[::1", "[::1", ""),
         ] {
@@ -507,6 +561,39 @@ mod tests {
     }
 
     #[test]
+    fn what_comes_in_is_asked_about_by_who_connects_and_where_to() {
+        let config = PolicyConfig {
+            rules: grammar::parse_rules(
+                "allow:ingress@10.0.0.0/8:tcp:8080,allow:ingress@[fd00::/8]:udp:53,allow:ingress@partner.example,deny@10.0.0.5",
+            )
+            .unwrap(),
+            default_ingress: Action::Deny,
+            ..PolicyConfig::default()
+        };
+        let policy = Policy::compile(&config, Classifier::default());
+        for (row, holds) in [
+            ("allow ingress 10.0.0.5:8080", true),
+            ("deny 10.0.0.5:8080", true),
+            ("deny ingress 10.0.0.5:8081", true),
+            ("deny ingress 10.0.0.5:8080/udp", true),
+            ("deny ingress 93.184.215.14", true),
+            ("deny ingress 10.0.0.5", false),
+            ("allow ingress 10.0.0.5", false),
+            ("allow ingress [fd00::5]:53/udp", true),
+            ("deny ingress [fd00::5]:53", true),
+            ("deny ingress [2001:db8::5]", true),
+            ("allow ingress partner.example@203.0.113.7:80", true),
+            ("allow ingress partner.example@[2001:db8::7]", true),
+            ("deny partner.example@203.0.113.7:80", true),
+        ] {
+            let table = Table::parse("-", row).unwrap();
+            let (held, answer) = policy.judge(&table.rows[0]);
+            assert_eq!(held, holds, "{row}: {answer:?}");
+            assert_eq!(answer.look_up.is_none(), !row.starts_with("deny partner"), "{row}");
+        }
+    }
+
+    #[test]
     fn a_row_without_a_port_is_about_every_port() {
         let policy = policy("deny@any:tcp:25,allow@public,allow@10.0.0.5:tcp:5432");
         for (row, holds) in [
@@ -528,8 +615,9 @@ mod tests {
 
     #[test]
     fn a_table_is_read_in_both_forms() {
-        let lines = "# what must pass\nallow example.org:443   # the site\n\n  deny 10.0.0.5\ndeny example.org:25\n";
-        let toml = "allow = ['example.org:443']\ndeny = [\n  \"10.0.0.5\",\n  'example.org:25',\n]\n";
+        let lines =
+            "# what must pass\nallow example.org:443   # the site\n\n  deny 10.0.0.5\ndeny ingress 10.0.0.5:25\n";
+        let toml = "allow = ['example.org:443']\ndeny = [\n  \"10.0.0.5\",\n  'ingress 10.0.0.5:25',\n]\n";
         let [lines, toml] = [("t", lines), ("t.toml", toml)].map(|(name, text)| Table::parse(name, text).unwrap());
         let without_lines = |table: &Table| -> Vec<(Action, String)> {
             table.rows.iter().map(|row| (row.expected, row.target.to_string())).collect()

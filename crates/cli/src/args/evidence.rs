@@ -79,7 +79,8 @@ Examples:
 The id of a decision is in the event, in the answer that an HTTP client got, and
 in the extended error of a DNS answer. A target is a name or an address, with
 :PORT (443 without) and /udp or /icmp; name@address is asked about as if the name
-had that address. Exit status: 0 when there is an answer, 1 when not.";
+had that address; 'ingress ADDRESS:PORT' is who connects to a published port of
+the sandbox. Exit status: 0 when there is an answer, 1 when not.";
 
 #[derive(Debug, Args)]
 pub(crate) struct WhyArgs {
