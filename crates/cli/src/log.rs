@@ -5,12 +5,14 @@ mod list;
 mod page;
 mod summary;
 
+use std::collections::BTreeMap;
 use std::io::{self, BufWriter, IsTerminal, Write};
+use std::net::SocketAddr;
 use std::thread;
 use std::time::Duration;
 
 use cofferdam_control::store::{Lines, RunState, RunStore, StoreError, StoredRun};
-use cofferdam_model::Event;
+use cofferdam_model::{Event, EventBody, FlowId, Protocol};
 
 use crate::args::{LogArgs, LogRmArgs, LogVerb};
 use crate::output::{self, Paint};
@@ -20,6 +22,9 @@ use crate::state;
 use filter::Filter;
 
 pub(crate) use page::{described, protocol_word, qtype_word, utc, word};
+
+/// Flows that are remembered: more than a gateway has open at once. Of older ones no more comes.
+const MAX_OPENED: usize = 65_536;
 
 /// How often a run that is followed is looked at.
 const LOOK: Duration = Duration::from_millis(100);
@@ -51,6 +56,7 @@ fn show(run: &StoredRun, args: &LogArgs) -> Result<u8, Refusal> {
         out: BufWriter::with_capacity(64 * 1024, io::stdout()),
         form: if args.json { Form::Json } else { Form::Text },
         paint: Paint::stdout(),
+        opened: BTreeMap::new(),
         left_out: 0,
     };
     let printed = shown.header(run).and_then(|()| shown.all(run, &mut lines, args.follow));
@@ -83,6 +89,8 @@ struct Shown {
     out: BufWriter<io::Stdout>,
     form: Form,
     paint: Paint,
+    /// Where flows went that may still show a name somebody looks for.
+    opened: BTreeMap<FlowId, (Protocol, SocketAddr)>,
     /// Lines that this program does not understand.
     left_out: u64,
 }
@@ -119,15 +127,30 @@ impl Shown {
             self.left_out = self.left_out.saturating_add(1);
             return Ok(());
         };
+        if self.filter.is_about_a_name() {
+            self.remember(&event.body);
+        }
         if !self.filter.takes(&event) {
             return Ok(());
         }
-        match self.form {
-            Form::Json => self.raw(line),
-            Form::Text => match page::line(&event, self.paint) {
-                Some(text) => writeln!(self.out, "{text}"),
-                None => Ok(()),
-            },
+        let text = match (self.form, &event.body) {
+            (Form::Json, _) => return self.raw(line),
+            (Form::Text, EventBody::FlowShown { flow, shown }) if self.filter.is_about_a_name() => {
+                Some(page::shown_line(&event.time, self.opened.get(flow).copied(), shown, self.paint))
+            }
+            (Form::Text, _) => page::line(&event, self.paint),
+        };
+        text.map_or(Ok(()), |text| writeln!(self.out, "{text}"))
+    }
+
+    fn remember(&mut self, body: &EventBody) {
+        if let EventBody::FlowOpened { flow, protocol, remote, .. } = body {
+            if self.opened.len() >= MAX_OPENED {
+                self.opened.pop_first();
+            }
+            self.opened.insert(*flow, (*protocol, *remote));
+        } else if let EventBody::FlowClosed { flow, .. } = body {
+            self.opened.remove(flow);
         }
     }
 
@@ -137,7 +160,7 @@ impl Shown {
             return self.out.write_all(b"\n");
         }
         // JSON escapes control characters, and not all that reorder or hide text.
-        writeln!(self.out, "{}", cofferdam_control::summary::escaped(&String::from_utf8_lossy(line)))
+        writeln!(self.out, "{}", cofferdam_control::summary::escaped_json(&String::from_utf8_lossy(line)))
     }
 
     /// What is missing.

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
 use std::ops::Range;
 
-use cofferdam_control::summary::escaped;
+use cofferdam_control::summary::{escaped, escaped_json};
 use rustix::event::{PollFd, PollFlags};
 use rustix::time::Timespec;
 
@@ -66,9 +66,9 @@ pub(crate) fn print(text: &str) -> u8 {
     }
 }
 
-/// Prints data as JSON.
+/// Prints data as JSON, which a terminal shows as it is.
 pub(crate) fn print_json(value: &serde_json::Value) -> u8 {
-    print(&format!("{value:#}\n"))
+    print(&format!("{}\n", escaped_json(&format!("{value:#}"))))
 }
 
 /// Says something that is not data.
@@ -183,6 +183,15 @@ mod tests {
             assert!(!text.contains('\u{1b}'), "{text:?}");
             assert!(text.contains('^'));
         }
+    }
+
+    #[test]
+    fn json_shows_what_a_terminal_would_act_on_and_stays_the_same_json() {
+        let value = serde_json::json!({ "name": "a\u{1b}[2J\u{202e}b\u{9b}\u{7f}\n\"\\", "more": ["ä", "𝄞"] });
+        let text = escaped_json(&format!("{value:#}"));
+        assert!(text.contains("\\u202eb\\u009b\\u007f") && text.contains("ä"), "{text}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&text).unwrap(), value);
+        assert!(text.chars().all(|c| c == '\n' || escaped(&c.to_string()).chars().count() == 1), "{text:?}");
     }
 
     #[test]

@@ -704,6 +704,22 @@ pub fn escaped(text: &str) -> String {
     out
 }
 
+/// JSON with the same made visible, and still the same JSON: what a terminal would act on stands in strings alone, but for the line
+/// feeds between values.
+#[must_use]
+pub fn escaped_json(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c != '\n' && (c.is_control() || is_invisible(c)) {
+            // All of these are in the first plane, so one unit of UTF-16 is the whole character (RFC 8259 section 7).
+            let _ = write!(out, "\\u{:04x}", u32::from(c));
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
 /// Characters that reorder or hide text: bidirectional controls, zero-width ones, line separators.
 fn is_invisible(c: char) -> bool {
     matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')

@@ -38,8 +38,8 @@ const WEB: [u16; 2] = [80, 443];
 /// What is known before the first event.
 #[derive(Debug, Clone, Default)]
 pub struct Learn {
-    /// Who resolves names for the gateway: what others answered was asked of them by the program itself, and made no pins. Empty:
-    /// whoever answered.
+    /// Who resolves names for the gateway: what others answered was asked of them by the program itself, and made no pins. For
+    /// look-ups that do not say who was asked. Empty: whoever answered.
     pub resolvers: Vec<SocketAddr>,
     /// What is allowed anyhow: nothing is learned of that, and what is learned is added.
     pub base: Option<NetworkConfig>,
@@ -172,10 +172,9 @@ impl Learner {
     /// The next event of the recording.
     pub fn record(&mut self, event: &Event) {
         match &event.body {
-            EventBody::DnsQuery { name, verdict, answers, withheld, count, resolver, .. } => {
+            EventBody::DnsQuery { name, verdict, answers, withheld, count, server, resolver, .. } => {
                 let Ok(name) = name.parse::<DomainName>() else { return };
-                let ours = &self.options.resolvers;
-                if let Some(other) = resolver.filter(|resolver| !ours.is_empty() && !ours.contains(resolver)) {
+                if let Some(other) = resolver.filter(|resolver| self.is_another(*server, *resolver)) {
                     return self.seen.ask_another(name, other, *count);
                 }
                 if let Some(withheld) = withheld {
@@ -260,6 +259,13 @@ impl Learner {
         }
         self.seen.settle();
         generalise(&self.seen, self.options.base.as_ref())
+    }
+
+    /// Whether the program has asked `resolver` itself. The gateway asks for who asks the gateway, and passes on to a resolver what
+    /// was sent to that; where the event does not say who was asked, it is somebody whom the gateway does not know.
+    fn is_another(&self, server: Option<SocketAddr>, resolver: SocketAddr) -> bool {
+        let ours = &self.options.resolvers;
+        server.map_or(!ours.is_empty() && !ours.contains(&resolver), |server| server == resolver)
     }
 
     /// A flow whose end is missing makes room for those that come.

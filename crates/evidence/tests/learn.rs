@@ -202,6 +202,27 @@ fn a_resolver_of_the_programs_own_is_learned_with_the_names_it_was_asked_for() {
 }
 
 #[test]
+fn a_resolver_of_the_programs_own_is_known_by_whom_it_asked() {
+    for (resolver, rule) in
+        [("93.184.215.53:53", "93.184.215.53"), ("[2606:2800:21f:cb07::53]:53", "[2606:2800:21f:cb07::53]")]
+    {
+        // The machine's own resolver; or nobody knows beforehand who the gateway asks.
+        for known in [vec![resolver.parse().unwrap()], Vec::new()] {
+            let options = || Learn { resolvers: known.clone(), ..Learn::default() };
+            let itself = Recording::default().asks(resolver, resolver, "www.example.com", &[WEB[0]]);
+            let learned = learn(itself.events.into_iter(), options());
+            let rules: Vec<String> = learned.rules.iter().map(format_rule).collect();
+            assert_eq!(rules, ["allow@www.example.com:udp:53".to_owned(), format!("allow@{rule}:tcp+udp:53")]);
+            // By way of the gateway, whoever that has asked.
+            let asked = Recording::default().asks("172.16.0.1:53", resolver, "www.example.com", &[WEB[0]]);
+            let learned = learn(asked.shows(&at(WEB[0], 443), &["www.example.com"]).events.into_iter(), options());
+            let rules: Vec<String> = learned.rules.iter().map(format_rule).collect();
+            assert_eq!(rules, ["allow@www.example.com:tcp:443"]);
+        }
+    }
+}
+
+#[test]
 fn a_name_that_reads_as_something_else_in_a_rule_is_not_learned() {
     for name in ["169.254.169.254", "10.0.0.5", "192.168.1.1", "a.1", "xn--0.attacker.example"] {
         // Its program has a server of its own say where that is, and goes there without a word.

@@ -43,6 +43,11 @@ impl Filter {
         !self.denied && self.name.is_none() && self.since.is_none()
     }
 
+    /// Whether somebody looks for a name or an address.
+    pub(super) fn is_about_a_name(&self) -> bool {
+        self.name.is_some()
+    }
+
     pub(super) fn takes(&self, event: &Event) -> bool {
         (!self.denied || event.body.is_denial())
             && self.since.as_ref().is_none_or(|since| event.time.as_str() >= since.as_str())
@@ -73,11 +78,11 @@ impl Pattern {
                 shown || again || self.is_any(names) || self.is_remote(*remote)
             }
             EventBody::FlowFailed { remote, .. } => self.is_remote(*remote),
+            EventBody::FlowShown { shown: FirstFlight { names, .. }, .. } => self.is_any(names),
             EventBody::SandboxStarted { .. }
             | EventBody::SandboxStopped { .. }
             | EventBody::DnsMore { .. }
             | EventBody::FlowClosed { .. }
-            | EventBody::FlowShown { .. }
             | EventBody::PolicyChanged { .. }
             | EventBody::PortPublished { .. }
             | EventBody::PortWithdrawn { .. }
@@ -117,7 +122,21 @@ impl Pattern {
 
 #[cfg(test)]
 mod tests {
+    use cofferdam_model::{FlightProtocol, FlowId};
+
     use super::*;
+
+    #[test]
+    fn what_a_flow_showed_is_about_its_names() {
+        let names = vec!["a.example.org".to_owned()];
+        let shown = FirstFlight { protocol: FlightProtocol::Tls, names, doubt: None };
+        let body = EventBody::FlowShown { flow: FlowId(1), shown };
+        for (pattern, is_in) in
+            [("a.example.org", true), ("*.example.org", true), ("example.org", false), ("::1", false)]
+        {
+            assert_eq!(Pattern::parse(pattern).is_in(&body), is_in, "{pattern}");
+        }
+    }
 
     #[test]
     fn a_pattern_is_a_name_what_is_below_one_or_an_address() {

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cofferdam_control::store::{About, RunKind, RunState, StoredRun};
 use cofferdam_control::summary::escaped;
-use cofferdam_model::{Action, Event, EventBody, Group, PortProtocol, Protocol};
+use cofferdam_model::{Action, Event, EventBody, FirstFlight, Group, PortProtocol, Protocol};
 
 use crate::output::{Paint, Style};
 
@@ -69,6 +69,20 @@ pub(super) fn since(started: &str) -> Option<Duration> {
 pub(super) fn line(event: &Event, paint: Paint) -> Option<String> {
     let (style, word, what) = told(&event.body)?;
     Some(format!("{}  {}  {}", utc(&event.time), paint.paint(style, &format!("{word:8}")), escaped(&what)))
+}
+
+/// What a flow showed, with where it went where that is known: for who looks for a name.
+pub(super) fn shown_line(
+    time: &str,
+    went: Option<(Protocol, SocketAddr)>,
+    shown: &FirstFlight,
+    paint: Paint,
+) -> String {
+    let went = went.map_or_else(String::new, |(protocol, remote)| format!("{} {remote}  ", protocol_word(protocol)));
+    let FirstFlight { protocol, names, doubt } = shown;
+    let doubt = doubt.as_ref().map_or_else(String::new, |doubt| format!(" ({doubt})"));
+    let what = format!("{went}as {} over {}{doubt}", names.join(" "), word(protocol));
+    format!("{}  {}  {}", utc(time), paint.paint(Style::Faint, "shown   "), escaped(&what))
 }
 
 fn told(body: &EventBody) -> Option<(Style, &'static str, String)> {

@@ -23,6 +23,19 @@ impl Recording {
         self
     }
 
+    /// A look-up of which is known where it was sent, and who has answered.
+    pub(crate) fn asks(mut self, asked: &str, answered: &str, name: &str, answers: &[&str]) -> Recording {
+        let answers = answers.iter().map(|address| address.parse().unwrap()).collect();
+        let mut body = look_up(name, Action::Allow, answers, None);
+        if let EventBody::DnsQuery { protocol, server, resolver, .. } = &mut body {
+            *protocol = Some(Protocol::Udp);
+            *server = Some(asked.parse().unwrap());
+            *resolver = Some(answered.parse().unwrap());
+        }
+        self.push(body);
+        self
+    }
+
     pub(crate) fn holds_back(mut self, name: &str, address: &str, group: Group) -> Recording {
         let withheld = Withheld { address: address.parse().unwrap(), group };
         self.push(look_up(name, Action::Deny, Vec::new(), Some(withheld)));
