@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::{Marked, Ran, Sandbox};
 
 /// What `world/up.sh` and its neighbours need beside them; in the binary, so that a test can be run from anywhere.
-const FILES: [(&str, &str); 28] = [
+const FILES: [(&str, &str); 29] = [
     ("up.sh", include_str!("../world/up.sh")),
     ("enter.sh", include_str!("../world/enter.sh")),
     ("as_guest.sh", include_str!("../world/as_guest.sh")),
@@ -29,6 +29,7 @@ const FILES: [(&str, &str); 28] = [
     ("dnsload.c", include_str!("../world/dnsload.c")),
     ("lookup.c", include_str!("../world/lookup.c")),
     ("lookup.go", include_str!("../world/lookup.go")),
+    ("make_npm.py", include_str!("../world/make_npm.py")),
     ("make_wheel.py", include_str!("../world/make_wheel.py")),
     ("manners.py", include_str!("../world/manners.py")),
     ("flood.py", include_str!("../world/flood.py")),

@@ -1,6 +1,4 @@
 //! `cofferdam learn` on real programs: what it writes lets the same happen again, and nothing else.
-//!
-//! Debian's npm brings hundreds of packages along; node's own fetch stands for the clients of that world.
 
 use std::time::Duration;
 
@@ -50,6 +48,31 @@ fn an_installation_with_a_dependency() {
     ran.exits(0).says("again: 0").says("extra: blocked").says("good, 2 rules");
     assert_eq!(rules(&ran), ["allow@files.pythonhosted.org:tcp:443", "allow@pypi.org:tcp:443"], "{ran}");
     assert_eq!(ran.stdout().matches("installed").count(), 2, "{ran}");
+}
+
+#[test]
+fn an_installation_by_npm_with_a_dependency() {
+    for family in Family::BOTH {
+        // The registry is at one name and its files are at another, both of one address.
+        let (registry, files) = match family {
+            Family::V4 => ("v4.wall-test.com", "also4.wall-test.com"),
+            Family::V6 => ("v6.wall-test.com", "also6.wall-test.com"),
+        };
+        let ran = learn(
+            "",
+            &format!(
+                "mkdir site$1; cd site$1; echo '{{\"private\": true}}' >package.json
+                npm install --cafile ../ca.pem --cache $PWD/cache --registry https://{registry}/npm/{files}/ \
+                    --no-audit --no-fund --no-update-notifier --fetch-retries 0 wall-app
+                node node_modules/wall-app"
+            ),
+            &format!("curl -sS --max-time 5 {} --cacert ca.pem -o /dev/null https://web.wall-test.com/", family.flag()),
+        );
+        ran.exits(0).says("again: 0").says("extra: blocked").says("good, 2 rules");
+        let learned = [format!("allow@{files}:tcp:443"), format!("allow@{registry}:tcp:443")];
+        assert_eq!(rules(&ran), learned, "{ran}");
+        assert_eq!(ran.stdout().matches("hello from the registry").count(), 2, "{ran}");
+    }
 }
 
 #[test]

@@ -146,6 +146,9 @@ for package in wallpkg walltools wallapp; do
 	mv "$DIR/pypi/simple/$package"/*.whl "$DIR/pythonhosted/packages"
 done
 
+# Registries of npm, on every name of web; the files of each are at another name, of one family.
+python3 "$FILES/make_npm.py" "$DIR/www" also4.wall-test.com also6.wall-test.com
+
 GIT_CONFIG_GLOBAL=$DIR/etc/gitconfig GIT_CONFIG_SYSTEM=/dev/null HOME=$DIR/home
 export GIT_CONFIG_GLOBAL GIT_CONFIG_SYSTEM HOME
 printf '[init]\n\tdefaultBranch = main\n[user]\n\tname = world\n\temail = world@wall-test.com\n' >"$GIT_CONFIG_GLOBAL"
