@@ -126,6 +126,7 @@ fn decided(body: &EventBody) -> Option<(&str, &RuleText)> {
         | EventBody::FlowOpened { .. }
         | EventBody::FlowClosed { .. }
         | EventBody::FlowShown { .. }
+        | EventBody::FlowProgress { .. }
         | EventBody::FlowFailed { .. }
         | EventBody::PolicyChanged { .. }
         | EventBody::PortPublished { .. }
@@ -199,6 +200,7 @@ impl Found {
             | EventBody::FlowOpened { .. }
             | EventBody::FlowClosed { .. }
             | EventBody::FlowShown { .. }
+            | EventBody::FlowProgress { .. }
             | EventBody::FlowFailed { .. }
             | EventBody::PolicyChanged { .. }
             | EventBody::PortPublished { .. }

@@ -145,6 +145,7 @@ fn wanted(body: &mut EventBody) -> Option<(Wanted, &mut Option<Process>)> {
         | EventBody::FlowClosed { .. }
         | EventBody::FlowFailed { .. }
         | EventBody::FlowShown { .. }
+        | EventBody::FlowProgress { .. }
         | EventBody::PolicyChanged { .. }
         | EventBody::PortPublished { .. }
         | EventBody::PortWithdrawn { .. }

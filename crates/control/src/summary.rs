@@ -229,6 +229,7 @@ impl Summary {
             | EventBody::PortWithdrawn { .. }
             | EventBody::PolicyChanged { .. }
             | EventBody::FlowShown { .. }
+            | EventBody::FlowProgress { .. }
             | EventBody::SandboxStarted { .. }
             | EventBody::SandboxStopped { .. } => {}
         }

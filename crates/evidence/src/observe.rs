@@ -233,6 +233,7 @@ impl Learner {
             EventBody::FlowOpened { .. }
             | EventBody::FlowDenied { .. }
             | EventBody::LimitReached { .. }
+            | EventBody::FlowProgress { .. }
             | EventBody::SandboxStarted { .. }
             | EventBody::SandboxStopped { .. }
             | EventBody::PolicyChanged { .. }

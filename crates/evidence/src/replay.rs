@@ -107,6 +107,7 @@ impl<'a> Replay<'a> {
             | EventBody::SandboxStarted { .. }
             | EventBody::SandboxStopped { .. }
             | EventBody::FlowShown { .. }
+            | EventBody::FlowProgress { .. }
             | EventBody::FlowClosed { .. }
             | EventBody::FlowFailed { .. }
             | EventBody::PolicyChanged { .. }

@@ -83,6 +83,8 @@ pub enum Output {
     CloseFlow { flow: FlowId },
     /// The same, because a budget is used up.
     CloseUsedUp { flow: FlowId },
+    /// Tell what the TCP flows have moved since this was last asked; answer with `handle_moved`.
+    AskMoved,
     /// Connect to `guest` in the gateway's namespace, from `source` if that can be had, and from the gateway's address and any
     /// port if not; answer with `handle_guest_dialed`. [`Output::AbandonDial`] ends it too; the peer's connection is to be reset then.
     DialGuest { flow: FlowId, source: SocketAddr, guest: SocketAddr, permit: Permit },

@@ -14,6 +14,7 @@ use crate::flight::Watch;
 use crate::hash::Seeded;
 use crate::held::Held;
 use crate::limits::{BudgetSet, Limits, News};
+use crate::progress::{Mark, Movers, Progress};
 use crate::reply::Replies;
 use crate::report::Reports;
 use crate::wire::icmp::IcmpError;
@@ -39,6 +40,9 @@ pub(crate) struct Context {
     pub(crate) reports: Reports,
     pub(crate) limits: Limits,
     pub(crate) held: Held,
+    /// The flows of the gate's own that have moved something.
+    pub(crate) movers: Movers,
+    pub(crate) progress: Progress,
     replies: Replies,
     next_flow: u64,
 }
@@ -105,6 +109,8 @@ impl Context {
             policy,
             outputs: VecDeque::new(),
             held: Held::default(),
+            movers: Movers::default(),
+            progress: Progress::default(),
             // 45 bits: nine characters of the printed form at most, and room to count.
             reports: Reports::new(hasher, decisions >> 19),
             next_flow: 0,
@@ -114,6 +120,14 @@ impl Context {
     pub(crate) fn new_flow(&mut self) -> FlowId {
         self.next_flow += 1;
         FlowId(self.next_flow)
+    }
+
+    /// A flow that the gate itself carries has carried so much.
+    pub(crate) fn note(&mut self, now: Time, flow: FlowId, mark: &mut Mark, counters: &FlowCounters) {
+        self.movers.note(flow, mark, counters);
+        if !self.movers.is_empty() {
+            self.progress.note(now);
+        }
     }
 
     /// Asks the policy about a flow of the guest to `peer`.

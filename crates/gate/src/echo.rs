@@ -34,6 +34,7 @@ use crate::context::{Context, Decision, Ends, Standing};
 use crate::hash::Seeded;
 use crate::key::Key;
 use crate::limits::{BudgetSet, Way};
+use crate::progress::{Mark, Moved};
 use crate::quote::Quote;
 use crate::table::{Slot, Table};
 use crate::udp::refuse;
@@ -67,6 +68,7 @@ struct Echo {
     /// The name that it was admitted by.
     name: Option<DomainName>,
     counters: FlowCounters,
+    mark: Mark,
     /// Of the guest's last request, for ICMP errors.
     quote: Quote,
     budgets: BudgetSet,
@@ -99,6 +101,7 @@ impl Echoes {
             return;
         }
         echo.counters.count_out(request.payload.len(), 1);
+        cx.note(now, flow, &mut echo.mark, &echo.counters);
         cx.output(Output::SendEcho { flow, sequence: request.sequence, payload: request.payload.to_vec() });
         self.table.touch(now, slot, 0);
     }
@@ -137,6 +140,7 @@ impl Echoes {
             since: now,
             name: about.name().cloned(),
             counters: FlowCounters::of_packets(),
+            mark: Mark::default(),
             quote: Quote::of(packet),
             budgets,
         };
@@ -161,6 +165,7 @@ impl Echoes {
             return;
         }
         echo.counters.count_in(payload.len(), 1);
+        cx.note(now, flow, &mut echo.mark, &echo.counters);
         cx.emit_echo_reply(now, (echo.remote, echo.guest), echo.ident, sequence, payload);
         self.table.touch(now, slot, 0);
     }
@@ -250,6 +255,13 @@ impl Echoes {
     pub(crate) fn handle_shutdown(&mut self, cx: &mut Context, now: Time) {
         while let Some((slot, _)) = self.table.front(0) {
             self.close(cx, now, slot, CloseReason::Shutdown);
+        }
+    }
+
+    /// Tells what the flow has moved, if it is one of these.
+    pub(crate) fn tell_moved(&mut self, flow: FlowId, moved: &mut Moved) {
+        if let Some((_, echo)) = self.table.find_flow(flow).and_then(|slot| self.table.get_mut(slot)) {
+            moved.add(flow, &mut echo.mark, echo.counters);
         }
     }
 

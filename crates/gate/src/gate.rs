@@ -20,6 +20,7 @@ use crate::hash::Seeded;
 use crate::host_sockets::HostSockets;
 use crate::ingress::Peers;
 use crate::limits::{Limits, Way};
+use crate::progress::Moved;
 use crate::tcp::Connections;
 use crate::udp::Mappings;
 use crate::wire::icmp::IcmpError;
@@ -281,6 +282,23 @@ impl Gate {
         self.cx.event(EventBody::PolicyChanged { rules, ended });
     }
 
+    /// Some TCP flow has moved something. In a second, [`Output::AskMoved`] asks which, and how much.
+    pub fn handle_movement(&mut self, now: Time) {
+        self.cx.progress.note(now);
+    }
+
+    /// What the TCP flows have moved.
+    pub fn handle_moved(&mut self, mut moved: Moved) {
+        for flow in self.cx.movers.take(&mut moved) {
+            self.mappings.tell_moved(flow, &mut moved);
+            self.echoes.tell_moved(flow, &mut moved);
+            self.peers.tell_moved(flow, &mut moved);
+        }
+        if let Some(event) = moved.into_event() {
+            self.cx.event(event);
+        }
+    }
+
     /// The shell refused something at a bound of its own.
     pub fn handle_limit(&mut self, now: Time, limit: LimitKind, bound: u64) {
         self.cx.limit(now, limit, bound);
@@ -345,6 +363,9 @@ impl Gate {
         self.echoes.handle_timeout(&mut self.cx, now);
         self.peers.handle_timeout(&mut self.cx, now);
         self.host_sockets.handle_timeout(&mut self.cx, now);
+        if self.cx.progress.take_due(now) {
+            self.cx.output(Output::AskMoved);
+        }
         for event in self.cx.reports.due(now) {
             self.cx.event(event);
         }
@@ -377,6 +398,7 @@ impl Gate {
             self.peers.deadline(),
             self.host_sockets.deadline(),
             self.cx.reports.deadline(),
+            self.cx.progress.deadline(),
             self.cx.held.deadline(),
         ];
         deadlines.into_iter().flatten().min()

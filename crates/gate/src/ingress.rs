@@ -43,6 +43,7 @@ use crate::context::{About, Context, DNS_PORT, Decision, Ends, moved};
 use crate::hash::Seeded;
 use crate::key::Key;
 use crate::limits::{BudgetSet, Way};
+use crate::progress::{Mark, Moved};
 use crate::reply::MAX_SEGMENTS;
 use crate::table::{Slot, Table};
 use crate::udp::{Mappings, pieces, within};
@@ -95,6 +96,7 @@ struct Mapping {
     local: Option<IpAddr>,
     since: Time,
     counters: FlowCounters,
+    mark: Mark,
     budgets: BudgetSet,
 }
 
@@ -231,10 +233,11 @@ impl Peers {
                 None => return,
             },
         };
-        let Some((_, mapping)) = self.mappings.get_mut(slot) else { return };
+        let Some((flow, mapping)) = self.mappings.get_mut(slot) else { return };
         mapping.local = local;
         let Some(payload) = within(cx, now, mapping.budgets, Way::Ingress, payload, segment) else { return };
         mapping.counters.count_in(payload.len(), pieces(payload, segment, 1).count());
+        cx.note(now, flow, &mut mapping.mark, &mapping.counters);
         cx.emit_udp(now, mapping.ends.remote, mapping.ends.guest, payload, segment);
         self.mappings.touch(now, slot, 0);
     }
@@ -275,7 +278,7 @@ impl Peers {
         cx.report_opened(flow, Protocol::Udp, told, &about);
         self.by_peer.insert(peer_key(port, peer), flow);
         let counters = FlowCounters::of_packets();
-        let mapping = Mapping { port, ends, peer, local: None, since: now, counters, budgets };
+        let mapping = Mapping { port, ends, peer, local: None, since: now, counters, mark: Mark::default(), budgets };
         Some(self.mappings.insert(now, 0, key(ends), flow, mapping))
     }
 
@@ -327,12 +330,13 @@ impl Peers {
             remote: SocketAddr::new(packet.dst, datagram.dst_port),
         };
         let Some(slot) = self.mappings.find(&key(ends)) else { return false };
-        let Some((_, mapping)) = self.mappings.get_mut(slot) else { return false };
+        let Some((flow, mapping)) = self.mappings.get_mut(slot) else { return false };
         let segment = offload.udp_segment.map(std::num::NonZeroU16::get);
         let Some(payload) = within(cx, now, mapping.budgets, Way::Egress, datagram.payload, segment) else {
             return true;
         };
         mapping.counters.count_out(payload.len(), pieces(payload, segment, 1).count());
+        cx.note(now, flow, &mut mapping.mark, &mapping.counters);
         let Mapping { port, peer, local, .. } = *mapping;
         let fragmentation = packet.fragmentation;
         for piece in pieces(payload, segment, MAX_SEGMENTS) {
@@ -443,6 +447,13 @@ impl Peers {
     pub(crate) fn handle_shutdown(&mut self, cx: &mut Context, now: Time) {
         while let Some((slot, _)) = self.mappings.front(0) {
             self.close(cx, now, slot, CloseReason::Shutdown);
+        }
+    }
+
+    /// Tells what the flow has moved, if it is one of the mappings.
+    pub(crate) fn tell_moved(&mut self, flow: FlowId, moved: &mut Moved) {
+        if let Some((_, mapping)) = self.mappings.find_flow(flow).and_then(|slot| self.mappings.get_mut(slot)) {
+            moved.add(flow, &mut mapping.mark, mapping.counters);
         }
     }
 

@@ -17,6 +17,7 @@ mod host_sockets;
 mod ingress;
 mod key;
 mod limits;
+mod progress;
 mod quote;
 mod reply;
 mod report;
@@ -32,6 +33,7 @@ pub use api::{
 pub use bucket::TokenBucket;
 pub use gate::Gate;
 pub use limits::{Grant, Limits, MAX_BUDGETS, Way};
+pub use progress::{Mark, Moved, Movers};
 pub use wire::virtio::{Offload, PartialChecksum};
 
 pub use cofferdam_policy::PinsFull;

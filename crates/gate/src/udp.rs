@@ -48,6 +48,7 @@ use crate::flight::Watch;
 use crate::hash::Seeded;
 use crate::key::Key;
 use crate::limits::{BudgetSet, Way};
+use crate::progress::{Mark, Moved};
 use crate::quote::Quote;
 use crate::reply::MAX_SEGMENTS;
 use crate::table::{Slot, Table};
@@ -82,6 +83,7 @@ struct Mapping {
     /// The name that it was admitted by.
     name: Option<DomainName>,
     counters: FlowCounters,
+    mark: Mark,
     replied: bool,
     /// Of the guest's last datagram, for ICMP errors.
     quote: Quote,
@@ -233,6 +235,7 @@ impl Mappings {
             }
         }
         mapping.counters.count_out(datagram.payload.len(), pieces(datagram.payload, segment, 1).count());
+        cx.note(now, flow, &mut mapping.mark, &mapping.counters);
         let list = mapping.list();
         send(cx, flow, datagram.payload, segment, packet.fragmentation);
         self.table.touch(now, slot, list);
@@ -301,7 +304,8 @@ impl Mappings {
         };
         let counters = FlowCounters::of_packets();
         let quote = Quote::of(packet);
-        let mapping = Mapping { ends, since: now, name, counters, replied: false, quote, check, budgets };
+        let mapping =
+            Mapping { ends, since: now, name, counters, mark: Mark::default(), replied: false, quote, check, budgets };
         let list = mapping.list();
         Some(self.table.insert(now, list, key(ends), flow, mapping))
     }
@@ -331,6 +335,7 @@ impl Mappings {
         let Some(payload) = within(cx, now, mapping.budgets, Way::Ingress, payload, segment) else { return };
         mapping.replied = true;
         mapping.counters.count_in(payload.len(), pieces(payload, segment, 1).count());
+        cx.note(now, flow, &mut mapping.mark, &mapping.counters);
         let list = mapping.list();
         // A reply does not give what is held more time.
         cx.emit_udp(now, mapping.ends.remote, mapping.ends.guest, payload, segment);
@@ -439,6 +444,13 @@ impl Mappings {
             while let Some((slot, _)) = self.table.front(list) {
                 self.close(cx, now, slot, CloseReason::Shutdown);
             }
+        }
+    }
+
+    /// Tells what the flow has moved, if it is one of these.
+    pub(crate) fn tell_moved(&mut self, flow: FlowId, moved: &mut Moved) {
+        if let Some((_, mapping)) = self.table.find_flow(flow).and_then(|slot| self.table.get_mut(slot)) {
+            moved.add(flow, &mut mapping.mark, mapping.counters);
         }
     }
 

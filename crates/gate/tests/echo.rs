@@ -174,6 +174,7 @@ fn a_host_without_ping_sockets_is_told_once() {
         let flow = open(&mut world, family.guest(), family.public(), 77);
         world.gate.handle_echo_error(world.now, flow, EchoError::NotPermitted);
         assert_eq!(names(&world.drain()), ["close echo", "emit", "failed"]);
+        assert_eq!(names(&world.pass(ms(1_000))), [""; 0]);
         assert_eq!(world.gate.poll_timeout(), None);
     }
 }
@@ -190,6 +191,7 @@ fn a_flow_whose_socket_cannot_be_opened_ends() {
             let outputs = world.drain();
             assert_eq!(names(&outputs), ["opened", "close echo", "emit", "failed"], "nothing is sent");
         }
+        assert_eq!(names(&world.pass(ms(1_000))), [""; 0]);
         assert_eq!(world.gate.poll_timeout(), None);
     }
 }

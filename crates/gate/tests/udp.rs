@@ -426,6 +426,7 @@ fn a_mapping_that_runs_out_of_resources_ends() {
     world.gate.handle_udp_error(world.now, flow, UdpError::Resources);
     let outputs = world.drain();
     assert_eq!(names(&outputs), ["close udp", "limit", "failed"]);
+    assert_eq!(names(&world.pass(ms(1_000))), [""; 0]);
     assert_eq!(world.gate.poll_timeout(), None);
     open(&mut world, guest(Family::V4), remote(Family::V4));
     world.gate.handle_udp_error(world.now, FlowId(99), UdpError::PortUnreachable);
@@ -549,5 +550,6 @@ fn shutdown_closes_and_reports_what_is_open() {
         .collect();
     assert_eq!(closed, [first, second]);
     assert_eq!(World::drops(&outputs), [DropReason::BadHeader]);
+    assert_eq!(names(&world.pass(ms(1_000))), [""; 0]);
     assert_eq!(world.gate.poll_timeout(), None);
 }

@@ -23,7 +23,7 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use cofferdam_flight::{Doubt, GuestStream, LIMIT, Look, Protocol, Shown};
-use cofferdam_gate::{FlightAnswer, FlightDenial, Way};
+use cofferdam_gate::{FlightAnswer, FlightDenial, Mark, Moved, Movers, Way};
 use cofferdam_model::{CloseReason, FlowCounters, FlowId, Time};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown, sockopt};
@@ -58,6 +58,7 @@ pub(crate) struct Checks {
     deadlines: BTreeSet<(Time, FlowId)>,
     /// Flows that used up their turn.
     hungry: Vec<FlowId>,
+    movers: Movers,
     buffer: Vec<u8>,
     /// Bytes that the flows have here.
     kept: usize,
@@ -106,6 +107,7 @@ struct Checked {
     /// Bytes of this flow that were counted as kept.
     kept: usize,
     counters: FlowCounters,
+    mark: Mark,
 }
 
 /// One socket of a flow, and what is to be sent on it.
@@ -141,6 +143,7 @@ impl Checks {
             parting: HashMap::default(),
             deadlines: BTreeSet::new(),
             hungry: Vec::new(),
+            movers: Movers::default(),
             buffer: vec![0; BUFFER],
             kept: 0,
             max_kept: MAX_KEPT,
@@ -180,6 +183,7 @@ impl Checks {
             asked: 0,
             kept: 0,
             counters: FlowCounters::default(),
+            mark: Mark::default(),
         };
         self.flows.insert(id, checked);
         Ok(())
@@ -225,6 +229,7 @@ impl Checks {
         // What the remote said before is for the guest to have before a last word of ours.
         let down = checked.pump_down(pace, &mut self.buffer, id, down_budget);
         let up = down.and_then(|()| checked.pump_up(ask, pace, &mut self.buffer, id, up_budget));
+        self.movers.note(id, &mut checked.mark, &checked.counters);
         if checked.held.is_empty() {
             checked.held = Vec::new();
         }
@@ -347,6 +352,20 @@ impl Checks {
             self.deadlines.remove(&(parting.due, id));
             if with_reset {
                 reset(&parting.socket);
+            }
+        }
+    }
+
+    /// Whether flows have moved something that is not told.
+    pub(crate) fn has_moved(&self) -> bool {
+        !self.movers.is_empty()
+    }
+
+    /// Tells what flows have moved since this was last asked.
+    pub(crate) fn tell_moved(&mut self, moved: &mut Moved) {
+        for id in self.movers.take(moved) {
+            if let Some(checked) = self.flows.get_mut(&id) {
+                moved.add(id, &mut checked.mark, checked.counters);
             }
         }
     }
@@ -671,7 +690,7 @@ mod tests {
     use std::net::{TcpListener, TcpStream};
 
     use cofferdam_gate::Limits;
-    use cofferdam_model::DecisionId;
+    use cofferdam_model::{DecisionId, EventBody, FlowProgress};
 
     use super::*;
     use crate::pace::Queues;
@@ -855,6 +874,23 @@ mod tests {
         let handed = world.free.take().unwrap();
         assert_eq!(handed.counters, FlowCounters { bytes_out: 12, bytes_in: 11, ..FlowCounters::default() });
         assert!(world.checks.flows.is_empty() && world.checks.poll_timeout().is_none());
+    }
+
+    #[test]
+    fn what_a_flow_that_stays_here_has_moved_is_told_once() {
+        let mut world = World::new();
+        let told = |world: &mut World| {
+            let mut moved = Moved::default();
+            world.checks.tell_moved(&mut moved);
+            moved.into_event()
+        };
+        world.say(GOOD);
+        let counters = FlowCounters { bytes_out: GOOD.len() as u64, ..FlowCounters::default() };
+        let flows = vec![FlowProgress { flow: FLOW, counters }];
+        assert!(world.checks.has_moved());
+        assert_eq!(told(&mut world), Some(EventBody::FlowProgress { flows, more: 0 }));
+        world.settle();
+        assert!(!world.checks.has_moved() && told(&mut world).is_none());
     }
 
     #[test]

@@ -39,7 +39,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use cofferdam_gate::Way;
+use cofferdam_gate::{Mark, Moved, Movers, Way};
 use cofferdam_model::{CloseReason, FlowCounters, FlowId};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown};
@@ -73,6 +73,7 @@ const COPY: usize = 64 * 1024;
 /// The relayed flows and what they share.
 pub(crate) struct Relay {
     flows: HashMap<FlowId, Flow, FlowHash>,
+    movers: Movers,
     tools: Tools,
     /// Flows that used up their turn.
     hungry: Vec<FlowId>,
@@ -100,6 +101,7 @@ struct Flow {
     up: Lane,
     /// Remote to guest.
     down: Lane,
+    mark: Mark,
     first_end: Option<Side>,
     hungry: bool,
     parting: Option<Parting>,
@@ -189,7 +191,7 @@ enum Pumped {
 impl Relay {
     pub(crate) fn new() -> Relay {
         let tools = Tools { pool: Vec::new(), buffer: vec![0; COPY], splice: true, bulk: false };
-        Relay { flows: HashMap::default(), tools, hungry: Vec::new() }
+        Relay { flows: HashMap::default(), movers: Movers::default(), tools, hungry: Vec::new() }
     }
 
     /// Takes over the two sockets of a flow and watches them. `remote_watched`: the remote's is in the poller already,
@@ -213,6 +215,7 @@ impl Relay {
             remote: Socket { fd: remote, writes_watched: remote_watched },
             up: Lane::default(),
             down: Lane::default(),
+            mark: Mark::default(),
             first_end: None,
             hungry: false,
             parting: None,
@@ -268,6 +271,7 @@ impl Relay {
             remote: Socket { fd: remote, writes_watched: true },
             up: lane(counters.bytes_out, guest_ended),
             down: lane(counters.bytes_in, remote_ended),
+            mark: Mark::at(&counters),
             first_end: None,
             hungry: false,
             parting: None,
@@ -306,6 +310,21 @@ impl Relay {
         std::mem::take(&mut self.tools.bulk)
     }
 
+    /// Whether flows have moved something that is not told.
+    pub(crate) fn has_moved(&self) -> bool {
+        !self.movers.is_empty()
+    }
+
+    /// Tells what flows have moved since this was last asked.
+    pub(crate) fn tell_moved(&mut self, moved: &mut Moved) {
+        for id in self.movers.take(moved) {
+            if let Some(flow) = self.flows.get_mut(&id) {
+                let counters = flow.counters();
+                moved.add(id, &mut flow.mark, counters);
+            }
+        }
+    }
+
     /// Whether flows are waiting for another turn.
     pub(crate) fn is_hungry(&self) -> bool {
         !self.hungry.is_empty()
@@ -339,6 +358,8 @@ impl Relay {
         let flow = self.flows.get_mut(&id).filter(|flow| flow.parting.is_none())?;
         let (up, down) = flow.pump(id, &mut self.tools, pace);
         flow.watch_writes(poller, id);
+        let counters = flow.counters();
+        self.movers.note(id, &mut flow.mark, &counters);
         self.tools.bulk |= flow.up.bulk || flow.down.bulk;
         if flow.first_end.is_none() {
             flow.first_end = match (flow.up.ended, flow.down.ended) {
@@ -415,15 +436,15 @@ impl Relay {
         }
         flow.up.release(&mut self.tools);
         flow.down.release(&mut self.tools);
-        Ended {
-            flow: id,
-            by,
-            counters: FlowCounters { bytes_out: flow.up.bytes, bytes_in: flow.down.bytes, ..FlowCounters::default() },
-        }
+        Ended { flow: id, by, counters: flow.counters() }
     }
 }
 
 impl Flow {
+    fn counters(&self) -> FlowCounters {
+        FlowCounters { bytes_out: self.up.bytes, bytes_in: self.down.bytes, ..FlowCounters::default() }
+    }
+
     /// Pumps both lanes. Once one is cut, what the other's source has said before is still to be read.
     fn pump(&mut self, id: FlowId, tools: &mut Tools, pace: &mut Pace<'_>) -> (Pumped, Pumped) {
         let (up_was_cut, down_was_cut) = (self.up.cut, self.down.cut);
@@ -735,7 +756,7 @@ mod tests {
     use std::os::fd::AsFd as _;
 
     use cofferdam_gate::Limits;
-    use cofferdam_model::Time;
+    use cofferdam_model::{EventBody, FlowProgress, Time};
 
     use super::*;
     use crate::pace::Queues;
@@ -881,6 +902,34 @@ mod tests {
         world.remote.write_all(b"x").unwrap();
         world.settle();
         assert_eq!(world.guest.read(&mut [0; 4]).unwrap(), 1);
+    }
+
+    #[test]
+    fn what_a_flow_has_moved_is_told_once_and_so_far() {
+        let mut world = World::new();
+        let told = |world: &mut World| {
+            let mut moved = Moved::default();
+            world.relay.tell_moved(&mut moved);
+            moved.into_event()
+        };
+        let so_far = |bytes_out, bytes_in| {
+            let counters = FlowCounters { bytes_out, bytes_in, ..FlowCounters::default() };
+            Some(EventBody::FlowProgress { flows: vec![FlowProgress { flow: FLOW, counters }], more: 0 })
+        };
+        assert!(!world.relay.has_moved());
+        world.guest.write_all(&[7; 100_000]).unwrap();
+        assert_eq!(world.read().len(), 100_000);
+        assert!(world.relay.has_moved());
+        assert_eq!(told(&mut world), so_far(100_000, 0));
+        world.settle();
+        assert!(!world.relay.has_moved() && told(&mut world).is_none());
+        world.remote.write_all(b"x").unwrap();
+        world.settle();
+        assert_eq!(told(&mut world), so_far(100_000, 1));
+        world.guest.write_all(b"x").unwrap();
+        world.settle();
+        world.relay.reset(FLOW, CloseReason::Shutdown).unwrap();
+        assert_eq!(told(&mut world), None, "its end tells");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use cofferdam_gate::{Accepted, DialError, Gate, GateConfig, Link4, Link6, Output, Way};
+use cofferdam_gate::{Accepted, DialError, Gate, GateConfig, Link4, Link6, Moved, Output, Way};
 use cofferdam_model::{
     Classifier, CloseReason, EventBody, FlowId, HostNetwork, LimitKind, LimitsConfig, Nameserver, NameserverHost,
     NameserverOver, PortId, PortProtocol, SocketId, Time,
@@ -388,6 +388,9 @@ impl Gateway {
             }
             self.dns.feed(&mut self.gate, now);
             self.drain(now);
+            if self.relay.has_moved() || self.checks.has_moved() {
+                self.gate.handle_movement(now);
+            }
             self.time_out(now);
             self.gate.handle_limited(now);
             self.udp.flush(&mut self.gate, now);
@@ -720,6 +723,12 @@ impl Gateway {
                 if let Some(ended) = ended {
                     self.closed(now, ended);
                 }
+            }
+            Output::AskMoved => {
+                let mut moved = Moved::default();
+                self.relay.tell_moved(&mut moved);
+                self.checks.tell_moved(&mut moved);
+                self.gate.handle_moved(moved);
             }
             Output::DialSocket { flow, socket } => {
                 if let Err(error) = self.sockets.dial(flow, socket) {

@@ -227,6 +227,14 @@ pub struct FirstFlight {
     pub doubt: Option<String>,
 }
 
+/// What an open flow has carried so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct FlowProgress {
+    pub flow: FlowId,
+    pub counters: FlowCounters,
+}
+
 /// What happened.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(tag = "type")]
@@ -306,6 +314,15 @@ pub enum EventBody {
     /// What an allowed flow showed, and was let pass with; told where somebody asked for it, once for each different thing.
     #[serde(rename = "flow.shown")]
     FlowShown { flow: FlowId, shown: FirstFlight },
+    /// What open flows have carried so far: those that have moved bytes since the last such event, most first; told once a second
+    /// while there are any.
+    #[serde(rename = "flow.progress")]
+    FlowProgress {
+        /// At most 64.
+        flows: Vec<FlowProgress>,
+        /// How many others have moved something.
+        more: u64,
+    },
     #[serde(rename = "flow.closed")]
     FlowClosed { flow: FlowId, by: CloseReason, counters: FlowCounters, duration_ms: u64 },
     #[serde(rename = "flow.failed")]
@@ -353,6 +370,7 @@ impl EventBody {
             | EventBody::FlowOpened { .. }
             | EventBody::FlowClosed { .. }
             | EventBody::FlowShown { .. }
+            | EventBody::FlowProgress { .. }
             | EventBody::FlowFailed { .. }
             | EventBody::PolicyChanged { .. }
             | EventBody::PortPublished { .. }

@@ -21,7 +21,7 @@ pub use config::{
 };
 pub use event::{
     CloseReason, DecisionId, DropReason, Event, EventBody, EventSource, FirstFlight, FlightProtocol, FlowCounters,
-    FlowId, LimitKind, Process, RuleText, Withheld,
+    FlowId, FlowProgress, LimitKind, Process, RuleText, Withheld,
 };
 pub use host_socket::{HostSocket, SocketId};
 pub use name::{DomainName, NameError};

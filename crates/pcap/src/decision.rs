@@ -96,6 +96,7 @@ impl Decision {
             | EventBody::DnsMore { .. }
             | EventBody::FlowClosed { .. }
             | EventBody::FlowShown { .. }
+            | EventBody::FlowProgress { .. }
             | EventBody::PolicyChanged { .. }
             | EventBody::PortPublished { .. }
             | EventBody::PortWithdrawn { .. }
@@ -211,6 +212,7 @@ fn text(body: &EventBody) -> Option<String> {
         | EventBody::DnsMore { .. }
         | EventBody::FlowClosed { .. }
         | EventBody::FlowShown { .. }
+        | EventBody::FlowProgress { .. }
         | EventBody::PolicyChanged { .. }
         | EventBody::PortPublished { .. }
         | EventBody::PortWithdrawn { .. }

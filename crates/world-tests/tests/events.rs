@@ -63,6 +63,8 @@ fn every_kind_of_event_follows_the_schema() {
         until_ eval '! kill -0 ${servers##* } 2>/dev/null'
         echo >&9
         until_ grep -q done $D/out
+        # Mappings stay open for longer than it takes to tell what they have moved.
+        until_ grep -q flow.progress $D/run.jsonl
         # Without the process that connects to sockets of the host there is a remark.
         pkill -KILL -P $run -f cofferdam-dial
         until_ grep -q gateway.notice $D/run.jsonl
@@ -98,6 +100,7 @@ fn every_kind_of_event_follows_the_schema() {
         "flow.denied",
         "flow.failed",
         "flow.opened",
+        "flow.progress",
         "flow.shown",
         "gateway.dropped",
         "gateway.notice",

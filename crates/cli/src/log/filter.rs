@@ -83,6 +83,7 @@ impl Pattern {
             | EventBody::SandboxStopped { .. }
             | EventBody::DnsMore { .. }
             | EventBody::FlowClosed { .. }
+            | EventBody::FlowProgress { .. }
             | EventBody::PolicyChanged { .. }
             | EventBody::PortPublished { .. }
             | EventBody::PortWithdrawn { .. }

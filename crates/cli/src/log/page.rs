@@ -145,6 +145,7 @@ fn told(body: &EventBody) -> Option<(Style, &'static str, String)> {
         | EventBody::SandboxStopped { .. }
         | EventBody::FlowClosed { .. }
         | EventBody::FlowShown { .. }
+        | EventBody::FlowProgress { .. }
         | EventBody::SocketClosed { .. } => return None,
     })
 }

@@ -121,6 +121,7 @@ impl Reached {
             | EventBody::FlowDenied { .. }
             | EventBody::FlowFailed { .. }
             | EventBody::FlowShown { .. }
+            | EventBody::FlowProgress { .. }
             | EventBody::PolicyChanged { .. }
             | EventBody::PortPublished { .. }
             | EventBody::PortWithdrawn { .. }

@@ -157,8 +157,15 @@ impl World {
         self.drain()
     }
 
-    /// Time passes, with every deadline met exactly.
+    /// Time passes, with every deadline met exactly. That what has moved is asked for once a second is left out.
     pub(crate) fn pass(&mut self, time: Duration) -> Vec<Output> {
+        let mut outputs = self.pass_and_ask(time);
+        outputs.retain(|output| !matches!(output, Output::AskMoved));
+        outputs
+    }
+
+    /// The same with everything.
+    pub(crate) fn pass_and_ask(&mut self, time: Duration) -> Vec<Output> {
         let end = self.now + time;
         let mut outputs = Vec::new();
         while let Some(deadline) = self.gate.poll_timeout().filter(|deadline| *deadline <= end) {
@@ -223,12 +230,14 @@ pub(crate) fn names(outputs: &[Output]) -> Vec<&'static str> {
         Output::DialGuest { .. } => "dial guest",
         Output::SendPeer { .. } => "send peer",
         Output::CloseUsedUp { .. } => "close used up",
+        Output::AskMoved => "ask moved",
         Output::DialSocket { .. } => "dial socket",
         Output::AbandonSocket { .. } => "abandon socket",
         Output::Event(event) => match event {
             EventBody::FlowOpened { .. } => "opened",
             EventBody::FlowShown { .. } => "shown",
             EventBody::FlowDenied { .. } => "denied",
+            EventBody::FlowProgress { .. } => "progress",
             EventBody::FlowClosed { .. } => "closed",
             EventBody::FlowFailed { .. } => "failed",
             EventBody::LimitReached { .. } => "limit",

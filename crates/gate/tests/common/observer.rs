@@ -97,6 +97,7 @@ impl Observer {
             Output::SendPeer { payload, segment, .. } => {
                 assert!(segment.is_none_or(|size| size > 0 && usize::from(size) < payload.len()));
             }
+            Output::AskMoved => {}
             Output::DialSocket { .. } | Output::AbandonSocket { .. } => {
                 panic!("no packet leads to a socket of the host")
             }
