@@ -27,12 +27,12 @@ mod sandbox;
 pub mod slot;
 mod state;
 pub mod store;
-pub mod summary;
 
 pub use cofferdam_backend_ns::{
     Capability, LaunchError, Mount, OwnProgram, ProjectError, ResolveError, ResourceLimits, Status, Terminal,
     check_project, open_directory, resolve, writable_roots,
 };
+pub use cofferdam_evidence::summary;
 pub use events::EventLog;
 pub use host::Host;
 pub use host_sockets::ShareError;

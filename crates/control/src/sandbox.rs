@@ -37,14 +37,14 @@ use crate::ports::{self, PublishError};
 use crate::resolvers::{self, LookUpError};
 use crate::slot::{self, SlotError};
 use crate::store::{Ended, Subject};
-use crate::summary::{Advice, Summary};
+use crate::summary::{Advice, HOST_ALIAS, Summary};
 
 /// The user id of a program that asked for none: the first one of a distribution's people, so that nothing inside
 /// takes it for a system account.
 pub const DEFAULT_UID: u32 = 1000;
 
 /// The names under which a sandbox knows the machine it runs on; the later ones are what other tools use.
-pub const HOST_ALIASES: [&str; 3] = ["host.cofferdam.internal", "host.docker.internal", "host.microsandbox.internal"];
+pub const HOST_ALIASES: [&str; 3] = [HOST_ALIAS, "host.docker.internal", "host.microsandbox.internal"];
 
 /// Everything a caller decides about one run.
 #[derive(Debug, Clone)]

@@ -11,13 +11,9 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use cofferdam_gateway::{Link6, LinkAddresses};
-use cofferdam_model::InterfaceConfig;
+use cofferdam_model::{InterfaceConfig, SLOT4, SLOT6};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-/// Length of an IPv4 slot: gateway and guest are its two usable addresses.
-const SLOT4: u8 = 30;
-/// Length of an IPv6 slot: the usual link prefix, so that every client is at ease with it.
-const SLOT6: u8 = 64;
 /// The pool when nobody chooses one (`docs/gateway.md`).
 pub const DEFAULT_IPV4_POOL: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(172, 16, 0, 0), 12);
 /// The pool when nobody chooses one (`docs/gateway.md`).
@@ -64,15 +60,6 @@ pub fn choose(
         (true, None) => Some(slot6(interface.ipv6_pool, used, preferred)?),
     };
     Ok(LinkAddresses { guest4, gateway4, prefix4: SLOT4, v6 })
-}
-
-/// Whether two addresses lie in one slot, which makes one of them the gateway of the other.
-pub(crate) fn is_shared(guest: IpAddr, other: IpAddr) -> bool {
-    match (guest, other) {
-        (IpAddr::V4(guest), IpAddr::V4(other)) => Ipv4Net::new_assert(guest, SLOT4).contains(&other),
-        (IpAddr::V6(guest), IpAddr::V6(other)) => Ipv6Net::new_assert(guest, SLOT6).contains(&other),
-        (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => false,
-    }
 }
 
 fn slot4(pool: Ipv4Net, used: &[IpNet], preferred: u32) -> Result<(Ipv4Addr, Ipv4Addr), SlotError> {

@@ -343,6 +343,21 @@ fn partition<A: Copy + Ord>(ranges: &[(A, A, Group)], successor: impl Fn(A) -> O
     partition
 }
 
+/// Length of an IPv4 slot, the addresses of one sandbox's link: gateway and guest are its two usable ones.
+pub const SLOT4: u8 = 30;
+/// Length of an IPv6 slot: the usual link prefix, so that every client is at ease with it.
+pub const SLOT6: u8 = 64;
+
+/// Whether two addresses lie in one slot, which makes one of them the gateway of the other.
+#[must_use]
+pub fn share_a_slot(guest: IpAddr, other: IpAddr) -> bool {
+    match (guest, other) {
+        (IpAddr::V4(guest), IpAddr::V4(other)) => Ipv4Net::new_assert(guest, SLOT4).contains(&other),
+        (IpAddr::V6(guest), IpAddr::V6(other)) => Ipv6Net::new_assert(guest, SLOT6).contains(&other),
+        (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -14,7 +14,7 @@ mod rfc3339;
 mod rule;
 mod time;
 
-pub use addr::{Classifier, Group, HostNetwork};
+pub use addr::{Classifier, Group, HostNetwork, SLOT4, SLOT6, share_a_slot};
 pub use config::{
     BucketConfig, BudgetConfig, DenyWith, DnsConfig, InterfaceConfig, LimitsConfig, Nameserver, NameserverHost,
     NameserverOver, NetworkConfig, NetworkMode, PolicyLayer, RateLimiter, RateLimits,

@@ -12,18 +12,24 @@ use std::net::{IpAddr, SocketAddr};
 
 use cofferdam_model::{
     Action, Direction, DropReason, Event, EventBody, FirstFlight, FlightProtocol, Group, Layer, LimitKind, Process,
-    Protocol, RuleText, Withheld,
+    Protocol, RuleText, Withheld, share_a_slot,
 };
 use cofferdam_policy::BuiltIn;
 
-use crate::sandbox::HOST_ALIASES;
-use crate::slot;
+/// What the machine is called inside a sandbox, first of all: whatever the gateway's address.
+pub const HOST_ALIAS: &str = "host.cofferdam.internal";
 
 /// Different targets that are kept apart. A guest that denies itself a million names costs us one counter.
 pub const MAX_GROUPS: usize = 1024;
 
 /// Programs that are named for one target. A guest may call itself what it likes, as often as it likes.
 const MAX_PROGRAMS: usize = 8;
+
+/// The end of a rule for a name that may lead to addresses which are not public.
+const INSIDE: &str = ":allow-private";
+
+/// Query types that are told apart for one name.
+const MAX_QTYPES: usize = 16;
 
 /// How the reason of a denial begins that no rule changes: a budget of bytes is used up.
 const BUDGET: &str = "budget of ";
@@ -123,6 +129,7 @@ struct Denied {
     /// An address that stood behind the name, for targets that only a rule by address opens.
     address: Option<IpAddr>,
     first_decision: Option<String>,
+    last_decision: Option<String>,
     /// Names of the processes that tried, where they were found.
     programs: BTreeSet<String>,
     /// What the first of them showed, when it was denied for that and showed no name.
@@ -148,8 +155,14 @@ pub struct DeniedTarget {
     pub decision: Option<String>,
     /// Names of the processes that tried: of those that were found, and eight at most.
     pub programs: Vec<String>,
+    /// Id of the last of these decisions, for who looks on while they come.
+    #[serde(skip)]
+    pub last_decision: Option<String>,
     /// The flag that would allow it; absent when no flag does.
     pub allow_with: Option<String>,
+    /// The rule that would allow it, before all others of the run; absent when no rule does.
+    #[serde(skip)]
+    pub allow_rule: Option<String>,
     /// The program kept an address of the name for longer than it may: what it has to do is look the name up again.
     pub look_up_again: bool,
 }
@@ -214,7 +227,10 @@ impl Summary {
             EventBody::SocketFailed { host, error, .. } => {
                 self.totals.sockets_failed += 1;
                 // Few: the sockets were named, and there is a handful of errors.
-                *self.unreached.entry((host.clone(), error.clone())).or_default() += 1;
+                let key = (host.clone(), error.clone());
+                if self.unreached.len() < MAX_GROUPS || self.unreached.contains_key(&key) {
+                    *self.unreached.entry(key).or_default() += 1;
+                }
             }
             EventBody::LimitReached { limit, count, .. } => {
                 let entry = self.limits.entry(*limit).or_default();
@@ -383,7 +399,7 @@ impl Summary {
         // Of several names the one is meant that a look-up would have opened.
         let target = match flow.again.or(names.first().map(String::as_str)) {
             // The gateway's addresses differ from run to run, its name does not.
-            _ if group == Group::Host && slot::is_shared(flow.guest.ip(), address) => Target::Gateway,
+            _ if group == Group::Host && share_a_slot(flow.guest.ip(), address) => Target::Gateway,
             Some(name) => Target::Name(name.to_owned()),
             None => Target::Address(address),
         };
@@ -431,7 +447,9 @@ impl Summary {
             stale: false,
         };
         let Some(denied) = self.group_for(key, rule, count) else { return };
-        let lookups = denied.lookups.entry(qtype).or_default();
+        // Two types or three are what clients ask for; one that goes through all of them is counted all the same.
+        let is_known = denied.lookups.len() < MAX_QTYPES || denied.lookups.contains_key(&qtype);
+        let lookups = denied.lookups.entry(if is_known { qtype } else { u16::MAX }).or_default();
         *lookups = lookups.saturating_add(count);
         if let Some(Withheld { address, group }) = withheld {
             denied.group.get_or_insert(group);
@@ -451,7 +469,7 @@ impl Summary {
 
     fn row(&self, key: &Key, denied: &Denied) -> DeniedTarget {
         let target = match &key.target {
-            Target::Gateway => HOST_ALIASES[0].to_owned(),
+            Target::Gateway => HOST_ALIAS.to_owned(),
             Target::Name(name) => name.clone(),
             Target::Address(address) => address.to_string(),
         };
@@ -468,13 +486,46 @@ impl Summary {
             rule: denied.rule.clone(),
             decision: denied.first_decision.clone(),
             programs: denied.programs.iter().cloned().collect(),
-            allow_with: if key.stale { None } else { self.remedy(key, denied) },
+            last_decision: denied.last_decision.clone(),
+            allow_with: self.remedy(key, denied),
+            allow_rule: self.opening_rule(key, denied),
             look_up_again: key.stale,
         }
     }
 
     /// The flag that, added to the same command line, lets this target through.
     fn remedy(&self, key: &Key, denied: &Denied) -> Option<String> {
+        let rule = self.opening_rule(key, denied)?;
+        let by_rule = || format!("--net-rule {}", quoted(&rule));
+        if key.service == Service::Lookup && denied.address.is_some() {
+            // Only a name has words behind its rule.
+            let Some(inside) = rule.strip_prefix("allow@").filter(|rule| rule.ends_with(INSIDE)) else {
+                return Some(by_rule());
+            };
+            let flag =
+                if self.advice.allow_changes_default { by_rule() } else { format!("--allow {}", quoted(inside)) };
+            return Some(format!("{flag}, before other rules for it"));
+        }
+        let destination = self.destination(key, denied);
+        // A later rule never overrides an earlier one, so the flag has to come first.
+        let place = if denied.rule.index.is_some() { ", before that rule" } else { "" };
+        let flag = match key.service {
+            _ if key.ingress => by_rule(),
+            Service::Port(53) if key.target == Target::Gateway => by_rule(),
+            Service::Ping => by_rule(),
+            Service::Port(_) | Service::Lookup if self.advice.allow_changes_default => by_rule(),
+            Service::Port(port) => format!("--allow {}", quoted(&format!("{destination}:{port}{}", denied.opaque()))),
+            Service::Lookup => format!("--allow {}", quoted(&destination)),
+        };
+        Some(format!("{flag}{place}"))
+    }
+
+    /// The rule that, before all others of the run, lets this target through.
+    fn opening_rule(&self, key: &Key, denied: &Denied) -> Option<String> {
+        // The program has to look the name up again; no rule changes that.
+        if key.stale {
+            return None;
+        }
         // What the run's own rules say opens nothing that another policy denies.
         if denied.rule.layer.is_some_and(|layer| layer != Layer::Run) {
             return None;
@@ -487,7 +538,7 @@ impl Summary {
             return None;
         }
         if let (Service::Lookup, Some(address)) = (key.service, denied.address) {
-            return self.withheld_remedy(key, address, denied.group);
+            return withheld_rule(key, address, denied.group);
         }
         if let Target::Name(name) = &key.target
             && key.service == Service::Lookup
@@ -496,44 +547,11 @@ impl Summary {
             return None;
         }
         let destination = self.destination(key, denied);
-        // A later rule never overrides an earlier one, so the flag has to come first.
-        let place = if denied.rule.index.is_some() { ", before that rule" } else { "" };
-        let flag = match key.service {
-            _ if key.ingress => format!("--net-rule {}", quoted(&rule(":ingress", &destination, denied, key.service))),
-            Service::Port(53) if key.target == Target::Gateway => "--net-rule allow@dns".to_owned(),
-            Service::Ping => format!("--net-rule {}", quoted(&rule("", &destination, denied, key.service))),
-            Service::Port(_) | Service::Lookup if self.advice.allow_changes_default => {
-                format!("--net-rule {}", quoted(&rule("", &destination, denied, key.service)))
-            }
-            Service::Port(port) => format!("--allow {}", quoted(&format!("{destination}:{port}{}", denied.opaque()))),
-            Service::Lookup => format!("--allow {}", quoted(&destination)),
-        };
-        Some(format!("{flag}{place}"))
-    }
-
-    /// What makes an answer with this address deliverable. Where a name may lead, that is a rule which says so, and the first for
-    /// the name; elsewhere a rule for the address itself, without ports, since others do not count for rebinding protection. No
-    /// rule counts for metadata and unspecified addresses.
-    fn withheld_remedy(&self, key: &Key, address: IpAddr, group: Option<Group>) -> Option<String> {
-        let address = address.to_canonical();
-        if group == Some(Group::Metadata) || address.is_unspecified() {
-            return None;
-        }
-        let leads_inside =
-            matches!(group, Some(Group::LinkLocal | Group::Private | Group::Multicast | Group::Reserved));
-        match &key.target {
-            Target::Name(name) if leads_inside => {
-                let rule = format!("{}:allow-private", destination_name(name));
-                let flag = match self.advice.allow_changes_default {
-                    true => format!("--net-rule {}", quoted(&format!("allow@{rule}"))),
-                    false => format!("--allow {}", quoted(&rule)),
-                };
-                Some(format!("{flag}, before other rules for it"))
-            }
-            Target::Name(_) | Target::Gateway | Target::Address(_) => {
-                Some(format!("--net-rule {}", quoted(&format!("allow@{}", bracketed(address)))))
-            }
-        }
+        Some(match key.service {
+            _ if key.ingress => rule(":ingress", &destination, denied, key.service),
+            Service::Port(53) if key.target == Target::Gateway => "allow@dns".to_owned(),
+            Service::Port(_) | Service::Ping | Service::Lookup => rule("", &destination, denied, key.service),
+        })
     }
 
     /// The destination as the rule grammar writes it.
@@ -549,6 +567,21 @@ impl Summary {
             (Target::Name(name), _, _) => destination_name(name),
             (Target::Address(address), _, _) => bracketed(*address),
         }
+    }
+}
+
+/// What makes an answer with this address deliverable. Where a name may lead, that is a rule which says so, and the first for
+/// the name; elsewhere a rule for the address itself, without ports, since others do not count for rebinding protection. No
+/// rule counts for metadata and unspecified addresses.
+fn withheld_rule(key: &Key, address: IpAddr, group: Option<Group>) -> Option<String> {
+    let address = address.to_canonical();
+    if group == Some(Group::Metadata) || address.is_unspecified() {
+        return None;
+    }
+    let leads_inside = matches!(group, Some(Group::LinkLocal | Group::Private | Group::Multicast | Group::Reserved));
+    match &key.target {
+        Target::Name(name) if leads_inside => Some(format!("allow@{}{INSIDE}", destination_name(name))),
+        Target::Name(_) | Target::Gateway | Target::Address(_) => Some(format!("allow@{}", bracketed(address))),
     }
 }
 
@@ -582,6 +615,7 @@ impl Denied {
     fn add(&mut self, Cause { decision, process }: Cause<'_>) {
         if let Some(decision) = decision {
             self.first_decision.get_or_insert_with(|| decision.clone());
+            self.last_decision = Some(decision.clone());
         }
         if let Some(process) = process.filter(|_| self.programs.len() < MAX_PROGRAMS) {
             self.programs.insert(process.comm.clone());
@@ -598,6 +632,7 @@ impl Denied {
             group: None,
             address: None,
             first_decision: None,
+            last_decision: None,
             programs: BTreeSet::new(),
             nameless: None,
         }
