@@ -77,15 +77,7 @@ pub(crate) fn since(text: &str) -> Result<Since, String> {
 
 /// Seconds since 1970 of a moment as events write it.
 pub(crate) fn seconds_of(moment: &str) -> Option<u64> {
-    let number = |from: usize, to: usize| moment.get(from..to)?.parse::<u64>().ok();
-    let (year, month, day) = (number(0, 4)?, number(5, 7)?, number(8, 10)?);
-    let (hour, minute, second) = (number(11, 13)?, number(14, 16)?, number(17, 19)?);
-    // The usual days-from-civil arithmetic: years begin in March, so that the leap day is their last.
-    let year = if month <= 2 { year.checked_sub(1)? } else { year };
-    let month_from_march = (month.checked_add(9)?) % 12;
-    let days = 365 * year + year / 4 - year / 100 + year / 400 + (153 * month_from_march + 2) / 5 + day;
-    let since_1970 = days.checked_sub(719_469)?;
-    Some(since_1970 * 86_400 + hour * 3600 + minute * 60 + second)
+    cofferdam_model::since_1970(moment).map(|since| since.as_secs())
 }
 
 /// A size such as `512M` or `2G` in bytes; units are powers of 1024, and `K`, `KB` and `KiB` mean the same.

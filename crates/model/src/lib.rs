@@ -26,6 +26,6 @@ pub use event::{
 pub use host_socket::{HostSocket, SocketId};
 pub use name::{DomainName, NameError};
 pub use port::{PortId, PortProtocol, PublishedPort};
-pub use rfc3339::rfc3339;
+pub use rfc3339::{rfc3339, since_1970};
 pub use rule::{Action, Destination, Direction, Layer, PolicyConfig, PortRange, Protocol, ProtocolSet, Rule};
 pub use time::Time;

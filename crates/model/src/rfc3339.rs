@@ -10,6 +10,21 @@ pub fn rfc3339(since_1970: Duration) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:06}Z", since_1970.subsec_micros())
 }
 
+/// The time since 1970 of what [`rfc3339`] writes; its end may be missing from the second's fraction on.
+#[must_use]
+pub fn since_1970(moment: &str) -> Option<Duration> {
+    let number = |from: usize, to: usize| moment.get(from..to)?.parse::<u64>().ok();
+    let (year, month, day) = (number(0, 4)?, number(5, 7)?, number(8, 10)?);
+    let (hour, minute, second) = (number(11, 13)?, number(14, 16)?, number(17, 19)?);
+    // The usual days-from-civil arithmetic: years begin in March, so that the leap day is their last.
+    let year = if month <= 2 { year.checked_sub(1)? } else { year };
+    let month_from_march = (month.checked_add(9)?) % 12;
+    let days = 365 * year + year / 4 - year / 100 + year / 400 + (153 * month_from_march + 2) / 5 + day;
+    let days = days.checked_sub(719_469)?;
+    let micros = number(20, 26).unwrap_or(0);
+    Some(Duration::from_secs(days * 86_400 + hour * 3600 + minute * 60 + second) + Duration::from_micros(micros))
+}
+
 /// Year, month and day of the Gregorian calendar, `days` after 1970-01-01.
 ///
 /// The calendar is counted from 0000-03-01, so that the leap day is the last of its year and months have a pattern of
@@ -44,7 +59,11 @@ mod tests {
             (4_107_542_400, "2100-03-01T00:00:00.000000Z"),
         ] {
             assert_eq!(rfc3339(Duration::from_secs(seconds)), text);
+            assert_eq!(since_1970(text), Some(Duration::from_secs(seconds)));
         }
+        let odd = Duration::from_micros(1_767_225_599_000_123);
+        assert_eq!(since_1970(&rfc3339(odd)), Some(odd));
+        assert_eq!((since_1970("then"), since_1970(""), since_1970("1969-12-31T23:59:59Z")), (None, None, None));
         assert_eq!(rfc3339(Duration::from_nanos(1_999)), "1970-01-01T00:00:00.000001Z");
     }
 }
