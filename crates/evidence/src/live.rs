@@ -217,6 +217,9 @@ impl Live {
                 self.open(event, *flow, Destination::Socket(host.clone()), opened);
             }
             EventBody::FlowShown { flow, shown } => self.show(*flow, &shown.names),
+            EventBody::FlowProgress { flows, more: _ } => {
+                flows.iter().for_each(|one| self.advance(one.flow, event.mono_ns, (&one.counters).into()));
+            }
             EventBody::FlowClosed { flow, by, counters, .. } | EventBody::SocketClosed { flow, by, counters, .. } => {
                 self.close(*flow, event.mono_ns, Ending::Closed(*by), Some(counters.into()));
             }

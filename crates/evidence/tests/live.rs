@@ -10,7 +10,7 @@ use cofferdam_evidence::live::{
 use cofferdam_evidence::summary::Advice;
 use cofferdam_model::{
     Action, CloseReason, Direction, Event, EventBody, EventSource, FirstFlight, FlightProtocol, FlowCounters, FlowId,
-    Group, Process, Protocol, RuleText,
+    FlowProgress, Group, Process, Protocol, RuleText,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -154,6 +154,40 @@ fn history_is_of_the_last_two_minutes() {
 }
 
 #[test]
+fn rates_are_what_was_moved_in_the_last_seconds() {
+    for web in WEB {
+        let mut live = Live::default();
+        record(&mut live, 0, opened(1, web, &[], None));
+        record(&mut live, 0, opened(2, web, &[], None));
+        for second in 1..=10 {
+            record(&mut live, second * SECOND, progress(1, 10 * second, 300 * second));
+        }
+        let rates = |live: &Live, now| live.open_flows().map(|flow| flow.rate(now)).collect::<Vec<_>>();
+        let steady = Moved { out: 10, into: 300 };
+        assert_eq!(rates(&live, 10 * SECOND), [steady, Moved::default()]);
+        assert_eq!((live.rate(11 * SECOND), live.moved()), (steady, Moved { out: 100, into: 3000 }));
+        // It comes to rest.
+        assert_eq!(rates(&live, 12 * SECOND)[0], Moved { out: 3, into: 100 });
+        assert_eq!((rates(&live, 14 * SECOND)[0], live.rate(15 * SECOND)), (Moved::default(), Moved::default()));
+        // What was told before is not counted anew, also at its end.
+        record(&mut live, 20 * SECOND, progress(1, 100, 3000));
+        record(&mut live, 21 * SECOND, closed(1, 101, 3000));
+        assert_eq!(live.moved(), Moved { out: 101, into: 3000 });
+        assert_eq!(live.talks().next().unwrap().1.moved, live.moved());
+    }
+}
+
+#[test]
+fn a_young_flow_has_the_rate_of_its_age() {
+    let mut live = Live::default();
+    record(&mut live, 10 * SECOND, opened(1, WEB[0], &[], None));
+    record(&mut live, 11 * SECOND, progress(1, 0, 500));
+    let flow = live.open_flows().next().unwrap();
+    assert_eq!(flow.rate(11 * SECOND), Moved { out: 0, into: 500 });
+    assert!(flow.is_moving(12 * SECOND, 2 * SECOND) && !flow.is_moving(13 * SECOND, 2 * SECOND));
+}
+
+#[test]
 fn the_end_of_the_program_is_told() {
     let mut live = Live::default();
     record(&mut live, 1, EventBody::SandboxStopped { exit_status: 3, duration_ms: 5 });
@@ -204,7 +238,8 @@ fn event() -> impl Strategy<Value = EventBody> {
         (flow.clone(), 0_usize..2, name.clone()).prop_map(|(flow, web, name)| {
             opened(flow, WEB[web], &name.iter().map(String::as_str).collect::<Vec<_>>(), None)
         }),
-        (flow.clone(), bytes.clone(), bytes).prop_map(|(flow, out, into)| closed(flow, out, into)),
+        (flow.clone(), bytes.clone(), bytes.clone()).prop_map(|(flow, out, into)| closed(flow, out, into)),
+        (flow.clone(), bytes.clone(), bytes).prop_map(|(flow, out, into)| progress(flow, out, into)),
         (flow, vec("[a-z]{3}", 0..12)).prop_map(|(flow, names)| EventBody::FlowShown {
             flow: FlowId(flow),
             shown: FirstFlight { protocol: FlightProtocol::Tls, names, doubt: None },
@@ -238,6 +273,11 @@ fn opened(flow: u64, remote: &str, names: &[&str], program: Option<&str>) -> Eve
 fn closed(flow: u64, bytes_out: u64, bytes_in: u64) -> EventBody {
     let counters = FlowCounters { bytes_out, bytes_in, ..FlowCounters::default() };
     EventBody::FlowClosed { flow: FlowId(flow), by: CloseReason::Guest, counters, duration_ms: 1 }
+}
+
+fn progress(flow: u64, bytes_out: u64, bytes_in: u64) -> EventBody {
+    let counters = FlowCounters { bytes_out, bytes_in, ..FlowCounters::default() };
+    EventBody::FlowProgress { flows: vec![FlowProgress { flow: FlowId(flow), counters }], more: 0 }
 }
 
 fn denied(decision: &str, remote: &str, names: &[&str], program: Option<&str>) -> EventBody {
