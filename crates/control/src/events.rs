@@ -6,6 +6,7 @@
 mod sink;
 
 use std::io::Write;
+use std::os::fd::OwnedFd;
 
 use cofferdam_model::Event;
 
@@ -49,6 +50,16 @@ impl EventLog {
         let (recording, segments) = Recording::begin(wanted, subject)?;
         self.record = Some((recording, Sink::to(Box::new(segments))));
         Ok(())
+    }
+
+    /// Whether the run is to be recorded, or is.
+    pub(crate) fn keeps_record(&self) -> bool {
+        self.wanted.is_some() || self.record.is_some()
+    }
+
+    /// The folder of the run's record, once there is one.
+    pub(crate) fn folder(&self) -> Option<&OwnedFd> {
+        self.record.as_ref().map(|(recording, _)| recording.directory())
     }
 
     /// Writes one of the few events of a run that have to be told: it waits even in a full queue.

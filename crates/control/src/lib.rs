@@ -14,6 +14,7 @@
 //! ```
 
 mod attribution;
+pub mod change;
 pub mod environment;
 mod events;
 mod host;

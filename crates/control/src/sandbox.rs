@@ -8,7 +8,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -28,6 +28,7 @@ use cofferdam_policy::grammar::format_rule;
 use cofferdam_policy::{Policy, TooManyLayers};
 
 use crate::attribution::{Attribution, Line};
+use crate::change::Door;
 use crate::environment;
 use crate::events::{EventLog, MAX_LINES};
 use crate::host::Host;
@@ -185,6 +186,8 @@ pub struct Sandbox {
     /// What it is allowed, for its record; and what it is to be advised.
     allowed: NetworkConfig,
     advice: Advice,
+    /// Whether flows are looked at beyond what the rules ask for.
+    watches: bool,
 }
 
 /// How a run ended.
@@ -342,7 +345,8 @@ impl Sandbox {
         let sockets = places(&network.host_sockets);
         let allowed = network.clone();
         let network = link.map(|link| network_spec(options.network, link, host, resolvers, seed)).transpose()?;
-        let network = if options.tell_flights { network.map(watching) } else { network };
+        let watches = options.tell_flights;
+        let network = if watches { network.map(watching) } else { network };
         let workdir = options.workdir.or_else(|| options.project.clone()).unwrap_or_else(|| environment::HOME.into());
         let root = !options.capabilities.is_empty();
         let spec = SandboxSpec {
@@ -361,17 +365,23 @@ impl Sandbox {
             sockets,
             network,
         };
-        Ok(Sandbox { spec, command, policy, summary, fail_on_deny, said: Vec::new(), allowed, advice })
+        Ok(Sandbox { spec, command, policy, summary, fail_on_deny, said: Vec::new(), allowed, advice, watches })
     }
 
-    /// Runs the program to its end. Call it while the process has one thread: it forks.
+    /// Runs the program to its end. Call it while the process has one thread: it forks. What it may do on the network can be
+    /// changed meanwhile ([`crate::change`]) where it is recorded, and does not learn.
     ///
     /// `tell` gets, while the program runs, what cannot wait for its end: one paragraph at a time.
     ///
     /// # Errors
     /// When the sandbox or the program could not be started.
     pub fn run(self, log: &mut EventLog, tell: &mut dyn FnMut(&str)) -> Result<Finished, RunError> {
-        self.run_by(cofferdam_backend_ns::launch, log, tell, &mut Alone)
+        // What watches has a policy that no configuration makes, and that no other may take the place of.
+        if self.spec.network.is_none() || self.watches || !log.keeps_record() {
+            return self.run_by(cofferdam_backend_ns::launch, log, tell, &mut Alone);
+        }
+        let mut door = Door::new(&self.allowed);
+        self.live().run_by(cofferdam_backend_ns::launch, log, tell, &mut door)
     }
 
     /// As [`Sandbox::run`], started by `launch` and accompanied by somebody who waits for other things besides.
@@ -382,7 +392,7 @@ impl Sandbox {
         tell: &mut dyn FnMut(&str),
         companion: &mut dyn Companion,
     ) -> Result<Finished, RunError> {
-        let Sandbox { spec, command, policy, summary, fail_on_deny, said, allowed, advice } = self;
+        let Sandbox { spec, command, policy, summary, fail_on_deny, said, allowed, advice, watches: _ } = self;
         let gateways = spec.network.as_ref().map(|network| Arc::clone(&network.gateway.policy));
         let guest = spec.network.as_ref().map(|network| guest_addresses(&network.gateway.link)).unwrap_or_default();
         for text in &said {
@@ -397,6 +407,9 @@ impl Sandbox {
         let subject = Subject { command: &command, network: &allowed, classifier, advice };
         if let Err(error) = log.begin(subject) {
             tell(&format!("this run is not recorded: {}", chain(&error)));
+        }
+        if let Some(Err(error)) = log.folder().map(|folder| companion.recorded(folder)) {
+            tell(&format!("what this run may do cannot be changed while it goes on: {error}"));
         }
         log.write(&own_event(started, EventBody::SandboxStarted { command, policy, guest }));
         let mut record = Record { log, summary, tell, started, attribution, companion };
@@ -439,6 +452,10 @@ struct Record<'a> {
 pub(crate) trait Companion {
     /// The program runs, or the sandbox is there.
     fn started(&mut self, running: &Running) -> Result<(), RunError>;
+    /// It has a record, in this folder.
+    fn recorded(&mut self, _folder: &OwnedFd) -> io::Result<()> {
+        Ok(())
+    }
     fn sources(&self) -> Vec<BorrowedFd<'_>>;
     fn deadline(&self) -> Option<Instant>;
     fn handle(&mut self, ready: &[bool], commands: Option<&mut Commands>) -> Vec<Order>;

@@ -56,7 +56,7 @@ const SPARE_RUNS: usize = 16;
 /// The least of an id that names a run: a sandbox called `s` that has no record must not be taken for a run that ends in an s.
 const SHORTEST_END: usize = 4;
 
-const RUN_FILE: &str = "run.json";
+pub(crate) const RUN_FILE: &str = "run.json";
 
 /// Why a run is not recorded, or its record cannot be used.
 #[derive(Debug, thiserror::Error)]

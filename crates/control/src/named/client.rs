@@ -2,12 +2,11 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use cofferdam_backend_ns::{HANDLE_COUNT, Handles};
 use cofferdam_model::PublishedPort;
-use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::exec::Session;
 use super::protocol::{self, Link, Reply, Request};
@@ -16,10 +15,10 @@ use super::spec::NamedSpec;
 use super::told::Listener;
 
 /// How long a keeper may take to answer. It does nothing that takes long.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long a change of policy may take: it is compiled, and every run has to be within it.
-const FOR_A_POLICY: Duration = Duration::from_secs(60);
+pub(crate) const FOR_A_POLICY: Duration = Duration::from_secs(60);
 
 /// How long a sandbox may take to be gone once all that ran in it was killed.
 const AFTER_KILL: Duration = Duration::from_secs(10);
@@ -135,7 +134,7 @@ pub fn stop(entry: Entry, grace: Duration) -> Result<(), NamedError> {
     match ask(&entry, &Request::Stop { grace_ms }, None) {
         Ok((keeper, Reply::Done, _)) => {
             // Its end closes the connection.
-            let _late = wait_for(&keeper, grace.saturating_add(AFTER_KILL));
+            let _late = protocol::wait_for(&keeper, grace.saturating_add(AFTER_KILL));
         }
         Ok((_, reply, _)) => return Err(unexpected(&entry, &reply)),
         // A keeper that does not answer is killed, and everything with it.
@@ -173,33 +172,15 @@ fn ask(
     let socket = entry.reach()?;
     let broken =
         |error: io::Error| NamedError::Keeper { name: name.clone(), what: format!("does not answer: {error}") };
-    let file = spec.map(|spec| protocol::memory_file(spec.to_json().as_bytes())).transpose().map_err(broken)?;
-    let fds: Vec<_> = file.iter().map(AsFd::as_fd).collect();
-    protocol::send(&socket, request, &fds).map_err(broken)?;
+    let content = spec.map(NamedSpec::to_json);
     let patience = if *request == Request::Policy { FOR_A_POLICY } else { PATIENCE };
-    if !wait_for(&socket, patience).map_err(broken)? {
-        return Err(broken(io::ErrorKind::TimedOut.into()));
-    }
-    match protocol::receive::<Reply>(&socket).map_err(broken)? {
-        Some((Reply::Refused { why }, _)) => {
-            Err(NamedError::Keeper { name: name.clone(), what: format!("refuses: {why}") })
-        }
-        Some((Reply::Busy, _)) => Err(NamedError::Busy(name.clone())),
-        Some((reply, fds)) => Ok((socket, reply, fds)),
-        None => Err(broken(io::ErrorKind::ConnectionReset.into())),
+    match protocol::ask(&socket, request, content.as_deref(), patience).map_err(broken)? {
+        (Reply::Refused { why }, _) => Err(NamedError::Keeper { name: name.clone(), what: format!("refuses: {why}") }),
+        (Reply::Busy, _) => Err(NamedError::Busy(name.clone())),
+        (reply, fds) => Ok((socket, reply, fds)),
     }
 }
 
 fn unexpected(entry: &Entry, reply: &Reply) -> NamedError {
     NamedError::Keeper { name: entry.name().clone(), what: format!("has answered something else: {reply:?}") }
-}
-
-/// Waits until there is something to read, or the other end is gone. `false` when the time is up.
-fn wait_for(socket: &OwnedFd, patience: Duration) -> io::Result<bool> {
-    let timeout = Timespec {
-        tv_sec: i64::try_from(patience.as_secs()).unwrap_or(i64::MAX),
-        tv_nsec: i64::from(patience.subsec_nanos()),
-    };
-    let mut fds = [PollFd::new(socket, PollFlags::IN)];
-    Ok(rustix::io::retry_on_intr(|| rustix::event::poll(&mut fds, Some(&timeout)))? > 0)
 }

@@ -33,8 +33,8 @@ use cofferdam_model::Event;
 use cofferdam_sys::ns::{self, Child, Fork};
 use cofferdam_sys::{fdpass, process};
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::fs::{AtFlags, Mode, OFlags};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::fs::{Mode, OFlags};
+use rustix::net::SocketFlags;
 use rustix::pipe::PipeFlags;
 use rustix::process::{WaitId, WaitIdOptions};
 use serde::{Deserialize, Serialize};
@@ -43,7 +43,7 @@ use super::exec::{self, Main};
 use super::narrow::enforced;
 use super::protocol::{self, Entered, FromRun, Link, MAX_RUNS, Reply, Request, RunStatus, Status, ToRun};
 use super::published::Published;
-use super::registry::{CONTROL, Entry, Locked, NamedError, SPEC};
+use super::registry::{Entry, Locked, NamedError, SPEC};
 use super::spec::NamedSpec;
 use super::told::{self, Teller};
 use crate::resolvers;
@@ -54,9 +54,6 @@ use crate::{EventLog, RunError, Sandbox};
 
 /// Connections at once: runs, and who asks something.
 const MAX_CONNECTIONS: usize = 1024;
-
-/// How many connections wait to be accepted.
-const BACKLOG: i32 = 128;
 
 /// The size at which a log is put aside; there is one older part.
 const LOG_SIZE: u64 = 8 << 20;
@@ -135,8 +132,7 @@ fn keep(locked: &Locked, ready: &OwnedFd, spec: &NamedSpec, env: Vec<(OsString, 
         Ok(log) => serve(entry, &mut ready, spec, env, log),
         Err(error) => Err((format!("the keeper could not settle in {}: {error}", entry.path().display()), EXIT_SETUP)),
     };
-    // Nobody is to find a socket that nobody listens on.
-    let _gone = rustix::fs::unlinkat(entry.directory(), CONTROL, AtFlags::empty());
+    let _gone = protocol::stop_listening(entry.directory());
     match failed {
         Ok(()) => 0,
         Err(failed) => {
@@ -174,7 +170,7 @@ fn serve(
     log: Log,
 ) -> Result<(), (String, u8)> {
     let refused = |error: &dyn std::error::Error| (chain(error), EXIT_SETUP);
-    let listener = listen(entry)
+    let listener = protocol::listen(entry.directory())
         .map_err(|error| (format!("cannot listen on the control socket of {}: {error}", entry.name()), EXIT_SETUP))?;
     let mut options = spec.run_options(Vec::new(), Vec::new()).map_err(|error| refused(&error))?;
     let mut mounts = spec.kept_in(entry.path());
@@ -225,19 +221,6 @@ fn serve(
             Ok(())
         }
     }
-}
-
-fn listen(entry: &Entry) -> io::Result<OwnedFd> {
-    match rustix::fs::unlinkat(entry.directory(), CONTROL, AtFlags::empty()) {
-        Ok(()) | Err(rustix::io::Errno::NOENT) => {}
-        Err(errno) => return Err(errno.into()),
-    }
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let listener = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
-    rustix::net::bind(&listener, &SocketAddrUnix::new(entry.control())?)?;
-    rustix::fs::chmodat(entry.directory(), CONTROL, Mode::RUSR | Mode::WUSR, AtFlags::empty())?;
-    rustix::net::listen(&listener, BACKLOG)?;
-    Ok(listener)
 }
 
 /// An error with everything behind it, in one line.
@@ -430,6 +413,11 @@ impl Keeper<'_> {
                 if let Some(connection) = self.connections.get(&id) {
                     protocol::send(&connection.socket, &Reply::Inspected(status), &[])?;
                 }
+                Ok(false)
+            }
+            Request::Show => {
+                let spec = protocol::memory_file(self.spec.to_json().as_bytes())?;
+                protocol::send(&connection.socket, &Reply::Shown, &[spec.as_fd()])?;
                 Ok(false)
             }
             Request::Stop { grace_ms } => {

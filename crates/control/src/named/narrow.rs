@@ -66,7 +66,7 @@ pub(super) fn wider(network: &NetworkConfig, mode: Mode, classifier: &Classifier
 }
 
 /// What a gateway that is there is told of a network: one without any is one on which everything is denied.
-pub(super) fn enforced(network: NetworkConfig) -> NetworkConfig {
+pub(crate) fn enforced(network: NetworkConfig) -> NetworkConfig {
     if network.enabled {
         return network;
     }

@@ -8,24 +8,33 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use cofferdam_gateway::{Link6, LinkAddresses};
 use cofferdam_model::PublishedPort;
 use cofferdam_sys::{fdpass, process};
-use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::{AtFlags, MemfdFlags, Mode, SealFlags};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// The version of what follows.
 const VERSION: u32 = 2;
 
+/// The name of the socket in the folder of a sandbox, and in that of a run.
+pub(crate) const CONTROL: &str = "control";
+
+/// How many connections wait to be accepted.
+const BACKLOG: i32 = 128;
+
 /// The longest message. A list of [`MAX_RUNS`] runs fits.
 const LONGEST: usize = 128 * 1024;
 
 /// The most runs of which a keeper tells.
-pub(super) const MAX_RUNS: usize = 256;
+pub(crate) const MAX_RUNS: usize = 256;
 
 /// The longest specification.
 const LONGEST_SPEC: u64 = 16 << 20;
@@ -40,7 +49,7 @@ struct Envelope<T> {
 /// What is asked of a keeper: the first message of a connection.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub(super) enum Request {
+pub(crate) enum Request {
     /// Let me run something; the connection lasts as long as the run.
     Enter,
     Inspect,
@@ -48,7 +57,9 @@ pub(super) enum Request {
     Stop {
         grace_ms: u64,
     },
-    /// Take the specification beside this for the session's network from here on.
+    /// Tell what is in force: the specification, of which a run that stays nowhere has its network alone.
+    Show,
+    /// Take the specification beside this for the network from here on.
     Policy,
     /// Tell which ports are published.
     Ports,
@@ -65,10 +76,12 @@ pub(super) enum Request {
 /// What a keeper answers.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub(super) enum Reply {
+pub(crate) enum Reply {
     /// With the handles, the specification, and a socket for what the session's gateway denies ([`told`](super::told)).
     Entered(Entered),
     Inspected(Status),
+    /// The specification is beside this.
+    Shown,
     /// It is done, or will be when the connection closes.
     Done,
     /// All ports, or those that have changed.
@@ -84,38 +97,38 @@ pub(super) enum Reply {
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Entered {
-    pub(super) identity: Option<u32>,
-    pub(super) cgroup: Option<PathBuf>,
-    pub(super) link: Option<Link>,
+pub(crate) struct Entered {
+    pub(crate) identity: Option<u32>,
+    pub(crate) cgroup: Option<PathBuf>,
+    pub(crate) link: Option<Link>,
 }
 
 /// The state of a running sandbox.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Status {
-    pub(super) keeper: u32,
-    pub(super) init: u32,
+pub(crate) struct Status {
+    pub(crate) keeper: u32,
+    pub(crate) init: u32,
     /// Seconds since 1970.
-    pub(super) started: u64,
-    pub(super) link: Option<Link>,
-    pub(super) runs: Vec<RunStatus>,
+    pub(crate) started: u64,
+    pub(crate) link: Option<Link>,
+    pub(crate) runs: Vec<RunStatus>,
     /// Runs that found no room in the list.
-    pub(super) more_runs: usize,
+    pub(crate) more_runs: usize,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct RunStatus {
-    pub(super) supervisor: u32,
-    pub(super) command: String,
-    pub(super) is_main: bool,
+pub(crate) struct RunStatus {
+    pub(crate) supervisor: u32,
+    pub(crate) command: String,
+    pub(crate) is_main: bool,
 }
 
 /// What a run tells its keeper.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub(super) enum FromRun {
+pub(crate) enum FromRun {
     Started {
         command: String,
     },
@@ -133,7 +146,7 @@ pub(super) enum FromRun {
 /// What a keeper tells its runs.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub(super) enum ToRun {
+pub(crate) enum ToRun {
     /// End, please.
     Terminate,
     /// The session's network has changed to that of the specification beside this: be within it, and say so.
@@ -143,7 +156,7 @@ pub(super) enum ToRun {
 /// [`LinkAddresses`] as it is sent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Link {
+pub(crate) struct Link {
     guest4: Ipv4Addr,
     gateway4: Ipv4Addr,
     prefix4: u8,
@@ -158,18 +171,75 @@ impl From<&LinkAddresses> for Link {
 }
 
 impl Link {
-    pub(super) fn addresses(&self) -> LinkAddresses {
+    pub(crate) fn addresses(&self) -> LinkAddresses {
         let v6 = self.v6.map(|(gateway, guest, prefix)| Link6 { gateway, guest, prefix });
         LinkAddresses { guest4: self.guest4, gateway4: self.gateway4, prefix4: self.prefix4, v6 }
     }
 
-    pub(super) fn guest(&self) -> Vec<std::net::IpAddr> {
+    pub(crate) fn guest(&self) -> Vec<std::net::IpAddr> {
         std::iter::once(self.guest4.into()).chain(self.v6.map(|(_, guest, _)| guest.into())).collect()
     }
 }
 
+/// Listens in a folder; what listened there before does not any more.
+pub(crate) fn listen(directory: &OwnedFd) -> io::Result<OwnedFd> {
+    stop_listening(directory)?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let listener = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+    rustix::net::bind(&listener, &SocketAddrUnix::new(path_in(directory))?)?;
+    rustix::fs::chmodat(directory, CONTROL, Mode::RUSR | Mode::WUSR, AtFlags::empty())?;
+    rustix::net::listen(&listener, BACKLOG)?;
+    Ok(listener)
+}
+
+/// Nobody is to find a socket that nobody listens on.
+pub(crate) fn stop_listening(directory: &OwnedFd) -> io::Result<()> {
+    match rustix::fs::unlinkat(directory, CONTROL, AtFlags::empty()) {
+        Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// A connection to whoever listens in a folder.
+pub(crate) fn connect(directory: &OwnedFd) -> io::Result<OwnedFd> {
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path_in(directory))?)?;
+    Ok(socket)
+}
+
+/// The socket by a path that fits into an address, however long the real one is.
+fn path_in(directory: &OwnedFd) -> PathBuf {
+    format!("/proc/self/fd/{}/{CONTROL}", directory.as_raw_fd()).into()
+}
+
+/// Asks something, and waits that long for the answer.
+pub(crate) fn ask(
+    socket: &OwnedFd,
+    request: &Request,
+    content: Option<&str>,
+    patience: Duration,
+) -> io::Result<(Reply, Vec<OwnedFd>)> {
+    let file = content.map(|content| memory_file(content.as_bytes())).transpose()?;
+    let fds: Vec<_> = file.iter().map(AsFd::as_fd).collect();
+    send(socket, request, &fds)?;
+    if !wait_for(socket, patience)? {
+        return Err(io::ErrorKind::TimedOut.into());
+    }
+    receive::<Reply>(socket)?.ok_or_else(|| io::ErrorKind::ConnectionReset.into())
+}
+
+/// Waits until there is something to read, or the other end is gone. `false` when the time is up.
+pub(crate) fn wait_for(socket: &OwnedFd, patience: Duration) -> io::Result<bool> {
+    let timeout = Timespec {
+        tv_sec: i64::try_from(patience.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(patience.subsec_nanos()),
+    };
+    let mut fds = [PollFd::new(socket, PollFlags::IN)];
+    Ok(rustix::io::retry_on_intr(|| rustix::event::poll(&mut fds, Some(&timeout)))? > 0)
+}
+
 /// Sends a message. One that finds no room is an error: nobody waits for a reader.
-pub(super) fn send<T: Serialize>(socket: impl AsFd, say: &T, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+pub(crate) fn send<T: Serialize>(socket: impl AsFd, say: &T, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     let message = serde_json::to_vec(&Envelope { v: VERSION, say }).map_err(io::Error::from)?;
     if message.len() > LONGEST {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -178,7 +248,7 @@ pub(super) fn send<T: Serialize>(socket: impl AsFd, say: &T, fds: &[BorrowedFd<'
 }
 
 /// Receives one message; `None` at the end.
-pub(super) fn receive<T: DeserializeOwned>(socket: impl AsFd) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+pub(crate) fn receive<T: DeserializeOwned>(socket: impl AsFd) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
     let mut buffer = vec![0; LONGEST];
     let (len, fds) = match fdpass::recv_fds(socket, &mut buffer) {
         Ok(received) => received,
@@ -202,7 +272,7 @@ pub(super) fn receive<T: DeserializeOwned>(socket: impl AsFd) -> io::Result<Opti
 }
 
 /// A memory file that nobody changes any more.
-pub(super) fn memory_file(content: &[u8]) -> io::Result<OwnedFd> {
+pub(crate) fn memory_file(content: &[u8]) -> io::Result<OwnedFd> {
     let file = rustix::fs::memfd_create("cofferdam", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
     let mut file = File::from(file);
     file.write_all(content)?;
@@ -211,7 +281,7 @@ pub(super) fn memory_file(content: &[u8]) -> io::Result<OwnedFd> {
 }
 
 /// What is in a memory file.
-pub(super) fn read_memory_file(file: OwnedFd) -> io::Result<Vec<u8>> {
+pub(crate) fn read_memory_file(file: OwnedFd) -> io::Result<Vec<u8>> {
     let mut file = File::from(file);
     file.seek(SeekFrom::Start(0))?;
     let mut content = Vec::new();
@@ -220,7 +290,7 @@ pub(super) fn read_memory_file(file: OwnedFd) -> io::Result<Vec<u8>> {
 }
 
 /// Whether whoever connected may ask for anything: the same user, in the same user namespace. Its process id, if so.
-pub(super) fn trusted_peer(connection: &OwnedFd) -> Option<u32> {
+pub(crate) fn trusted_peer(connection: &OwnedFd) -> Option<u32> {
     let peer = rustix::net::sockopt::socket_peercred(connection).ok()?;
     if peer.uid != rustix::process::geteuid() {
         return None;

@@ -13,7 +13,7 @@
 
 use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -22,11 +22,12 @@ use std::time::{Duration, Instant};
 use cofferdam_backend_ns::writable_roots;
 use rustix::fs::{AtFlags, RenameFlags};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
+use super::protocol::{self, CONTROL};
 use super::spec::{KEPT, NamedSpec, SpecError};
 use crate::remove::remove_tree;
 use crate::state::{self, StateError, read_file, replace_file, write_new};
+use crate::store::RUN_FILE;
 
 /// Longest name. What is inside of a sandbox never sees it, so this is for people and file systems.
 const LONGEST_NAME: usize = 63;
@@ -38,11 +39,11 @@ const MOMENT: Duration = Duration::from_millis(500);
 const STARTING: Duration = Duration::from_secs(10);
 
 pub(super) const SPEC: &str = "sandbox.json";
-pub(super) const CONTROL: &str = "control";
 
-/// Whether this is where a keeper is asked things.
+/// Whether this is where a keeper is asked things, or whoever supervises a run.
 pub(crate) fn is_control_socket(path: &Path) -> bool {
-    path.file_name().is_some_and(|name| name == CONTROL) && path.with_file_name(SPEC).exists()
+    let is_beside = |name: &str| path.with_file_name(name).exists();
+    path.file_name().is_some_and(|name| name == CONTROL) && (is_beside(SPEC) || is_beside(RUN_FILE))
 }
 
 /// The name of a sandbox: `[a-z0-9][a-z0-9._-]{0,62}`.
@@ -246,7 +247,7 @@ impl Entry {
         &self.path
     }
 
-    pub(super) fn directory(&self) -> &OwnedFd {
+    pub(crate) fn directory(&self) -> &OwnedFd {
         &self.directory
     }
 
@@ -299,15 +300,7 @@ impl Entry {
 
     /// A connection to its keeper.
     pub(super) fn connect(&self) -> io::Result<OwnedFd> {
-        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-        let address = SocketAddrUnix::new(self.control())?;
-        rustix::net::connect(&socket, &address)?;
-        Ok(socket)
-    }
-
-    /// The control socket by a path that fits into an address, however long the real one is.
-    pub(super) fn control(&self) -> PathBuf {
-        format!("/proc/self/fd/{}/{CONTROL}", self.directory.as_raw_fd()).into()
+        protocol::connect(&self.directory)
     }
 
     /// Takes the lock of one that does not run.

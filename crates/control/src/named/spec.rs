@@ -161,8 +161,15 @@ impl NamedSpec {
         network.interface.ipv6 = ipv6.or(network.interface.ipv6);
         network.ports = before.ports;
         network.host_sockets = before.host_sockets;
-        let json =
-            serde_json::from_str(&file::to_json(&network)).map_err(|error| SpecError::Json(error.to_string()))?;
+        self.with_network(&network)
+    }
+
+    /// The same with another network, all of it.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
+    pub(crate) fn with_network(&self, network: &NetworkConfig) -> Result<NamedSpec, SpecError> {
+        let json = serde_json::from_str(&file::to_json(network)).map_err(|error| SpecError::Json(error.to_string()))?;
         let policy_changes = self.policy_changes.saturating_add(1);
         let spec =
             NamedSpec { network: Some(json), network_flags: Vec::new(), ipv6: None, policy_changes, ..self.clone() };

@@ -84,6 +84,11 @@ impl Recording {
         Ok((Recording { path, directory, about, _lock: lock }, segments))
     }
 
+    /// Its folder.
+    pub(crate) fn directory(&self) -> &OwnedFd {
+        &self.directory
+    }
+
     /// Under which id.
     #[cfg(test)]
     pub(crate) fn id(&self) -> RunId {

@@ -72,6 +72,11 @@ impl StoredRun {
         &self.about
     }
 
+    /// Its folder.
+    pub(crate) fn directory(&self) -> &OwnedFd {
+        &self.directory
+    }
+
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {
