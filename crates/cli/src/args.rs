@@ -79,7 +79,7 @@ pub(crate) enum Verb {
     /// Run a program, and write the policy that it needs.
     #[command(after_help = "All options: cofferdam learn --help", after_long_help = evidence::LEARN_EXAMPLES)]
     Learn(Box<LearnArgs>),
-    /// Show in a closed world of its own, offline, what a sandbox lets through.
+    /// Show in a closed world, offline, what a sandbox lets through.
     #[command(after_long_help = "Examples:\n  cofferdam demo\n  cofferdam demo --json | jq '.[].rows'")]
     Demo(DemoArgs),
     /// Check what the kernel has to offer, by doing it.
@@ -430,9 +430,14 @@ pub(crate) enum PolicyVerb {
         after_long_help = "Examples:\n  cofferdam policy check cofferdam.toml\n\nExit status: 0 when the file can be used, 1 when not."
     )]
     Check(PolicyCheckArgs),
-    /// Give a sandbox that stays another policy, also while it runs.
+    /// Give a sandbox that stays, or a run that goes on, another policy.
     #[command(after_help = "All options: cofferdam policy set --help", after_long_help = named::POLICY_SET_EXAMPLES)]
     Set(Box<PolicySetArgs>),
+    /// Print the policy that is in force for a run, also as a file.
+    #[command(
+        after_long_help = "Examples:\n  cofferdam policy show last\n  cofferdam policy show --json k3f9xa > policy.json\n\nExit status: 0, or 1 when it has ended or cannot be asked."
+    )]
+    Show(PolicyShowArgs),
     /// Print rules in their normal form.
     #[command(
         after_long_help = "Examples:\n  cofferdam policy fmt 'allow@API.GitHub.com:tcp:443, deny@any:tcp:25'\n  cofferdam policy fmt -f rules.txt"
@@ -463,6 +468,16 @@ pub(crate) enum PolicyVerb {
         after_long_help = "Examples:\n  cofferdam policy try new.toml --against last\n  cofferdam policy try new.toml --against k3f9x --against events.jsonl\n\nExit status: 0 when nothing changes; 1 when something does; 2 when that cannot be told."
     )]
     Try(PolicyTryArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PolicyShowArgs {
+    /// An id of `cofferdam log`, one end of it, `last`, or the name of a sandbox.
+    #[arg(value_name = "RUN")]
+    pub run: String,
+    /// Print its network as a configuration file in JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -65,6 +65,7 @@ fn main() -> ExitCode {
             let sub = sub.and_then(|sub| sub.subcommand_matches("set"));
             sub.map_or(EXIT_USAGE, |sub| named::set_policy(*args, sub))
         }
+        Verb::Policy(PolicyVerb::Show(args)) => named::show_policy(&args),
         Verb::Policy(verb) => policy::policy(&verb),
         Verb::Schema(args) => schema(&args),
         Verb::Completions(args) => completions(&args),

@@ -14,16 +14,18 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::ArgMatches;
+use cofferdam_control::change::{ChangeError, Changeable, Proposal};
 use cofferdam_control::named::{
     self, Entry, ExecOptions, LimitsEntry, Locked, Mode, MountEntry, NamedError, NamedSpec, Registry, RunSpec,
     SandboxName, SpecError,
 };
 use cofferdam_control::store::RunKind;
 use cofferdam_control::{RunError, RunOptions, Terminal, check_project, environment};
+use cofferdam_policy::file::{self, FlagItem};
 
 use crate::args::{
-    CreateArgs, ExecArgs, LimitArgs, ModeWord, NetworkArgs, NetworkLimitArgs, PlaceArgs, PolicySetArgs, RmArgs,
-    RunArgs, StartArgs, StopArgs,
+    CreateArgs, ExecArgs, LimitArgs, ModeWord, NetworkArgs, NetworkLimitArgs, PlaceArgs, PolicySetArgs, PolicyShowArgs,
+    RmArgs, RunArgs, StartArgs, StopArgs,
 };
 use crate::output::{self, Screen};
 use crate::refusal::{EXIT_FAILED, Refusal, each};
@@ -366,7 +368,6 @@ pub(crate) fn set_policy(mut args: PolicySetArgs, matches: &ArgMatches) -> u8 {
     let set = || -> Result<(), Refusal> {
         let items = run::flag_items(&args.network, &args.limits, matches)?;
         let network = run::network_config(&items, &args.network)?;
-        let entry = open(&args.name)?;
         if !network.ports.is_empty() {
             return Err(Refusal::setup(
                 "ports are published with `cofferdam ports add`, and stay when a policy is set".to_owned(),
@@ -377,6 +378,11 @@ pub(crate) fn set_policy(mut args: PolicySetArgs, matches: &ArgMatches) -> u8 {
                 "host sockets are named when a sandbox is made, and stay when a policy is set".to_owned(),
             ));
         }
+        let ipv6 = args.network.ipv6.then_some(true);
+        let entry = match open(&args.name) {
+            Ok(entry) => entry,
+            Err(refusal) => return set_policy_of_run(&args.name, &items, ipv6).unwrap_or(Err(refusal)),
+        };
         let unusable = |error: SpecError| match error {
             SpecError::Network(errors) => {
                 let text =
@@ -392,7 +398,7 @@ pub(crate) fn set_policy(mut args: PolicySetArgs, matches: &ArgMatches) -> u8 {
         };
         let changed = |entry: &Entry| {
             let before = entry.spec().map_err(|error| Refusal::from(&error))?;
-            before.with_policy(&items, args.network.ipv6.then_some(true)).map_err(unusable)
+            before.with_policy(&items, ipv6).map_err(unusable)
         };
         match named::set_policy(&entry, &changed(&entry)?) {
             Err(NamedError::Stopped(_)) => {
@@ -409,6 +415,33 @@ pub(crate) fn set_policy(mut args: PolicySetArgs, matches: &ArgMatches) -> u8 {
         Ok(()) => 0,
         Err(refusal) => refusal.with_status(EXIT_FAILED).tell(args.json),
     }
+}
+
+/// The same for a run that is no sandbox. `None`: there is no such run.
+fn set_policy_of_run(name: &str, items: &[FlagItem], ipv6: Option<bool>) -> Option<Result<(), Refusal>> {
+    let run = state::run_store().ok()?.find(name).ok()?;
+    let change = || -> Result<(), Refusal> {
+        let refused = |error: ChangeError| Refusal::from(&error);
+        let changeable = Changeable::open(&state::directory()?, &run).map_err(refused)?;
+        changeable.with_policy(items, ipv6).and_then(Proposal::apply).map_err(refused)
+    };
+    Some(change())
+}
+
+/// `cofferdam policy show`.
+pub(crate) fn show_policy(args: &PolicyShowArgs) -> u8 {
+    let show = || -> Result<u8, Refusal> {
+        let run = state::run_store()?.find(&args.run).map_err(|error| Refusal::from(&error))?;
+        let changeable = Changeable::open(&state::directory()?, &run).map_err(|error| Refusal::from(&error))?;
+        let network = changeable.network();
+        if args.json {
+            let json: serde_json::Value = serde_json::from_str(&file::to_json(network)).unwrap_or_default();
+            return Ok(output::print_json(&serde_json::json!({ "network": json })));
+        }
+        let text = cofferdam_control::policy_text(network).join("\n");
+        Ok(output::print(&format!("{text}\n")))
+    };
+    show().unwrap_or_else(|refusal| refusal.with_status(EXIT_FAILED).tell(args.json))
 }
 
 impl NetworkArgs {

@@ -40,7 +40,7 @@ pub(crate) fn policy(verb: &PolicyVerb) -> u8 {
         PolicyVerb::Test(args) => trial::test(args),
         PolicyVerb::Try(args) => trial::try_against(args),
         // It is about a sandbox, and done there.
-        PolicyVerb::Set(_) => crate::EXIT_USAGE,
+        PolicyVerb::Set(_) | PolicyVerb::Show(_) => crate::EXIT_USAGE,
     }
 }
 

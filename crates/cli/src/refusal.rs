@@ -1,6 +1,7 @@
 //! Why something did not happen: for people in words, for programs with a kind.
 
-use cofferdam_control::named::{NamedError, NarrowError};
+use cofferdam_control::change::ChangeError;
+use cofferdam_control::named::{NamedError, NarrowError, SpecError};
 use cofferdam_control::store::StoreError;
 use cofferdam_control::{EXIT_SETUP, RunError};
 use cofferdam_policy::file::ConfigErrors;
@@ -155,6 +156,27 @@ impl From<&StoreError> for Refusal {
             | StoreError::Ambiguous { .. }
             | StoreError::Version { .. }
             | StoreError::Broken { .. } => Kind::Setup,
+        };
+        Refusal { kind, ..Refusal::setup(output::chain(error)) }
+    }
+}
+
+impl From<&ChangeError> for Refusal {
+    fn from(error: &ChangeError) -> Refusal {
+        let kind = match error {
+            ChangeError::Sandbox(error) => return Refusal::from(error),
+            ChangeError::Spec(SpecError::Network(errors)) => {
+                return Refusal { errors: Some(errors.clone()), ..Refusal::setup(error.to_string()) };
+            }
+            ChangeError::Ended(_) => Kind::Stopped,
+            ChangeError::Busy => Kind::Busy,
+            ChangeError::Closed(_)
+            | ChangeError::OwnNetwork { .. }
+            | ChangeError::Rule(_)
+            | ChangeError::Refused(_)
+            | ChangeError::Silent { .. }
+            | ChangeError::Spec(_)
+            | ChangeError::Layers(_) => Kind::Setup,
         };
         Refusal { kind, ..Refusal::setup(output::chain(error)) }
     }

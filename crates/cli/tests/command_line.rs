@@ -7,7 +7,7 @@ mod common;
 use common::{cofferdam, finish, run, run_in};
 
 /// Every way to ask for help.
-const PAGES: [&[&str]; 31] = [
+const PAGES: [&[&str]; 32] = [
     &[],
     &["run"],
     &["create"],
@@ -32,6 +32,7 @@ const PAGES: [&[&str]; 31] = [
     &["policy", "subset"],
     &["policy", "diff"],
     &["policy", "set"],
+    &["policy", "show"],
     &["policy", "explain"],
     &["policy", "test"],
     &["policy", "try"],

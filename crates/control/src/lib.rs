@@ -3,7 +3,7 @@
 //!
 //! ```no_run
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! use cofferdam_control::{EventLog, RunOptions, Sandbox};
+//! use cofferdam_control::{EventLog, RunOptions, Sandbox, policy_text};
 //!
 //! let network = cofferdam_policy::file::default_network();
 //! let options = RunOptions { env: vec![("PATH".into(), "/usr/bin:/bin".into())], ..RunOptions::new(vec!["id".into()], network) };
@@ -38,5 +38,7 @@ pub use events::EventLog;
 pub use host::Host;
 pub use host_sockets::ShareError;
 pub use report::{ReportError, connect_report, create_report};
-pub use sandbox::{DEFAULT_UID, EXIT_DENIED, EXIT_SETUP, Finished, HOST_ALIASES, RunError, RunOptions, Sandbox};
+pub use sandbox::{
+    DEFAULT_UID, EXIT_DENIED, EXIT_SETUP, Finished, HOST_ALIASES, RunError, RunOptions, Sandbox, policy_text,
+};
 pub use state::{StateError, check_hidden};

@@ -700,7 +700,8 @@ fn hosts_lines(link: &LinkAddresses) -> Vec<(IpAddr, Vec<String>)> {
 
 /// The policy as people write it: rules in order, then the defaults. Those of policies around the run's own come first, with
 /// whose they are before each.
-fn policy_text(network: &NetworkConfig) -> Vec<String> {
+#[must_use]
+pub fn policy_text(network: &NetworkConfig) -> Vec<String> {
     if !network.enabled {
         return vec!["none".to_owned()];
     }

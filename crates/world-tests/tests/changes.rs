@@ -125,3 +125,41 @@ fn line(out: &mut BufReader<ChildStdout>) -> String {
     out.read_line(&mut line).expect("the program speaks UTF-8");
     line.trim_end().to_owned()
 }
+
+#[test]
+fn a_plain_run_is_changed_while_it_goes_on() {
+    for family in Family::BOTH {
+        let ran = World::shared().script(&format!(
+            r#"
+            D=$XDG_STATE_HOME
+            mkfifo $D/input
+            $C run --no-cwd --quiet --allow other.wall-test.com -- sh -c \
+                'while read line; do curl -s -m5 -o /dev/null http://{name}/ && echo reached || echo denied; done' < $D/input > $D/out &
+            run=$!
+            exec 9> $D/input
+            echo >&9
+            until_ grep -q denied $D/out
+            $C policy show last
+            $C policy set last --allow {name}
+            $C policy show --json last | grep -c {name}
+            echo >&9
+            until_ grep -q reached $D/out
+            $C policy set last --allow other.wall-test.com
+            echo >&9
+            until_ eval '[ $(grep -c denied $D/out) = 2 ]'
+            # Its folder is closed to others, and so is the socket.
+            stat -c '%a %F' $D/cofferdam/runs/2*/control
+            stat -c '%a' $D/cofferdam/runs/2*
+            $C log last --json | grep -c policy.changed
+            $C run --no-cwd --host-socket $(echo $D/cofferdam/runs/2*/control):/run/c -- true 2>&1 | grep -c 'cannot be shared'
+            exec 9>&-
+            wait $run
+            ls $D/cofferdam/runs/2*/control 2>/dev/null || echo gone
+            $C policy set last --allow {name} || echo failed $?
+            "#,
+            name = family.name(),
+        ));
+        ran.exits(0).says("allow@other.wall-test.com:tcp+udp\ndefault egress deny\n");
+        ran.says("1\n600 socket\n700\n2\n1\ngone\n").says("failed 1\n");
+    }
+}

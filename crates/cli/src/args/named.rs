@@ -188,6 +188,7 @@ Examples:
   cofferdam policy set work --allow @pypi --allow 10.0.0.5:5432
   cofferdam policy set work cofferdam.toml
   cofferdam policy set work --no-net
+  cofferdam policy set last --allow example.org
 
 The rules that were there are replaced, with their defaults and modes. Limits and
 resolvers stay as they are unless they are named. Connections that the new rules
@@ -195,11 +196,14 @@ do not allow are ended, the others do not notice; so it is for runs with rules o
 their own, which stay within. It holds over stop and start. Addresses of the link
 change with the next start; so do resolvers over TLS, or given by name.
 
+A run that is no sandbox's is named by its id in `cofferdam log`, and keeps the
+policy to its end.
+
 Exit status: 0 when it is in force everywhere, 1 when nothing was changed.";
 
 #[derive(Debug, Args)]
 pub(crate) struct PolicySetArgs {
-    /// The sandbox.
+    /// The sandbox; or a run that goes on, by its id, one end of it, or `last`.
     #[arg(value_name = "NAME", hide_short_help = true)]
     pub name: String,
     /// A TOML, JSON or YAML file, as of --net-conf; - reads TOML or JSON from stdin.
