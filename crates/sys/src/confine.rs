@@ -101,6 +101,8 @@ impl fmt::Display for Capability {
 impl Capability {
     /// Over the permissions of files, for root's processes that are to reach what others own.
     pub const DAC_OVERRIDE: Capability = Capability(1);
+    /// Over the modes and times of files that belong to others, for root's processes.
+    pub const FOWNER: Capability = Capability(3);
     /// Of a network namespace: its interfaces, addresses, filters, and sockets with addresses that are not its own.
     pub const NET_ADMIN: Capability = Capability(12);
 

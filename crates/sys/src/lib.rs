@@ -4,6 +4,7 @@
 pub mod confine;
 pub mod datagram;
 pub mod fdpass;
+pub mod file;
 pub mod mount;
 pub mod netlink;
 pub mod nft;
