@@ -1,0 +1,143 @@
+//! Giving up power before the first byte of a guest is read.
+//!
+//! | Stage | What is given up | Why not earlier |
+//! |---|---|---|
+//! | capabilities, `no_new_privs` | any privilege, and any way to get one; as root `CAP_DAC_OVERRIDE` and `CAP_FOWNER` stay, without which root has not its own files | the descriptor limit is raised before |
+//! | Landlock | every path but those beneath the shares; of those that are read-only, every change | the shares are open before |
+//! | seccomp | every system call that serving files does not take, among them any that opens a file other than by `openat2` | the stages above need theirs |
+//!
+//! What stays: the stream, the shares, memory and time. No socket can be made, no process started, nothing signalled. A kernel without Landlock loses that stage
+//! alone: a server that is taken over could then open what its user may.
+
+use std::io;
+
+use cofferdam_sys::confine::{
+    self, Answer, Call, Capability, Filter, FilterError, PathAccess, Test, has_capability, install_seccomp,
+};
+
+use crate::share::{ShareAccess, Shares};
+
+/// Proof that the thread is confined. Only [`confine`] makes one, and [`serve`](crate::serve()) wants it.
+#[derive(Debug)]
+pub struct Confined(());
+
+impl Confined {
+    /// For tests, which have no guest.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn not_at_all() -> Confined {
+        Confined(())
+    }
+}
+
+/// Why the process could not be confined.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfineError {
+    #[error("cannot give up capabilities")]
+    Capabilities { source: io::Error },
+    #[error("cannot set no_new_privs")]
+    NoNewPrivileges { source: io::Error },
+    #[error("cannot restrict access to files with Landlock")]
+    Landlock { source: io::Error },
+    #[error("cannot restrict system calls with seccomp")]
+    Seccomp {
+        #[from]
+        source: FilterError,
+    },
+}
+
+/// Confines the calling thread, and what it starts, for good: to the shares that there are.
+///
+/// # Errors
+/// The system refused one of the stages.
+pub fn confine(shares: &Shares) -> Result<Confined, ConfineError> {
+    let capabilities = |source| ConfineError::Capabilities { source };
+    let mut kept = Vec::new();
+    for capability in [Capability::DAC_OVERRIDE, Capability::FOWNER] {
+        if has_capability(capability).map_err(capabilities)? {
+            kept.push(capability);
+        }
+    }
+    confine::keep_capabilities(&kept).map_err(capabilities)?;
+    confine::no_new_privileges().map_err(|source| ConfineError::NoNewPrivileges { source })?;
+    let roots = shares.roots().map_err(|source| ConfineError::Landlock { source })?;
+    let roots: Vec<_> = roots
+        .into_iter()
+        .map(|(root, access)| match access {
+            ShareAccess::ReadOnly => (root, PathAccess::Read),
+            ShareAccess::ReadWrite => (root, PathAccess::Write),
+        })
+        .collect();
+    confine::landlock_opened(&roots).map_err(|source| ConfineError::Landlock { source })?;
+    drop(roots);
+    let executable = u32::try_from(libc::PROT_EXEC).unwrap_or(4);
+    let mapping = [libc::SYS_mmap, libc::SYS_mprotect].map(|call| Call::new(call).when(2, Test::Bit(executable)));
+    install_seccomp(&Filter::deny(mapping.into(), Answer::Errno(libc::EPERM))?)?;
+    install_seccomp(&Filter::allow(calls(), Answer::Errno(libc::EPERM))?)?;
+    Ok(Confined(()))
+}
+
+/// Every system call of a server, and who makes it.
+fn calls() -> Vec<Call> {
+    let any = [
+        // The stream, and files: data.
+        libc::SYS_read,
+        libc::SYS_write,
+        libc::SYS_pread64,
+        libc::SYS_pwrite64,
+        libc::SYS_fsync,
+        libc::SYS_fdatasync,
+        libc::SYS_ftruncate,
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_poll,
+        libc::SYS_ppoll,
+        libc::SYS_restart_syscall,
+        // Files: names. There is no call here that follows a path by itself.
+        libc::SYS_openat2,
+        libc::SYS_close,
+        libc::SYS_mkdirat,
+        libc::SYS_unlinkat,
+        libc::SYS_renameat2,
+        libc::SYS_linkat,
+        libc::SYS_symlinkat,
+        libc::SYS_readlinkat,
+        libc::SYS_getdents64,
+        // Files: what is known of them.
+        libc::SYS_statx,
+        libc::SYS_fstat,
+        libc::SYS_fstatfs,
+        libc::SYS_fchmod,
+        libc::SYS_fchmodat2,
+        libc::SYS_utimensat,
+        // Challenges and ids; the time of day.
+        libc::SYS_getrandom,
+        libc::SYS_clock_gettime,
+        // The allocator.
+        libc::SYS_brk,
+        libc::SYS_mmap,
+        libc::SYS_munmap,
+        libc::SYS_mremap,
+        libc::SYS_madvise,
+        libc::SYS_futex,
+        // Signals and the end, in peace and in panic.
+        libc::SYS_writev,
+        libc::SYS_rt_sigreturn,
+        libc::SYS_rt_sigaction,
+        libc::SYS_rt_sigprocmask,
+        libc::SYS_sigaltstack,
+        libc::SYS_getpid,
+        libc::SYS_gettid,
+        libc::SYS_tgkill,
+        libc::SYS_exit,
+        libc::SYS_exit_group,
+    ];
+    let commands = [
+        // Locks; the standard library looks whether what it closes is open, in builds with debug assertions.
+        libc::F_OFD_SETLK,
+        libc::F_GETFD,
+        // A directory that is to be listed is asked how it was opened.
+        libc::F_GETFL,
+    ]
+    .map(|command| Call::new(libc::SYS_fcntl).when(1, Test::Equal(u32::try_from(command).unwrap_or(u32::MAX))));
+    any.into_iter().map(Call::new).chain(commands).collect()
+}

@@ -1,0 +1,113 @@
+//! Between a stream and a connection: messages with four bytes of length before each (MS-SMB2 2.1, Direct TCP).
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+
+use crate::connection::{Connection, Ended, MAX_MESSAGE, RETRY};
+use crate::{Confined, Server};
+
+/// Why a stream is served no longer, other than that it has ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error("cannot read from the client")]
+    Read { source: io::Error },
+    #[error("cannot write to the client")]
+    Write { source: io::Error },
+    #[error("a message of {length} bytes; the longest that is taken has {MAX_MESSAGE}")]
+    TooLong { length: usize },
+    #[error("the client's connection is over")]
+    Ended {
+        #[source]
+        source: Ended,
+    },
+}
+
+/// Serves one client until its stream ends. Blocks; a client that reads no answers is asked nothing more.
+///
+/// # Errors
+/// The stream broke, or the client said what ends a connection.
+pub fn serve(
+    server: &Server,
+    input: BorrowedFd<'_>,
+    output: BorrowedFd<'_>,
+    _confined: &Confined,
+) -> Result<(), ServeError> {
+    let mut connection = Connection::new(server);
+    // Both keep the room of the longest message so far.
+    let (mut message, mut out) = (Vec::new(), Vec::new());
+    loop {
+        out.clear();
+        if !wait(input, connection.is_waiting())? {
+            connection.handle_timeout(&mut out);
+            send(output, &out)?;
+            continue;
+        }
+        let mut head = [0; 4];
+        if !receive(input, &mut head)? {
+            return Ok(());
+        }
+        let length = usize::try_from(u32::from_be_bytes(head)).unwrap_or(usize::MAX);
+        if length > MAX_MESSAGE {
+            return Err(ServeError::TooLong { length });
+        }
+        message.resize(length, 0);
+        if !receive(input, &mut message)? {
+            return Ok(());
+        }
+        let result = connection.handle_message(&message, &mut out);
+        send(output, &out)?;
+        result.map_err(|source| ServeError::Ended { source })?;
+    }
+}
+
+/// Waits for the client; `false` when it is time to try again what waits.
+fn wait(input: BorrowedFd<'_>, is_waiting: bool) -> Result<bool, ServeError> {
+    if !is_waiting {
+        return Ok(true);
+    }
+    let timeout = Timespec::try_from(RETRY).unwrap_or_default();
+    match rustix::event::poll(&mut [PollFd::from_borrowed_fd(input, PollFlags::IN)], Some(&timeout)) {
+        Ok(0) | Err(Errno::INTR) => Ok(false),
+        Ok(_) => Ok(true),
+        Err(error) => Err(ServeError::Read { source: error.into() }),
+    }
+}
+
+/// Fills `room`; `false` when the stream has ended before.
+fn receive(input: BorrowedFd<'_>, mut room: &mut [u8]) -> Result<bool, ServeError> {
+    while !room.is_empty() {
+        match rustix::io::read(input, &mut *room) {
+            Ok(0) => return Ok(false),
+            Ok(read) => room = room.get_mut(read..).unwrap_or_default(),
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => ready(input, PollFlags::IN).map_err(|source| ServeError::Read { source })?,
+            // The other end is gone with something that it had not read.
+            Err(Errno::CONNRESET) => return Ok(false),
+            Err(error) => return Err(ServeError::Read { source: error.into() }),
+        }
+    }
+    Ok(true)
+}
+
+fn send(output: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<(), ServeError> {
+    while !bytes.is_empty() {
+        match rustix::io::write(output, bytes) {
+            Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => ready(output, PollFlags::OUT).map_err(|source| ServeError::Write { source })?,
+            Err(error) => return Err(ServeError::Write { source: error.into() }),
+        }
+    }
+    Ok(())
+}
+
+/// Waits on a stream that was handed over without blocking.
+fn ready(stream: BorrowedFd<'_>, events: PollFlags) -> io::Result<()> {
+    match rustix::event::poll(&mut [PollFd::from_borrowed_fd(stream, events)], None) {
+        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
