@@ -106,6 +106,9 @@ pub(crate) enum Verb {
     /// The small client that `demo` and `doctor --prove` run in their sandboxes.
     #[command(hide = true)]
     InternalClient(crate::client::ClientArgs),
+    /// The file server of one connection of a virtual machine.
+    #[command(hide = true)]
+    SmbServe(crate::smb::SmbServeArgs),
 }
 
 const RUN_EXAMPLES: &str = "\

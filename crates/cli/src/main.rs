@@ -14,6 +14,7 @@ mod output;
 mod policy;
 mod refusal;
 mod run;
+mod smb;
 mod state;
 mod units;
 mod why;
@@ -71,6 +72,7 @@ fn main() -> ExitCode {
         Verb::Completions(args) => completions(&args),
         Verb::Version(args) => version(&args),
         Verb::InternalClient(args) => client::client(&args),
+        Verb::SmbServe(args) => smb::smb_serve(&args),
     };
     ExitCode::from(status)
 }
