@@ -9,7 +9,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use cofferdam_gateway::{BuildError, build_netns, open_packets, serve_broker};
+use cofferdam_gateway::{BuildError, GuestEnd, build_netns, open_packets, serve_broker};
 use cofferdam_sys::ns::{self, Fork, IdMap, NamespaceKind, Namespaces, ParentOf, Setgroups};
 use cofferdam_sys::process::{self, Groups};
 use cofferdam_sys::{fdpass, tun};
@@ -74,11 +74,10 @@ impl Builder<'_> {
             .map_err(|error| Fault::new("make a user namespace", &error).with_remedy(remedy::user_namespace(&error)))?;
         // The device belongs to the network namespace it is opened in; and as root's file it may be closed to the
         // user this process becomes next.
-        let tun = match init.spec.network {
-            Some(_) => Some(tun::open().map_err(|error| {
-                Fault::new("open /dev/net/tun", &error.source).with_remedy(remedy::tun(&error.source))
-            })?),
-            None => None,
+        let tun = init.spec.network.as_ref().map(|_| open_tun()).transpose()?;
+        let tap = match (&tun, init.task) {
+            (Some(_), Task::Monitor) => Some(open_tun()?),
+            (_, Task::Program | Task::Stay) | (None, Task::Monitor) => None,
         };
         wire::send(&supervisor, &Message::Unshared, &[]).step(|| "reach the supervisor".to_owned())?;
         match wire::receive(supervisor.as_fd(), Some(lifeline.as_fd()), None) {
@@ -116,7 +115,7 @@ impl Builder<'_> {
             ns::open(Some(child.pid), NamespaceKind::Net).step(|| "open the sandbox's network namespace".to_owned())?;
         let doors = match init.task {
             Task::Stay => handles::open_doors(child.pid).step(|| "open the sandbox's namespaces".to_owned())?,
-            Task::Program => Vec::new(),
+            Task::Program | Task::Monitor => Vec::new(),
         };
         let born = std::iter::once(child.pidfd.as_fd()).chain(doors.iter().map(AsFd::as_fd)).collect::<Vec<_>>();
         wire::send(&supervisor, &Message::Born { pid }, &born).step(|| "reach the supervisor".to_owned())?;
@@ -129,7 +128,8 @@ impl Builder<'_> {
         // An init that cannot be reached has told the supervisor why, or the supervisor sees its end.
         wire::send(&own, &Message::Mapped, &[]).map_err(|_| None)?;
         if let (Some(network), Some(tun)) = (&init.spec.network, tun) {
-            let fds = build_netns(&network.link, tun, netns.as_fd()).map_err(|error| fault(&error))?;
+            let guest = tap.as_ref().map_or(GuestEnd::Netns(netns.as_fd()), |tap| GuestEnd::Tap(tap.as_fd()));
+            let fds = build_netns(&network.link, tun, guest).map_err(|error| fault(&error))?;
             let broker = match network.needs_broker() {
                 true => Some(fdpass::pair().step(|| "make a socket pair".to_owned())?),
                 false => None,
@@ -144,7 +144,8 @@ impl Builder<'_> {
             let all = all.chain(packets.iter().map(AsFd::as_fd));
             wire::send(&supervisor, &Message::Built, &all.collect::<Vec<_>>())
                 .step(|| "hand over the gateway's descriptors".to_owned())?;
-            wire::send(&own, &Message::Linked, &[]).map_err(|_| None)?;
+            let tap = tap.as_ref().map(AsFd::as_fd);
+            wire::send(&own, &Message::Linked, tap.as_slice()).map_err(|_| None)?;
             drop((own, netns, fds, packets));
             return match broker {
                 Some((channel, _)) => Ok(Some((channel, lifeline))),
@@ -155,6 +156,10 @@ impl Builder<'_> {
         }
         Ok(None)
     }
+}
+
+fn open_tun() -> Result<OwnedFd, Fault> {
+    tun::open().map_err(|error| Fault::new("open /dev/net/tun", &error.source).with_remedy(remedy::tun(&error.source)))
 }
 
 /// A socket with the packets of the link that was built, for who is to capture them.

@@ -14,7 +14,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use cofferdam_gateway::build_netns;
+use cofferdam_gateway::{GuestEnd, build_netns};
 use cofferdam_sys::ns::{self, Fork, NamespaceKind, Namespaces, ParentOf};
 use cofferdam_sys::process::{self, Groups};
 use cofferdam_sys::{fdpass, tun};
@@ -103,7 +103,7 @@ impl Enter<'_> {
             Ok(Received::Message(Message::Netns, mut fds)) => fds.pop().ok_or(None)?,
             Ok(_) | Err(_) => return Err(None),
         };
-        let fds = build_netns(&network.link, tun, netns.as_fd()).map_err(|error| fault(&error))?;
+        let fds = build_netns(&network.link, tun, GuestEnd::Netns(netns.as_fd())).map_err(|error| fault(&error))?;
         let packets = packets(&network)?;
         let all = std::iter::once(fds.tun.as_fd()).chain(fds.listeners.iter().map(AsFd::as_fd));
         let all = all.chain(packets.iter().map(AsFd::as_fd));

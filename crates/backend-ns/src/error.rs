@@ -37,6 +37,9 @@ pub enum LaunchError {
     /// A step of the start failed.
     #[error("{role} could not {step}{remedy}")]
     Step { role: Role, step: String, remedy: String, source: io::Error },
+    /// The virtual machine did not start.
+    #[error("the virtual machine did not start: {0}")]
+    Guest(String),
     /// A process of ours ended during the start.
     #[error("{role} ended unexpectedly while the sandbox was being started ({how})")]
     Died { role: Role, how: String },
@@ -50,7 +53,7 @@ impl LaunchError {
         match self {
             Self::Exec { source, .. } if source.kind() == io::ErrorKind::NotFound => 127,
             Self::Exec { .. } => 126,
-            Self::Spec(_) | Self::Project(_) | Self::Step { .. } | Self::Died { .. } => 125,
+            Self::Spec(_) | Self::Project(_) | Self::Step { .. } | Self::Guest(_) | Self::Died { .. } => 125,
         }
     }
 }

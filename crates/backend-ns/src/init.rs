@@ -6,6 +6,7 @@
 //! | mapped | trees of the supervisor, if any | makes the view and moves into it |
 //! | placed | `Linked` of the builder, with a network | configures its interface, says `Placed` |
 //! | ready | `Go` of the supervisor | forks the program, says `Started` or `NotExecuted`; without a program `Started` |
+//! | ready | `Go` of the supervisor, with a monitor | forks that, and passes on what it says until that is `Started` ([`monitor`](crate::monitor)) |
 //! | running | end of children, signals from the supervisor | says `Exited` or `Signaled`, ends |
 //!
 //! When it ends, for whatever reason, the kernel kills every process of the sandbox. It ends when the supervisor does:
@@ -29,6 +30,7 @@ use rustix::process::{DumpableBehavior, Pid, Signal, WaitOptions};
 use crate::builder::fault;
 use crate::handles::Attachment;
 use crate::inspect;
+use crate::monitor::{Monitor, Post};
 use crate::place::{self, place};
 use crate::plan::Step;
 use crate::program;
@@ -50,6 +52,8 @@ pub(crate) struct Init<'a> {
     pub(crate) task: Task,
     /// What runs in place of a program.
     pub(crate) own: Option<OwnProgram>,
+    /// What runs in place of a program that is in a virtual machine.
+    pub(crate) monitor: Option<&'a dyn Monitor>,
     /// The sandbox that this is a run in.
     pub(crate) inside: Option<Inside>,
 }
@@ -65,6 +69,8 @@ pub(crate) enum Task {
     Program,
     /// To hold the sandbox's namespaces, in which others run programs.
     Stay,
+    /// A virtual machine, and it ends with that.
+    Monitor,
 }
 
 /// What the init of a run has of its sandbox.
@@ -87,7 +93,7 @@ pub(crate) fn run(init: Init<'_>, builder: OwnedFd, lifeline: OwnedFd) -> u8 {
         return 1;
     }
     match prepare(&init, inside, builder, &lifeline)
-        .and_then(|(program, children)| serve(&init.supervisor, &lifeline, program, &children).map_err(Some))
+        .and_then(|(running, children)| serve(&init.supervisor, &lifeline, &running, &children).map_err(Some))
     {
         Ok(()) => 0,
         Err(Some(fault)) => {
@@ -104,7 +110,7 @@ fn prepare(
     inside: Option<Inside>,
     builder: OwnedFd,
     lifeline: &OwnedFd,
-) -> Result<(Option<Pid>, SignalFd), Option<Fault>> {
+) -> Result<(Started, SignalFd), Option<Fault>> {
     rustix::process::setsid().step(|| "start a session".to_owned())?;
     process::die_with_parent().step(|| "ask for a signal at the supervisor's end".to_owned())?;
     process::reset_signals(&KEPT_IGNORED).step(|| "reset its signals".to_owned())?;
@@ -126,9 +132,16 @@ fn prepare(
         trees.extend(expect(&init.supervisor, lifeline, &Message::Trees)?);
     }
     // Made before the view is: the kernel gives no new proc where the old one is partly covered. A sandbox without it runs all the same.
-    let eyes = init.spec.network.as_ref().and_then(|_| inspect::eyes().ok());
+    let is_monitored = init.task == Task::Monitor;
+    let eyes = init.spec.network.as_ref().filter(|_| !is_monitored).and_then(|_| inspect::eyes().ok());
     let is_joined = inside.as_ref().is_some_and(|inside| inside.attachment == Attachment::Session);
-    let link = || match &init.spec.network {
+    let mut tap = None;
+    let mut link = || match &init.spec.network {
+        // The other end is the virtual machine's, and so is what it has for addresses.
+        Some(_) if is_monitored => {
+            tap = expect(&builder, lifeline, &Message::Linked)?.pop();
+            Ok(())
+        }
         Some(network) => {
             expect(&builder, lifeline, &Message::Linked)?;
             configure_guest_link(&network.link).map_err(|error| Some(fault(&error)))
@@ -159,9 +172,18 @@ fn prepare(
     wire::send(&init.supervisor, &Message::Placed, &[]).step(|| "reach the supervisor".to_owned())?;
     expect(&init.supervisor, lifeline, &Message::Go)?;
     match init.task {
-        Task::Program => start(init).map(|(program, children)| (Some(program), children)),
-        Task::Stay => stay(init).map(|children| (None, children)),
+        Task::Program => start(init),
+        Task::Stay => stay(init).map(|children| (Started { program: None, monitor: None }, children)),
+        Task::Monitor => start_monitor(init, tap, lifeline),
     }
+}
+
+/// What runs.
+#[derive(Debug)]
+struct Started {
+    program: Option<Pid>,
+    /// To and from a monitor.
+    monitor: Option<OwnedFd>,
 }
 
 /// Says that the sandbox is there.
@@ -198,21 +220,16 @@ fn loopback_up() -> Result<(), netlink::NetlinkError> {
 }
 
 /// Starts the program, and says whether that went well.
-fn start(init: &Init<'_>) -> Result<(Pid, SignalFd), Option<Fault>> {
+fn start(init: &Init<'_>) -> Result<(Started, SignalFd), Option<Fault>> {
     let children = SignalFd::new(&[Signal::CHILD]).step(|| "receive the end of processes".to_owned())?;
-    let pty = match init.spec.terminal {
-        Terminal::Inherit => None,
-        Terminal::Pty => Some(tty::open_pty().step(|| "make a terminal".to_owned())?),
-    };
+    let pty = open_terminal(init.spec)?;
     let (own, other) = fdpass::pair().step(|| "make a socket pair".to_owned())?;
     let child = match ns::fork().step(|| "fork the program".to_owned())? {
         Fork::Child => process::run_and_exit(|| program::run(init.spec, init.filters, pty, init.own, &other)),
         Fork::Parent(child) => child,
     };
     drop(other);
-    // Nothing more needs a privilege: it reaps, and signals processes of its own user.
-    confine::drop_all_capabilities().step(|| "drop its capabilities".to_owned())?;
-    confine::no_new_privileges().step(|| "renounce new privileges".to_owned())?;
+    renounce()?;
     let message = match wire::receive(own.as_fd(), None, None).step(|| "hear from the program".to_owned())? {
         // The other end was closed by a successful exec.
         Received::Closed => Message::Started,
@@ -221,17 +238,95 @@ fn start(init: &Init<'_>) -> Result<(Pid, SignalFd), Option<Fault>> {
     };
     let controller = pty.as_ref().map(|Pty { controller, .. }| controller.as_fd());
     wire::send(&init.supervisor, &message, controller.as_slice()).step(|| "reach the supervisor".to_owned())?;
-    if message == Message::Started { Ok((child.pid, children)) } else { Err(None) }
+    let started = Started { program: Some(child.pid), monitor: None };
+    if message == Message::Started { Ok((started, children)) } else { Err(None) }
+}
+
+fn open_terminal(spec: &SandboxSpec) -> Result<Option<Pty>, Fault> {
+    match spec.terminal {
+        Terminal::Inherit => Ok(None),
+        Terminal::Pty => tty::open_pty().map(Some).step(|| "make a terminal".to_owned()),
+    }
+}
+
+/// Nothing more needs a privilege: it reaps, and signals processes of its own user.
+fn renounce() -> Result<(), Fault> {
+    confine::drop_all_capabilities().step(|| "drop its capabilities".to_owned())?;
+    confine::no_new_privileges().step(|| "renounce new privileges".to_owned())
+}
+
+/// Starts the monitor, and passes on what it and the supervisor have to say to each other until the program runs.
+fn start_monitor(
+    init: &Init<'_>,
+    link: Option<OwnedFd>,
+    lifeline: &OwnedFd,
+) -> Result<(Started, SignalFd), Option<Fault>> {
+    let Some(monitor) = init.monitor else { return Err(None) };
+    let children = SignalFd::new(&[Signal::CHILD]).step(|| "receive the end of processes".to_owned())?;
+    let pty = open_terminal(init.spec)?;
+    let (own, other) = fdpass::pair().step(|| "make a socket pair".to_owned())?;
+    let controller = pty.as_ref().map(|pty| pty.controller.try_clone()).transpose();
+    let controller = controller.step(|| "keep the terminal".to_owned())?;
+    let child = match ns::fork().step(|| "fork the monitor".to_owned())? {
+        Fork::Child => process::run_and_exit(|| {
+            program::run_monitor(init.spec, init.filters, pty, monitor, Post::new(other, link))
+        }),
+        Fork::Parent(child) => child,
+    };
+    drop((other, link, pty));
+    renounce()?;
+    let reach = || "reach the supervisor".to_owned();
+    loop {
+        match wire::receive(own.as_fd(), Some(lifeline.as_fd()), None).step(|| "hear from the monitor".to_owned())? {
+            Received::Message(Message::Booted, _) => {
+                wire::send(&init.supervisor, &Message::Booted, &[]).step(reach)?;
+                expect(&init.supervisor, lifeline, &Message::Go)?;
+                // One that has ended is noticed below.
+                let _gone = wire::send(&own, &Message::Go, &[]);
+            }
+            Received::Message(Message::Started, _) => {
+                let controller = controller.as_ref().map(AsFd::as_fd);
+                wire::send(&init.supervisor, &Message::Started, controller.as_slice()).step(reach)?;
+                return Ok((Started { program: Some(child.pid), monitor: Some(own) }, children));
+            }
+            Received::Message(
+                message @ (Message::NotExecuted { .. } | Message::Lost { .. } | Message::Failed(_)),
+                _,
+            ) => {
+                wire::send(&init.supervisor, &message, &[]).step(reach)?;
+                return Err(None);
+            }
+            Received::Message(..) | Received::Closed => {
+                let why = "the monitor of the virtual machine ended unexpectedly".to_owned();
+                wire::send(&init.supervisor, &Message::Lost { why }, &[]).step(reach)?;
+                return Err(None);
+            }
+            Received::Orphaned | Received::Late => return Err(None),
+        }
+    }
 }
 
 /// Reaps and passes signals on until the program has ended or the supervisor is gone.
-fn serve(supervisor: &OwnedFd, lifeline: &OwnedFd, program: Option<Pid>, children: &SignalFd) -> Result<(), Fault> {
+fn serve(supervisor: &OwnedFd, lifeline: &OwnedFd, started: &Started, children: &SignalFd) -> Result<(), Fault> {
+    let program = started.program;
     loop {
         let sources = [supervisor.as_fd(), lifeline.as_fd(), children.as_fd()];
-        let mut fds = sources.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+        let mut fds: Vec<_> = sources.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
+        fds.extend(started.monitor.iter().map(|monitor| PollFd::from_borrowed_fd(monitor.as_fd(), PollFlags::IN)));
         wire::poll(&mut fds, None).step(|| "wait for events".to_owned())?;
-        let [message, orphaned, ended] = fds.map(|fd| !fd.revents().is_empty());
+        let mut ready = fds.iter().map(|fd| !fd.revents().is_empty());
+        let [message, orphaned, ended, said] = std::array::from_fn(|_| ready.next().unwrap_or(false));
+        drop(ready);
+        drop(fds);
         if orphaned {
+            return Ok(());
+        }
+        // Before its end: what it says explains that.
+        if said
+            && let Some(monitor) = &started.monitor
+            && let Ok(Received::Message(lost @ Message::Lost { .. }, _)) = wire::receive_ready(monitor)
+        {
+            let _gone = wire::send(supervisor, &lost, &[]);
             return Ok(());
         }
         if ended {

@@ -13,6 +13,7 @@ mod identity;
 mod init;
 mod inspect;
 mod limits;
+mod monitor;
 mod place;
 mod plan;
 mod program;
@@ -29,10 +30,11 @@ pub use error::{LaunchError, ProjectError, Role};
 pub use handles::{Attachment, HANDLE_COUNT, Handles};
 pub use init::OwnProgram;
 pub use inspect::{Inspector, Transport};
+pub use monitor::{Monitor, Post};
 pub use project::check_project;
 pub use resolve::{ResolveError, open_directory, resolve, writable_roots};
-pub use run::{Observer, Order, Running, launch, launch_empty, launch_inside};
+pub use run::{Observer, Order, Running, launch, launch_empty, launch_inside, launch_monitored};
 pub use spec::{
     GatewayEnd, GatewayFate, Mount, NetworkSpec, Outcome, Place, ResolverFile, ResourceLimits, SandboxSpec, Status,
-    Terminal,
+    Terminal, View,
 };

@@ -16,7 +16,7 @@ use cofferdam_sys::mount::Attributes;
 
 use crate::etc;
 use crate::wire::{Fault, Step as _};
-use crate::{Mount, SandboxSpec};
+use crate::{Mount, SandboxSpec, View};
 
 /// What of the host is shown at the same path, with the reason. Missing ones are left out; symbolic links are made anew.
 const SYSTEM: &[(&str, &str)] = &[
@@ -30,6 +30,24 @@ const SYSTEM: &[(&str, &str)] = &[
     ("opt", "programs that did not come with the distribution"),
     ("nix/store", "where usr and etc of NixOS lead"),
     ("gnu/store", "where usr and etc of Guix lead"),
+];
+
+/// As [`SYSTEM`], for QEMU alone: what it is linked with, and what it loads.
+const QEMU: &[(&str, &str)] = &[
+    ("lib", "libraries; usually a link into usr"),
+    ("lib32", "as lib"),
+    ("lib64", "as lib, with the dynamic loader"),
+    ("libx32", "as lib"),
+    ("usr/lib", "libraries, and modules of QEMU"),
+    ("usr/lib32", "as usr/lib"),
+    ("usr/lib64", "as usr/lib"),
+    ("usr/libx32", "as usr/lib"),
+    ("usr/local/lib", "libraries of a QEMU that was built here"),
+    ("usr/share/qemu", "firmware"),
+    ("usr/local/share/qemu", "firmware"),
+    ("usr/share/seabios", "firmware"),
+    ("nix/store", "where everything of NixOS is"),
+    ("gnu/store", "where everything of Guix is"),
 ];
 
 /// Directories at the top of a root file system of the user's that are made fresh, as with the host's.
@@ -194,7 +212,13 @@ impl Host {
     ///
     /// # Errors
     /// A root file system that cannot be read.
-    pub(crate) fn survey(rootfs: Option<&Path>) -> Result<Self, Fault> {
+    pub(crate) fn survey(rootfs: Option<&Path>, view: View) -> Result<Self, Fault> {
+        if view == View::Qemu {
+            let root = PathBuf::from("/");
+            let system = QEMU.iter().map(|(path, _why)| PathBuf::from(path));
+            let system = system.filter_map(|path| Some((path.clone(), entry(&root.join(&path))?))).collect();
+            return Ok(Self { root, system, ..Self::default() });
+        }
         let root = rootfs.unwrap_or(Path::new("/")).to_owned();
         let system: Vec<PathBuf> = match rootfs {
             None => SYSTEM.iter().map(|(path, _why)| PathBuf::from(path)).collect(),
@@ -289,9 +313,19 @@ pub(crate) fn wanted(spec: &SandboxSpec) -> Vec<Mount> {
 pub(crate) fn plan(spec: &SandboxSpec, host: &Host, wanted: &[Wanted]) -> Vec<Step> {
     let mut steps = Vec::new();
     plan_system(host, &mut steps);
-    plan_etc(spec, host, &mut steps);
-    plan_fresh(host, &mut steps);
-    plan_kernel(&mut steps);
+    match spec.place.view {
+        View::System => {
+            plan_etc(spec, host, &mut steps);
+            plan_fresh(host, &mut steps);
+            plan_kernel(&mut steps);
+        }
+        View::Qemu => {
+            plan_devices(&mut steps);
+            steps.extend(spec.place.devices.iter().map(|name| device(name, Need::Optional)));
+            steps.push(terminals());
+            plan_processes(&mut steps);
+        }
+    }
     for Wanted { mount, source } in wanted {
         steps.push(Step::Tree {
             path: inside(&mount.target),
@@ -373,22 +407,28 @@ fn plan_etc(spec: &SandboxSpec, host: &Host, steps: &mut Vec<Step>) {
     steps.extend(host.hidden.iter().map(|path| Step::Cover { path: etc.join(path) }));
 }
 
-fn plan_fresh(host: &Host, steps: &mut Vec<Step>) {
+fn plan_devices(steps: &mut Vec<Step>) {
     steps.push(Step::Directory { path: "dev".into() });
-    for name in DEVICES {
-        steps.push(Step::Tree {
-            path: Path::new("dev").join(name),
-            source: Source::Host(Path::new("/dev").join(name)),
-            attributes: Attributes { devices: true, no_exec: true, ..Attributes::default() },
-            need: Need::Required,
-        });
+    steps.extend(DEVICES.iter().map(|name| device(name, Need::Required)));
+    steps.push(Step::Symlink { path: "dev/ptmx".into(), target: "pts/ptmx".into() });
+}
+
+fn device(name: &str, need: Need) -> Step {
+    Step::Tree {
+        path: Path::new("dev").join(name),
+        source: Source::Host(Path::new("/dev").join(name)),
+        attributes: Attributes { devices: true, no_exec: true, ..Attributes::default() },
+        need,
     }
+}
+
+fn plan_fresh(host: &Host, steps: &mut Vec<Step>) {
+    plan_devices(steps);
     for (name, target) in [
         ("fd", "/proc/self/fd"),
         ("stdin", "/proc/self/fd/0"),
         ("stdout", "/proc/self/fd/1"),
         ("stderr", "/proc/self/fd/2"),
-        ("ptmx", "pts/ptmx"),
     ] {
         steps.push(Step::Symlink { path: Path::new("dev").join(name), target: target.into() });
     }
@@ -412,18 +452,25 @@ fn terminals() -> Step {
 }
 
 fn plan_kernel(steps: &mut Vec<Step>) {
-    let attributes = Attributes { no_exec: true, ..Attributes::default() };
-    for (path, kind, read_only, need) in
-        [("proc", "proc", false, Need::Required), ("sys", "sysfs", true, Need::Optional)]
-    {
-        steps.push(Step::Filesystem {
-            path: path.into(),
-            kind,
-            options: Vec::new(),
-            attributes: Attributes { read_only, ..attributes },
-            need,
-        });
-    }
+    steps.push(Step::Filesystem {
+        path: "sys".into(),
+        kind: "sysfs",
+        options: Vec::new(),
+        attributes: Attributes { read_only: true, no_exec: true, ..Attributes::default() },
+        need: Need::Optional,
+    });
+    plan_processes(steps);
+}
+
+/// The sandbox's own `/proc`, and what is hidden there and, where it is there, in `/sys`.
+fn plan_processes(steps: &mut Vec<Step>) {
+    steps.push(Step::Filesystem {
+        path: "proc".into(),
+        kind: "proc",
+        options: Vec::new(),
+        attributes: Attributes { no_exec: true, ..Attributes::default() },
+        need: Need::Required,
+    });
     steps.extend(FROZEN.iter().map(|path| Step::Freeze { path: path.into() }));
     steps.extend(COVERED.iter().map(|path| Step::Cover { path: path.into() }));
 }
@@ -516,11 +563,28 @@ mod tests {
     }
 
     #[test]
+    fn qemu_sees_no_program_no_settings_and_no_process() {
+        let place = Place { view: View::Qemu, ..Place::default() };
+        let host = Host::survey(None, View::Qemu).unwrap();
+        for step in plan(&spec(place), &host, &[]) {
+            let path = match &step {
+                Step::Tree { path, .. } | Step::Directory { path } | Step::Symlink { path, .. } => path,
+                Step::Filesystem { kind: "proc" | "devpts", .. } | Step::Freeze { .. } | Step::Cover { .. } => continue,
+                other => panic!("{other:?}"),
+            };
+            let shown = ["dev", "lib", "lib32", "lib64", "libx32", "nix/store", "gnu/store"];
+            let shown = shown.iter().any(|beneath| path.starts_with(beneath));
+            let usr = path.starts_with("usr") && !path.ends_with("bin") && path != Path::new("usr");
+            assert!(shown || usr, "{step:?}");
+        }
+    }
+
+    #[test]
     fn outer_mounts_come_before_inner_ones_and_later_ones_lie_on_top() {
         let place = Place {
             project: Some("/a/b".into()),
             mounts: vec![mount("/1", "/a/b/c"), mount("/2", "/a"), mount("/3", "/a/b")],
-            rootfs: None,
+            ..Place::default()
         };
         let order: Vec<PathBuf> = wanted(&spec(place)).into_iter().map(|mount| mount.source).collect();
         assert_eq!(order, ["/2", "/a/b", "/3", "/1"].map(PathBuf::from));
@@ -561,7 +625,7 @@ mod tests {
 
     #[test]
     fn knows_what_the_program_sees() {
-        let place = Place { project: Some("/work/p".into()), mounts: vec![mount("/x", "/y")], rootfs: None };
+        let place = Place { project: Some("/work/p".into()), mounts: vec![mount("/x", "/y")], ..Place::default() };
         let (spec, host) = (spec(place), host());
         for path in ["/usr/bin/env", "/work/p/tool", "/y/z", "/etc/passwd"] {
             assert!(host.shows(&spec, Path::new(path)), "{path}");

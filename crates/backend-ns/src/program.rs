@@ -23,6 +23,7 @@ use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit};
 
 use crate::init::{KEPT_IGNORED, OwnProgram};
+use crate::monitor::{Monitor, Post};
 use crate::wire::{self, Fault, Message, Step as _};
 use crate::{SandboxSpec, place, plan};
 
@@ -52,6 +53,26 @@ pub(crate) fn run(
     };
     let _gone = wire::send(init.as_fd(), &message, &[]);
     1
+}
+
+/// Runs in the fork of the init and becomes the monitor of a virtual machine. Tells its own end.
+pub(crate) fn run_monitor(
+    spec: &SandboxSpec,
+    filters: &[Filter],
+    pty: Option<Pty>,
+    monitor: &dyn Monitor,
+    post: Post,
+) -> u8 {
+    match confine(spec, filters, pty) {
+        Err(fault) => {
+            post.failed(fault);
+            1
+        }
+        Ok(()) => {
+            let kept: Vec<BorrowedFd<'_>> = post.fds().map(AsFd::as_fd).collect();
+            if process::close_all_except(&kept).is_err() { 1 } else { monitor.run(post) }
+        }
+    }
 }
 
 fn confine(spec: &SandboxSpec, filters: &[Filter], pty: Option<Pty>) -> Result<(), Fault> {

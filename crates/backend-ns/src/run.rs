@@ -6,6 +6,7 @@
 //! | starting | `Born` | the init is known, and can be ended |
 //! | starting | `Built` | the gateway is forked, and has said that it is confined |
 //! | starting | `Placed` of the init, and a gateway if one is wanted | the gateway is told the machine's addresses; `Go` |
+//! | starting | `Booted` of a virtual machine's monitor | once more `Go` |
 //! | starting | `Started` | running |
 //! | starting | `Failed`, end of a process, 30 s | everything is ended; the error says which step |
 //! | running | INT, TERM, … | passed on; a second INT within 5 s ends the sandbox |
@@ -13,7 +14,7 @@
 //! | running | addresses or routes of the machine change | the gateway is told; when it cannot be, it is ended |
 //! | running | the machine's resolvers change | the gateway is told |
 //! | running | end of the gateway | reported; the sandbox has no network from here on |
-//! | running | `Exited`, `Signaled`, end of the init | stopping |
+//! | running | `Exited`, `Signaled`, `Lost`, end of the init | stopping |
 //! | stopping | – | the lifeline is closed; the last events are read; everything is waited for, the capture of packets last |
 //!
 //! Before the program is told to start, a signal ends the supervisor as it ends any process, and everything else follows.
@@ -38,7 +39,7 @@ use crate::limits::Cgroup;
 use crate::{GatewayEnd, Handles, Inspector, ResourceLimits};
 use machine::Machine;
 
-pub use start::{launch, launch_empty, launch_inside};
+pub use start::{launch, launch_empty, launch_inside, launch_monitored};
 pub use watch::{Observer, Order};
 
 /// A sandbox whose program is running. Dropping it ends the sandbox.

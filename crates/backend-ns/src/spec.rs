@@ -10,6 +10,7 @@ use cofferdam_gateway::{GatewayConfig, NetnsSpec, PortSocket, SocketDoor};
 use cofferdam_sys::confine::Capability;
 
 use crate::capture::CaptureFile;
+use crate::etc;
 
 /// Everything one sandbox is made from.
 #[derive(Debug, Clone)]
@@ -40,6 +41,14 @@ pub struct SandboxSpec {
     pub sockets: Vec<PathBuf>,
     /// `None`: no interface but its own loopback.
     pub network: Option<NetworkSpec>,
+}
+
+impl SandboxSpec {
+    /// The files in `/etc` that are a sandbox's own, by name: who is there, and how names are looked up.
+    #[must_use]
+    pub fn etc_files(&self) -> Vec<(&'static str, String)> {
+        etc::written(self)
+    }
 }
 
 /// The network of a sandbox that has one.
@@ -85,6 +94,19 @@ pub struct Place {
     pub mounts: Vec<Mount>,
     /// A directory whose content stands in for the host's `/usr`, `/etc` and so on.
     pub rootfs: Option<PathBuf>,
+    pub view: View,
+    /// Names in `/dev` of device files that are shown besides those that give nothing of the machine away; where they are.
+    pub devices: Vec<&'static str>,
+}
+
+/// What of the host's system is in sight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum View {
+    /// Its programs and libraries, and what of `/etc` and `/proc` says nothing about the host.
+    #[default]
+    System,
+    /// Libraries, and the files that come with QEMU: no program, and no `/etc`.
+    Qemu,
 }
 
 /// One file or directory of the host, shown inside.
@@ -140,6 +162,8 @@ pub enum Status {
     TimedOut,
     /// The sandbox's own pid 1 was killed from outside, and the program with it.
     Lost,
+    /// The virtual machine that it ran in ended before it did. The last of the notices says why.
+    GuestLost,
 }
 
 /// What became of the gateway process.

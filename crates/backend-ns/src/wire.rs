@@ -90,8 +90,12 @@ pub(crate) enum Message {
     Eyes,
     /// Init → supervisor: everything is in place.
     Placed,
-    /// Supervisor → init: start the program.
+    /// Supervisor → init: start the program, or the monitor of a virtual machine; and once more when that has said `Booted`.
     Go,
+    /// Monitor → init → supervisor: the virtual machine is there, and a program can be started in it.
+    Booted,
+    /// Monitor → init → supervisor: there is no virtual machine, or none any more.
+    Lost { why: String },
     /// Init → supervisor, with the terminal's controlling end if there is one: the program runs.
     Started,
     /// Init → supervisor: the program could not be executed.
@@ -121,6 +125,12 @@ impl Message {
             Self::Eyes => b"E".to_vec(),
             Self::Placed => b"p".to_vec(),
             Self::Go => b"g".to_vec(),
+            Self::Booted => b"v".to_vec(),
+            Self::Lost { why } => {
+                let mut bytes = [b"L", why.as_bytes()].concat();
+                bytes.truncate(LONGEST);
+                bytes
+            }
             Self::Started => b"s".to_vec(),
             Self::NotExecuted { errno } => number(b'n', *errno),
             Self::Signal { number: signal, target: Target::Program } => number(b'k', *signal),
@@ -153,6 +163,8 @@ impl Message {
             b'E' => Self::Eyes,
             b'p' => Self::Placed,
             b'g' => Self::Go,
+            b'v' => Self::Booted,
+            b'L' => Self::Lost { why: String::from_utf8_lossy(rest).into_owned() },
             b's' => Self::Started,
             b'n' => Self::NotExecuted { errno: number()? },
             b'k' => Self::Signal { number: number()?, target: Target::Program },
@@ -271,6 +283,8 @@ mod tests {
             Message::Eyes,
             Message::Placed,
             Message::Go,
+            Message::Booted,
+            Message::Lost { why: "QEMU has ended".to_owned() },
             Message::Started,
             Message::NotExecuted { errno: 2 },
             Message::Signal { number: 15, target: Target::Program },

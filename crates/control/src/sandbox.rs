@@ -354,7 +354,12 @@ impl Sandbox {
             command: options.command,
             env: options.env,
             workdir,
-            place: Place { project: options.project, mounts: options.mounts, rootfs: options.rootfs },
+            place: Place {
+                project: options.project,
+                mounts: options.mounts,
+                rootfs: options.rootfs,
+                ..Place::default()
+            },
             inside_uid: options.uid.unwrap_or(if root { 0 } else { DEFAULT_UID }),
             capabilities: options.capabilities,
             allow_userns: options.allow_userns,
@@ -591,7 +596,7 @@ fn exit_status(outcome: &Outcome, denied: bool) -> u8 {
         Status::Exited(0) if lost_network(outcome) => EXIT_SETUP,
         Status::Exited(code) => u8::try_from(code).unwrap_or(EXIT_SETUP),
         Status::Signaled(signal) => u8::try_from(128 + signal.clamp(0, 127)).unwrap_or(EXIT_SETUP),
-        Status::Lost => EXIT_SETUP,
+        Status::Lost | Status::GuestLost => EXIT_SETUP,
     }
 }
 
@@ -620,6 +625,8 @@ fn outcome_notices(outcome: &Outcome) -> Vec<String> {
     match outcome.status {
         Status::TimedOut => notices.push("the program's time was up, and it was ended".to_owned()),
         Status::Lost => notices.push("the sandbox was killed from outside, and the program with it".to_owned()),
+        // The backend's notice says why.
+        Status::GuestLost => {}
         Status::Exited(_) | Status::Signaled(_) => {}
     }
     notices

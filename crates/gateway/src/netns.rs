@@ -56,6 +56,16 @@ pub struct NetnsSpec {
     pub gateway_mac: [u8; 6],
 }
 
+/// The guest's end of the link.
+#[derive(Debug, Clone, Copy)]
+pub enum GuestEnd<'a> {
+    /// `eth0`, an end of a veth pair, in this network namespace.
+    Netns(BorrowedFd<'a>),
+    /// The network card of a virtual machine. The descriptor is fresh from [`tun::open`], opened after the gateway's namespace
+    /// was entered; whoever has it is the guest.
+    Tap(BorrowedFd<'a>),
+}
+
 /// Why one end of the link could not be made. The text and that of its sources say what was done to what;
 /// [`BuildError::remedy`] says what to do about it, where that is known.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +74,8 @@ pub enum BuildError {
     Sysctl { path: String, value: String, source: io::Error },
     #[error("cannot make the TUN device {name}")]
     Tun { name: &'static str, source: TunError },
+    #[error("cannot make the TAP device {name}")]
+    Tap { name: &'static str, source: TunError },
     #[error("cannot install the packet filter")]
     Filter { source: NetlinkError },
     #[error("cannot set up links, addresses and routes")]
@@ -90,13 +102,13 @@ impl BuildError {
             (BuildError::Sysctl { .. }, libc::EROFS | libc::EACCES) => {
                 Some("/proc/sys is not writable here: in a container, run it with /proc/sys unmasked")
             }
-            (BuildError::Tun { .. }, libc::ENOENT | libc::ENODEV) => {
+            (BuildError::Tun { .. } | BuildError::Tap { .. }, libc::ENOENT | libc::ENODEV) => {
                 Some("load the TUN driver (modprobe tun) and see that /dev/net/tun is there")
             }
-            (BuildError::Tun { .. }, libc::EACCES) => {
+            (BuildError::Tun { .. } | BuildError::Tap { .. }, libc::EACCES) => {
                 Some("give /dev/net/tun its usual mode (chmod 0666 /dev/net/tun)")
             }
-            (BuildError::Tun { .. }, libc::ENOTTY) => Some(
+            (BuildError::Tun { .. } | BuildError::Tap { .. }, libc::ENOTTY) => Some(
                 "something else is at /dev/net/tun: run `sudo rm -r /dev/net/tun && sudo mknod -m 0666 /dev/net/tun c 10 200`, \
                  or give the container the device (docker: --device /dev/net/tun)",
             ),
@@ -132,19 +144,19 @@ impl BuildError {
             | BuildError::Interface { source, .. }
             | BuildError::Packets { source, .. }
             | BuildError::Listen { source, .. } => source,
-            BuildError::Tun { source, .. } => &source.source,
+            BuildError::Tun { source, .. } | BuildError::Tap { source, .. } => &source.source,
             BuildError::Filter { source } | BuildError::Network { source } => source.source_error(),
         }
     }
 }
 
 /// Makes the gateway's network namespace, in which the calling thread must be. `tun` is fresh from [`tun::open`], opened
-/// **after** that namespace was entered. The guest's `eth0` appears in `sandbox_netns`, up and without addresses. The caller
-/// needs `CAP_SYS_ADMIN` over both namespaces: it visits the sandbox's to switch `eth0` on.
+/// **after** that namespace was entered. For a guest in a namespace, its `eth0` appears there, up and without addresses; the
+/// caller needs `CAP_SYS_ADMIN` over both namespaces then: it visits the sandbox's to switch `eth0` on.
 ///
 /// # Errors
 /// [`BuildError`]: the first step that failed. What was made until then is left for the namespace to take along.
-pub fn build_netns(spec: &NetnsSpec, tun: OwnedFd, sandbox_netns: BorrowedFd<'_>) -> Result<GatewayFds, BuildError> {
+pub fn build_netns(spec: &NetnsSpec, tun: OwnedFd, guest: GuestEnd<'_>) -> Result<GatewayFds, BuildError> {
     let mut fds = GatewayFds {
         tun,
         listeners: Vec::new(),
@@ -154,15 +166,24 @@ pub fn build_netns(spec: &NetnsSpec, tun: OwnedFd, sandbox_netns: BorrowedFd<'_>
         dialer: None,
     };
     let mut guest_link = None;
-    for step in plan::gateway(spec, sandbox_netns) {
+    for step in plan::gateway(spec, guest) {
         match step {
             Step::Sysctl(sysctl) => write_sysctl(&sysctl)?,
             Step::CreateTun { name, index } => {
                 tun::create(&fds.tun, name, index).map_err(|source| BuildError::Tun { name, source })?;
             }
+            Step::CreateTap { name, index } => {
+                if let GuestEnd::Tap(tap) = guest {
+                    tun::create_tap(tap, name, index).map_err(|source| BuildError::Tap { name, source })?;
+                }
+            }
             Step::Filter(ruleset) => nft::install(&ruleset).map_err(|source| BuildError::Filter { source })?,
             Step::Network(requests) => execute(&mut connect()?, &requests)?,
-            Step::GuestLink => guest_link = Some(in_netns(sandbox_netns, || switch_guest_link_on(spec))?),
+            Step::GuestLink => {
+                if let GuestEnd::Netns(netns) = guest {
+                    guest_link = Some(in_netns(netns, || switch_guest_link_on(spec))?);
+                }
+            }
             Step::AwaitGuestLink => {
                 if let Some((connection, index)) = &mut guest_link {
                     connection.await_up(*index).map_err(|source| BuildError::Network { source })?;

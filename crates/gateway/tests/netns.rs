@@ -16,7 +16,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
-use cofferdam_gateway::{GatewayFds, Link6, LinkAddresses, NetnsSpec, build_netns, configure_guest_link};
+use cofferdam_gateway::{GatewayFds, GuestEnd, Link6, LinkAddresses, NetnsSpec, build_netns, configure_guest_link};
 use cofferdam_sys::netlink::{Connection, Monitor, Request, RouteKind, host_snapshot};
 use cofferdam_sys::ns::{self, Fork, IdMap, NamespaceKind, Namespaces, ParentOf, Setgroups};
 use cofferdam_sys::transparent::IpVersion;
@@ -444,7 +444,7 @@ impl World {
         let sandbox_netns = ns::open(Some(sandbox.pid), NamespaceKind::Net).unwrap();
         let started = Instant::now();
         let device = tun::open().unwrap();
-        let fds = build_netns(&spec, device, sandbox_netns.as_fd()).unwrap_or_else(|error| {
+        let fds = build_netns(&spec, device, GuestEnd::Netns(sandbox_netns.as_fd())).unwrap_or_else(|error| {
             let cause = std::error::Error::source(&error).map(ToString::to_string);
             panic!("{error}: {cause:?}: {:?}", error.remedy())
         });

@@ -129,6 +129,17 @@ pub fn inherit(command: &mut Command, descriptors: Vec<OwnedFd>) {
     unsafe { command.pre_exec(keep_open) };
 }
 
+/// Has the program that `command` executes lead a session of its own, away from this process's terminal and its signals, and be
+/// killed when the thread that starts it ends.
+pub fn accompany(command: &mut Command) {
+    let leave = || {
+        rustix::process::setsid()?;
+        die_with_parent()
+    };
+    // SAFETY: between fork and exec the closure makes two system calls and nothing else: no allocation, no lock.
+    unsafe { command.pre_exec(leave) };
+}
+
 /// What the soft limit of descriptors was before [`raise_descriptor_limit`]; a process has one, and its forks know it.
 static DESCRIPTORS_BEFORE: OnceLock<Option<u64>> = OnceLock::new();
 

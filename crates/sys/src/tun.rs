@@ -1,9 +1,10 @@
-//! The TUN device: IP packets as bytes (Documentation/networking/tuntap.rst), each behind a `virtio_net_hdr`.
+//! The TUN device: IP packets as bytes (Documentation/networking/tuntap.rst), each behind a `virtio_net_hdr`. And TAP: Ethernet
+//! frames.
 
 use std::fs::OpenOptions;
 use std::io;
 use std::mem;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 /// The device that TUN interfaces are made from.
@@ -63,6 +64,29 @@ pub fn open() -> Result<OwnedFd, TunError> {
 /// `EINVAL` where the kernel is too old (`TUNSETVNETLE`: 4.1).
 pub fn create(device: impl AsFd, name: &str, index: u32) -> Result<Offloads, TunError> {
     let device = device.as_fd();
+    attach(device, name, index, libc::IFF_TUN)?;
+    set_int(
+        device,
+        TUNSETVNETHDRSZ,
+        "TUNSETVNETHDRSZ",
+        HEADER_LEN.try_into().map_err(|_| invalid("TUNSETVNETHDRSZ"))?,
+    )?;
+    set_int(device, TUNSETVNETLE, "TUNSETVNETLE", 1)?;
+    enable_offloads(device)
+}
+
+/// Makes the TAP interface `name` with interface index `index`: one queue, no packet information, a `virtio_net_hdr` before each
+/// frame. The length of that and the offloads are for whoever reads and writes the frames to set (QEMU does, once the guest's
+/// driver has said what it can take); neither needs a privilege. It is down, and gone when the last copy of the descriptor is
+/// closed.
+///
+/// # Errors
+/// `EPERM` without `CAP_NET_ADMIN` over the namespace that the device was opened in, `EBUSY` for a taken name or index.
+pub fn create_tap(device: impl AsFd, name: &str, index: u32) -> Result<(), TunError> {
+    attach(device.as_fd(), name, index, libc::IFF_TAP)
+}
+
+fn attach(device: BorrowedFd<'_>, name: &str, index: u32, kind: libc::c_int) -> Result<(), TunError> {
     set_int(device, TUNSETIFINDEX, "TUNSETIFINDEX", index.cast_signed())?;
     // SAFETY: ifreq holds integers, a name and pointers that stay unused here; all zeroes is valid.
     let mut request: libc::ifreq = unsafe { mem::zeroed() };
@@ -75,18 +99,10 @@ pub fn create(device: impl AsFd, name: &str, index: u32) -> Result<Offloads, Tun
         *to = from.cast_signed();
     }
     request.ifr_ifru.ifru_flags =
-        (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR).try_into().map_err(|_| invalid("TUNSETIFF"))?;
+        (kind | libc::IFF_NO_PI | libc::IFF_VNET_HDR).try_into().map_err(|_| invalid("TUNSETIFF"))?;
     // SAFETY: TUNSETIFF reads and writes one ifreq, which is alive for the call.
     let rc = unsafe { libc::ioctl(device.as_raw_fd(), TUNSETIFF, &raw mut request) };
-    check(rc, "TUNSETIFF")?;
-    set_int(
-        device,
-        TUNSETVNETHDRSZ,
-        "TUNSETVNETHDRSZ",
-        HEADER_LEN.try_into().map_err(|_| invalid("TUNSETVNETHDRSZ"))?,
-    )?;
-    set_int(device, TUNSETVNETLE, "TUNSETVNETLE", 1)?;
-    enable_offloads(device)
+    check(rc, "TUNSETIFF")
 }
 
 /// Lets the kernel leave as much as possible to the reader, and says what that is. Can be asked again at any time.

@@ -25,19 +25,39 @@ use crate::identity::Identity;
 use crate::init::{Init, Inside, OwnProgram, Task};
 use crate::inspect::Inspector;
 use crate::limits::{self, Cgroup};
+use crate::monitor::Monitor;
 use crate::plan::{self, Host, Source, Wanted};
 use crate::wire::{self, Fault, Message, Received, Step as _};
-use crate::{GatewayEnd, LaunchError, NetworkSpec, Role, SandboxSpec, check, filter, program, remedy};
+use crate::{GatewayEnd, LaunchError, NetworkSpec, Role, SandboxSpec, View, check, filter, program, remedy};
 
 /// How long a start may take. It takes milliseconds; a machine that swaps may take seconds.
 const START_TIME: Duration = Duration::from_secs(30);
+
+/// How long a virtual machine may take to start, as the last word: its monitor has a limit below this, and knows more to say.
+const BOOT_TIME: Duration = Duration::from_secs(180);
+
+/// Between two reports of a machine that is starting.
+const BOOTING: Duration = Duration::from_secs(1);
 
 /// Makes a sandbox and starts its program. Must be called while the process has one thread, since it forks.
 ///
 /// # Errors
 /// What could not be set up; the program has not run then, and nothing is left of the sandbox.
 pub fn launch(spec: SandboxSpec) -> Result<Running, LaunchError> {
-    launch_fresh(spec, Task::Program)
+    launch_fresh(spec, Task::Program, None)
+}
+
+/// Makes a sandbox for a virtual machine: in the place of the program runs `monitor`, which starts it, and the link ends in a
+/// TAP device. `booting` is told how long it has been starting, about once a second. Otherwise as [`launch`].
+///
+/// # Errors
+/// As [`launch`].
+pub fn launch_monitored(
+    spec: SandboxSpec,
+    monitor: &dyn Monitor,
+    booting: &mut dyn FnMut(Duration),
+) -> Result<Running, LaunchError> {
+    launch_fresh(spec, Task::Monitor, Some((monitor, booting)))
 }
 
 /// Makes a sandbox without a program, for runs inside: it has [`Running::handles`], and lasts until it is ended. Its command
@@ -46,7 +66,7 @@ pub fn launch(spec: SandboxSpec) -> Result<Running, LaunchError> {
 /// # Errors
 /// As [`launch`].
 pub fn launch_empty(spec: SandboxSpec) -> Result<Running, LaunchError> {
-    launch_fresh(spec, Task::Stay)
+    launch_fresh(spec, Task::Stay, None)
 }
 
 /// Runs a program, or a function of ours in its place, in a sandbox that is there: with its files and its user, in a pid
@@ -86,18 +106,25 @@ pub fn launch_inside(
         filters: &filters,
         task: Task::Program,
         own,
+        monitor: None,
         inside: Some(Inside { mount, attachment }),
     })?;
-    let conducted = start.conduct(&[]);
-    conclude(conducted, start, &spec, || Host::survey(spec.place.rootfs.as_deref()).ok())
+    let conducted = start.conduct(&[], None);
+    conclude(conducted, start, &spec, || Host::survey(spec.place.rootfs.as_deref(), spec.place.view).ok())
 }
 
-fn launch_fresh(spec: SandboxSpec, task: Task) -> Result<Running, LaunchError> {
+/// A monitor, and who is told how long its machine has been starting.
+type Monitored<'a> = (&'a dyn Monitor, Booting<'a>);
+type Booting<'a> = &'a mut dyn FnMut(Duration);
+
+fn launch_fresh(spec: SandboxSpec, task: Task, monitored: Option<Monitored<'_>>) -> Result<Running, LaunchError> {
+    let (monitor, booting) = monitored.unzip();
     let spec = check::checked(spec, task)?;
     if spec.sockets.len() != spec.network.as_ref().map_or(0, |network| network.sockets.len()) {
         return Err(LaunchError::Spec("every host socket has one place inside, and goes through a gateway".to_owned()));
     }
-    let host = Host::survey(spec.place.rootfs.as_deref()).map_err(|fault| failed(Role::Supervisor, fault))?;
+    let host =
+        Host::survey(spec.place.rootfs.as_deref(), spec.place.view).map_err(|fault| failed(Role::Supervisor, fault))?;
     let filters = filter::program_filters(spec.allow_userns)
         .map_err(|error| failed(Role::Supervisor, crate::builder::fault(&error)))?;
     let identity = Identity::choose();
@@ -135,10 +162,11 @@ fn launch_fresh(spec: SandboxSpec, task: Task) -> Result<Running, LaunchError> {
         filters: &filters,
         task,
         own: None,
+        monitor,
         inside: None,
     })?;
     let mounts = if takes_trees { wanted.as_slice() } else { &[] };
-    let conducted = start.conduct(mounts);
+    let conducted = start.conduct(mounts, booting);
     conclude(conducted, start, &spec, || Some(host))
 }
 
@@ -151,7 +179,9 @@ fn conclude(
     match conducted {
         Ok((controller, signals)) => Ok(start.running(controller, signals)),
         Err(LaunchError::Exec { command, source, .. }) => {
-            let host = if source.kind() == io::ErrorKind::NotFound { host() } else { None };
+            // What QEMU does not see says nothing about what is in a guest.
+            let is_here = spec.place.view == View::System && source.kind() == io::ErrorKind::NotFound;
+            let host = if is_here { host() } else { None };
             let hint = host.map(|host| hint(spec, &host, &command)).unwrap_or_default();
             Err(LaunchError::Exec { command, hint, source })
         }
@@ -269,7 +299,11 @@ impl<'a> Start<'a> {
     }
 
     /// Leads the others through the start. Returns the program's terminal, if it has its own, and where signals arrive.
-    fn conduct(&mut self, mounts: &[Wanted]) -> Result<(Option<OwnedFd>, SignalFd), LaunchError> {
+    fn conduct(
+        &mut self,
+        mounts: &[Wanted],
+        booting: Option<Booting<'_>>,
+    ) -> Result<(Option<OwnedFd>, SignalFd), LaunchError> {
         let (mut gateway_ready, mut placed) = (false, false);
         let (mut built, mut listeners) = (None, Vec::new());
         // The init of a run may be in place before its maker has told of it; and what is not known cannot be ended.
@@ -296,6 +330,9 @@ impl<'a> Start<'a> {
             wait(&builder);
         }
         self.follow_machine()?;
+        if let Some(booting) = booting {
+            self.boot(booting)?;
+        }
         let signals = watch::receive_signals().step(|| "receive signals".to_owned());
         let signals = signals.map_err(|fault| failed(Role::Supervisor, fault))?;
         let go = wire::send(&self.init, &Message::Go, &[]);
@@ -311,10 +348,37 @@ impl<'a> Start<'a> {
         }
     }
 
+    /// Has the monitor start its virtual machine. A signal that comes meanwhile ends this process.
+    fn boot(&mut self, booting: Booting<'_>) -> Result<(), LaunchError> {
+        let go = wire::send(&self.init, &Message::Go, &[]);
+        go.step(|| "start the monitor".to_owned()).map_err(|fault| failed(Role::Supervisor, fault))?;
+        let begun = Instant::now();
+        self.deadline = begun + BOOT_TIME;
+        loop {
+            match self.next_before(Instant::now() + BOOTING)? {
+                None => booting(begun.elapsed()),
+                Some((Role::Init, Message::Booted, _)) => break,
+                Some((role, message, _)) => return Err(unexpected(role, &message)),
+            }
+        }
+        self.deadline = Instant::now() + START_TIME;
+        Ok(())
+    }
+
     /// The next message of the builder or the init.
     fn next(&mut self) -> Result<(Role, Message, Vec<OwnedFd>), LaunchError> {
         loop {
-            let left = self.deadline.saturating_duration_since(Instant::now());
+            if let Some(next) = self.next_before(self.deadline)? {
+                return Ok(next);
+            }
+        }
+    }
+
+    /// The next message of the builder or the init, if it comes before `until`.
+    fn next_before(&mut self, until: Instant) -> Result<Option<(Role, Message, Vec<OwnedFd>)>, LaunchError> {
+        loop {
+            let until = until.min(self.deadline);
+            let left = until.saturating_duration_since(Instant::now());
             // The builder first: an init that ends because the builder did has nothing to say about it. The builder's
             // end is no news once it has been waited for.
             let mut sources = Vec::new();
@@ -325,7 +389,8 @@ impl<'a> Start<'a> {
                 let socket = if role == Role::Init { &self.init } else { &self.builder };
                 match wire::receive_ready(socket) {
                     Ok(Received::Message(Message::Failed(fault), _)) => return Err(failed(role, fault)),
-                    Ok(Received::Message(message, fds)) => return Ok((role, message, fds)),
+                    Ok(Received::Message(Message::Lost { why }, _)) => return Err(LaunchError::Guest(why)),
+                    Ok(Received::Message(message, fds)) => return Ok(Some((role, message, fds))),
                     Ok(Received::Closed | Received::Orphaned | Received::Late) if role == Role::Builder => {
                         // Its orderly end, when it was all that was left of it to do.
                         match self.processes.builder.take().as_ref().and_then(wait) {
@@ -340,6 +405,9 @@ impl<'a> Start<'a> {
                         return Err(failed(Role::Supervisor, Fault::new(format!("understand {role}"), &error)));
                     }
                 }
+            }
+            if left.is_zero() && until < self.deadline {
+                return Ok(None);
             }
             if left.is_zero() {
                 let late = io::Error::from_raw_os_error(rustix::io::Errno::TIMEDOUT.raw_os_error());

@@ -300,6 +300,10 @@ impl<'a> Watch<'a> {
                 self.running.notices.push(format!("the sandbox's pid 1 could not {}: {error}", fault.step));
                 Some(Status::Lost)
             }
+            Received::Message(Message::Lost { why }, _) => {
+                self.running.notices.push(format!("the virtual machine ended before the program did: {why}"));
+                Some(self.status(Status::GuestLost))
+            }
             Received::Message(..) => None,
             Received::Closed | Received::Orphaned | Received::Late => Some(self.status(Status::Lost)),
         })

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use cofferdam_control::{EventLog, Host, ResourceLimits, RunOptions, Sandbox};
-use cofferdam_gateway::{Link6, LinkAddresses, NetnsSpec, build_netns};
+use cofferdam_gateway::{GuestEnd, Link6, LinkAddresses, NetnsSpec, build_netns};
 use cofferdam_sys::confine::{self, Answer, Call, Filter, Landlock};
 use cofferdam_sys::netlink::{Connection, Request};
 use cofferdam_sys::ns::{self, Fork, IdMap, NamespaceKind, Namespaces, Setgroups};
@@ -236,7 +236,7 @@ fn gateway(ipv6: bool) -> Findings {
         guest_mac: [0x02, 0, 0, 0, 0, 2],
         gateway_mac: [0x02, 0, 0, 0, 0, 1],
     };
-    let fds = build_netns(&spec, device, sandbox.as_fd()).map_err(|error| chain(&error))?;
+    let fds = build_netns(&spec, device, GuestEnd::Netns(sandbox.as_fd())).map_err(|error| chain(&error))?;
     Ok(match fds.listeners.len() {
         1 => "made veth, TUN, nft with TPROXY and a listener".to_owned(),
         many => format!("made veth, TUN, nft with TPROXY and {many} listeners"),

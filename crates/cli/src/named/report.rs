@@ -32,7 +32,7 @@ impl Report {
             Status::Exited(code) => json!({ "exited": code }),
             Status::Signaled(signal) => json!({ "signaled": signal }),
             Status::TimedOut => "timed_out".into(),
-            Status::Lost => "lost".into(),
+            Status::Lost | Status::GuestLost => "lost".into(),
         };
         let mut line = finished.summary.to_json();
         let notices = told.iter().chain(&finished.notices).map(String::as_str);

@@ -8,7 +8,7 @@ use cofferdam_sys::nft::Ruleset;
 use cofferdam_sys::transparent::IpVersion;
 use cofferdam_sys::tun;
 
-use super::{NetnsSpec, filter};
+use super::{GuestEnd, NetnsSpec, filter};
 
 /// The guest's interface, in the sandbox's namespace.
 pub(super) const GUEST_LINK: &str = "eth0";
@@ -53,6 +53,10 @@ const TABLE_TUN_MARK: u8 = 101;
 pub(super) enum Step<'a> {
     Sysctl(Sysctl),
     CreateTun {
+        name: &'static str,
+        index: u32,
+    },
+    CreateTap {
         name: &'static str,
         index: u32,
     },
@@ -181,28 +185,45 @@ const GUEST_SYSCTLS: &[Sysctl] = &[
 ];
 
 /// The plan of the gateway's namespace.
-pub(super) fn gateway<'a>(spec: &NetnsSpec, sandbox_netns: BorrowedFd<'a>) -> Vec<Step<'a>> {
+pub(super) fn gateway<'a>(spec: &NetnsSpec, guest: GuestEnd<'a>) -> Vec<Step<'a>> {
     let versions = versions(spec);
     let by_version = if spec.link.v6.is_some() { GATEWAY_SYSCTLS_V6 } else { GATEWAY_SYSCTLS_NO_V6 };
     let mut steps: Vec<_> = GATEWAY_SYSCTLS.iter().chain(by_version).copied().map(Step::Sysctl).collect();
     steps.push(Step::Filter(filter::ruleset(spec)));
     steps.push(Step::CreateTun { name: TUN_LINK, index: TUN_INDEX });
-    steps.push(Step::Network(vec![Request::AddVeth {
+    match guest {
+        GuestEnd::Netns(netns) => {
+            steps.push(Step::Network(vec![veth(spec, netns)]));
+            // The end that is switched on last is ready at once; for the other one can wait here. The other way round, the
+            // gateway might lose its first answer to the guest, and a lost SYN-ACK costs a second.
+            steps.push(Step::GuestLink);
+            steps.push(Step::Network(gateway_network(spec, versions)));
+            steps.push(Step::AwaitGuestLink);
+        }
+        GuestEnd::Tap(_) => {
+            // Its other end is a descriptor, on which there is nothing to switch on.
+            steps.push(Step::CreateTap { name: GATEWAY_LINK, index: GATEWAY_INDEX });
+            steps.push(Step::Network(vec![
+                Request::SetMac { index: GATEWAY_INDEX, mac: spec.gateway_mac },
+                Request::SetMtu { index: GATEWAY_INDEX, mtu: spec.mtu.into() },
+            ]));
+            steps.push(Step::Network(gateway_network(spec, versions)));
+        }
+    }
+    let listen = |version: &IpVersion| Step::Listen { version: *version, port: LISTENER_PORT, backlog: BACKLOG.into() };
+    steps.extend(versions.iter().map(listen));
+    steps
+}
+
+fn veth<'a>(spec: &NetnsSpec, netns: BorrowedFd<'a>) -> Request<'a> {
+    Request::AddVeth {
         name: GATEWAY_LINK,
         index: GATEWAY_INDEX,
         mac: spec.gateway_mac,
         mtu: spec.mtu.into(),
         gso_ipv4: GSO_IPV4,
-        peer: VethPeer { name: GUEST_LINK, mac: spec.guest_mac, netns: sandbox_netns },
-    }]));
-    // The end that is switched on last is ready at once; for the other one can wait here. The other way round, the
-    // gateway might lose its first answer to the guest, and a lost SYN-ACK costs a second.
-    steps.push(Step::GuestLink);
-    steps.push(Step::Network(gateway_network(spec, versions)));
-    steps.push(Step::AwaitGuestLink);
-    let listen = |version: &IpVersion| Step::Listen { version: *version, port: LISTENER_PORT, backlog: BACKLOG.into() };
-    steps.extend(versions.iter().map(listen));
-    steps
+        peer: VethPeer { name: GUEST_LINK, mac: spec.guest_mac, netns },
+    }
 }
 
 fn gateway_network(spec: &NetnsSpec, versions: &[IpVersion]) -> Vec<Request<'static>> {
@@ -302,11 +323,15 @@ mod tests {
 
     /// The plan in words, one line per change.
     fn words(ipv6: bool) -> Vec<String> {
-        let spec = NetnsSpec::example(ipv6);
         let stdin = std::io::stdin();
-        let lines = gateway(&spec, stdin.as_fd()).into_iter().flat_map(|step| match step {
+        words_of(&NetnsSpec::example(ipv6), GuestEnd::Netns(stdin.as_fd()))
+    }
+
+    fn words_of(spec: &NetnsSpec, guest: GuestEnd<'_>) -> Vec<String> {
+        let lines = gateway(spec, guest).into_iter().flat_map(|step| match step {
             Step::Sysctl(sysctl) => vec![format!("set {} to {}", sysctl.path, sysctl.value)],
             Step::CreateTun { name, index } => vec![format!("make {name} with index {index}")],
+            Step::CreateTap { name, index } => vec![format!("make the TAP {name} with index {index}")],
             Step::Filter(_) => vec!["install the filter".to_owned()],
             Step::Network(requests) => requests.iter().map(ToString::to_string).collect(),
             Step::GuestLink => vec!["switch eth0 on".to_owned()],
@@ -330,6 +355,29 @@ mod tests {
             assert!(filter < position(&plan, "switch eth0 on"));
             let settings = plan.iter().rposition(|l| l.starts_with("set ipv")).unwrap();
             assert!(settings < position(&plan, "make tun0 with index 101"), "links inherit what is set before");
+        }
+    }
+
+    #[test]
+    fn a_tap_is_in_the_place_of_a_veth_pair_and_everything_else_is_the_same() {
+        for ipv6 in [true, false] {
+            let stdin = std::io::stdin();
+            let tap = words_of(&NetnsSpec::example(ipv6), GuestEnd::Tap(stdin.as_fd()));
+            assert!(position(&tap, "install the filter") < position(&tap, "make the TAP sbx0 with index 100"));
+            assert!(
+                position(&tap, "set the hardware address of link 100") < position(&tap, "bring up link 100"),
+                "the neighbour of the guest never changes"
+            );
+            let own = [
+                "make the TAP sbx0 with index 100",
+                "set the hardware address of link 100",
+                "set the MTU of link 100 to 1500",
+            ];
+            let veth = ["add the veth pair sbx0 and eth0", "switch eth0 on", "wait for eth0"];
+            let rest = |lines: Vec<String>, without: &[&str]| -> Vec<String> {
+                lines.into_iter().filter(|line| !without.contains(&line.as_str())).collect()
+            };
+            assert_eq!(rest(tap, &own), rest(words(ipv6), &veth));
         }
     }
 

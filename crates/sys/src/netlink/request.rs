@@ -65,6 +65,8 @@ pub enum Request<'a> {
     /// Makes a pair of virtual Ethernet links, down: one here, its peer in another network namespace. `gso_ipv4`: the most
     /// bytes of TCP over IPv4 that the kernel hands from one end to the other in one piece (`gso_ipv4_max_size`).
     AddVeth { name: &'a str, index: u32, mac: [u8; 6], mtu: u32, gso_ipv4: u32, peer: VethPeer<'a> },
+    /// Gives a link its hardware address.
+    SetMac { index: u32, mac: [u8; 6] },
     /// Gives a link its MTU.
     SetMtu { index: u32, mtu: u32 },
     /// Keeps the kernel from giving the link an IPv6 link-local address when it comes up, and so from looking for
@@ -114,6 +116,7 @@ impl Request<'_> {
                 };
                 add_veth(*index, end(name, mac), end(peer.name, &peer.mac), peer.netns)
             }
+            Request::SetMac { index, mac } => set_link(*index, 0, &Attributes::new().bytes(IFLA_ADDRESS, mac)),
             Request::SetMtu { index, mtu } => set_link(*index, 0, &Attributes::new().u32(IFLA_MTU, *mtu)),
             Request::NoLinkLocal { index } => {
                 let mode = Attributes::new().u8(IFLA_INET6_ADDR_GEN_MODE, ADDR_GEN_MODE_NONE);
@@ -138,6 +141,7 @@ impl fmt::Display for Request<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Request::AddVeth { name, peer, .. } => write!(f, "add the veth pair {name} and {}", peer.name),
+            Request::SetMac { index, .. } => write!(f, "set the hardware address of link {index}"),
             Request::SetMtu { index, mtu } => write!(f, "set the MTU of link {index} to {mtu}"),
             Request::NoLinkLocal { index } => write!(f, "switch off link-local addresses of link {index}"),
             Request::SetUp { index } => write!(f, "bring up link {index}"),

@@ -1,0 +1,79 @@
+//! A function of ours in the place of a program, which starts a virtual machine and accompanies it.
+//!
+//! | State | Says | Hears | Next |
+//! |---|---|---|---|
+//! | booting | `Booted` | – | ready |
+//! | booting, ready | `Lost` | – | ends |
+//! | ready | – | `Go` | asks the guest for the program |
+//! | ready | `Started`, `NotExecuted` | – | running, or ends |
+//! | running | `Lost` | – | ends |
+//!
+//! Its pid 1 passes on what it says and hears. From the supervisor's point of view it is a program: signals come as signals, its
+//! standard streams are the caller's or a terminal's, and its exit status is the run's.
+
+use std::fmt::Debug;
+use std::os::fd::{AsFd, OwnedFd};
+
+use crate::wire::{self, Fault, Message, Received};
+
+/// What runs in the place of a program, confined as one.
+pub trait Monitor: Debug {
+    /// Runs to the end of the program in the virtual machine, and returns its exit status. It is the only thread of a process
+    /// whose descriptors are the standard streams and those in `post`.
+    fn run(&self, post: Post) -> u8;
+}
+
+/// How a monitor reaches its pid 1, and what it was given.
+#[derive(Debug)]
+pub struct Post {
+    init: OwnedFd,
+    link: Option<OwnedFd>,
+}
+
+impl Post {
+    pub(crate) fn new(init: OwnedFd, link: Option<OwnedFd>) -> Post {
+        Post { init, link }
+    }
+
+    pub(crate) fn fds(&self) -> impl Iterator<Item = &OwnedFd> {
+        std::iter::once(&self.init).chain(&self.link)
+    }
+
+    /// The guest's end of the link: the descriptor of a TAP device. Once, and only where there is a network.
+    pub fn take_link(&mut self) -> Option<OwnedFd> {
+        self.link.take()
+    }
+
+    /// Says that a program can be started, and waits until it is to be. `false`: it is not to be any more.
+    #[must_use]
+    pub fn booted(&self) -> bool {
+        if wire::send(&self.init, &Message::Booted, &[]).is_err() {
+            return false;
+        }
+        matches!(wire::receive(self.init.as_fd(), None, None), Ok(Received::Message(Message::Go, _)))
+    }
+
+    /// Says that the program runs.
+    pub fn started(&self) {
+        self.say(&Message::Started);
+    }
+
+    /// Says that the program could not be executed, with the number of the error.
+    pub fn not_executed(&self, errno: i32) {
+        self.say(&Message::NotExecuted { errno });
+    }
+
+    /// Says that there is no virtual machine, or none any more, and why: a sentence without a full stop.
+    pub fn lost(&self, why: &str) {
+        self.say(&Message::Lost { why: why.to_owned() });
+    }
+
+    pub(crate) fn failed(&self, fault: Fault) {
+        self.say(&Message::Failed(fault));
+    }
+
+    fn say(&self, message: &Message) {
+        // A pid 1 that is gone takes this process with it.
+        let _gone = wire::send(&self.init, message, &[]);
+    }
+}
