@@ -1,0 +1,389 @@
+//! What QEMU is started with.
+//!
+//! A [`Vm`] is a description without a machine behind it: paths are those that QEMU sees, descriptors are the numbers that it
+//! has them under. [`Vm::arguments`] is a pure function of it, which is what `cofferdam vm args` prints.
+//!
+//! Options come in groups, in this order: the machine, its processors and memory; what is switched off; the kernel; the console,
+//! the agent's channel and QMP; random numbers; the network; shared directories.
+
+use std::ffi::OsString;
+use std::net::Ipv4Addr;
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+
+/// The name of the port that the agent in the guest opens.
+pub const AGENT_PORT: &str = "cofferdam.agent";
+
+/// Where the guest finds file servers under the engine `slirp`, in the network that QEMU makes for it.
+pub const SLIRP_FILES: &str = "10.0.2.100:445";
+
+/// A virtual machine, as QEMU is told of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vm {
+    pub architecture: Architecture,
+    pub accelerator: Accelerator,
+    /// MiB of memory.
+    pub memory: u64,
+    pub cpus: NonZeroU32,
+    pub kernel: PathBuf,
+    pub initrd: PathBuf,
+    /// What the kernel is told besides where its console is.
+    pub append: String,
+    /// The descriptor of the agent's channel: a connected stream socket.
+    pub agent: u32,
+    /// The descriptor of QMP: as before.
+    pub control: u32,
+    pub network: Network,
+    pub shares: Vec<Share>,
+}
+
+/// What kind of processor, and with it which machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Architecture {
+    /// `q35`; devices on PCI.
+    X86_64,
+    /// `virt`; devices on virtio-mmio.
+    Aarch64,
+}
+
+/// Who executes the guest's instructions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accelerator {
+    Kvm,
+    /// QEMU itself.
+    Tcg,
+}
+
+/// What a machine's network card is connected to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Network {
+    /// There is no card.
+    None,
+    /// A TAP device in a gateway's namespace, the engine `gateway`.
+    Tap {
+        /// Its descriptor.
+        fd: u32,
+        /// That of `/dev/vhost-net`, where it may be opened.
+        vhost: Option<u32>,
+        mac: [u8; 6],
+        mtu: u16,
+    },
+    /// QEMU's own network, the engine `slirp`.
+    Slirp {
+        reach: Reach,
+        /// Ports of 127.0.0.1, and the guest's ports that they lead to.
+        forwards: Vec<PortForward>,
+        /// The command that serves files, one process per connection.
+        files: Option<String>,
+    },
+}
+
+/// What a guest reaches by QEMU's own network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// What the process of QEMU reaches.
+    Everything,
+    /// What is forwarded to it, and its files.
+    Forwards,
+}
+
+/// A TCP port of this host that leads to one of the guest's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PortForward {
+    pub host: u16,
+    pub guest: u16,
+}
+
+/// A directory that the guest mounts by 9p.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Share {
+    /// What the guest mounts.
+    pub tag: String,
+    pub path: PathBuf,
+    pub access: Access,
+}
+
+/// What the guest may do in a shared directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    Read,
+    Write,
+}
+
+impl Vm {
+    /// The arguments of QEMU, without its own name.
+    #[must_use]
+    pub fn arguments(&self) -> Vec<OsString> {
+        let mut words = Words::default();
+        self.machine(&mut words);
+        self.absent(&mut words);
+        self.boot(&mut words);
+        self.channels(&mut words);
+        words.option("-object", "rng-random,id=rng0,filename=/dev/urandom");
+        words.option("-device", format!("{},rng=rng0", self.virtio("virtio-rng")));
+        self.network(&mut words);
+        self.shares(&mut words);
+        words.0
+    }
+
+    fn machine(&self, words: &mut Words) {
+        let Vm { architecture, accelerator, memory, cpus, .. } = self;
+        words.option(
+            "-machine",
+            match architecture {
+                Architecture::X86_64 => "q35",
+                Architecture::Aarch64 => "virt",
+            },
+        );
+        let (accelerator, processor) = match accelerator {
+            Accelerator::Kvm => ("kvm", "host"),
+            // Translated code for several processors is made by one thread each.
+            Accelerator::Tcg => ("tcg,thread=multi", "max"),
+        };
+        words.option("-accel", accelerator);
+        words.option("-cpu", processor);
+        words.option("-smp", cpus.to_string());
+        words.option("-m", format!("{memory}M"));
+    }
+
+    /// What a machine has unless it is told not to, and what QEMU may not do any more.
+    fn absent(&self, words: &mut Words) {
+        words.flag("-nodefaults");
+        words.flag("-no-user-config");
+        // A guest that restarts has ended, after a panic as well.
+        words.flag("-no-reboot");
+        words.option("-display", "none");
+        words.option("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
+        if self.architecture == Architecture::X86_64 {
+            // The card's boot program, which nobody needs, is a file that not every distribution installs.
+            words.option("-global", "virtio-net-pci.romfile=");
+        }
+    }
+
+    fn boot(&self, words: &mut Words) {
+        words.option("-kernel", &self.kernel);
+        words.option("-initrd", &self.initrd);
+        let console = match self.architecture {
+            Architecture::X86_64 => "ttyS0",
+            Architecture::Aarch64 => "ttyAMA0",
+        };
+        let space = if self.append.is_empty() { "" } else { " " };
+        // After a panic it restarts at once, which ends QEMU.
+        words.option("-append", format!("console={console} quiet panic=-1{space}{}", self.append));
+    }
+
+    fn channels(&self, words: &mut Words) {
+        // What the kernel says on its console is the standard output of QEMU.
+        words.option("-chardev", "stdio,id=console,signal=off");
+        words.option("-serial", "chardev:console");
+        words.option("-chardev", format!("socket,id=agent,fd={}", self.agent));
+        words.option("-device", self.virtio("virtio-serial"));
+        words.option("-device", format!("virtserialport,chardev=agent,name={AGENT_PORT}"));
+        words.option("-chardev", format!("socket,id=control,fd={}", self.control));
+        words.option("-mon", "chardev=control,mode=control");
+    }
+
+    fn network(&self, words: &mut Words) {
+        match &self.network {
+            Network::None => words.option("-nic", "none"),
+            Network::Tap { fd, vhost, mac, mtu } => {
+                let vhost = vhost.map(|fd| format!(",vhost=on,vhostfd={fd}")).unwrap_or_default();
+                words.option("-netdev", format!("tap,id=net0,fd={fd}{vhost}"));
+                let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+                words.option("-device", format!("{},netdev=net0,mac={mac},host_mtu={mtu}", self.virtio("virtio-net")));
+            }
+            Network::Slirp { reach, forwards, files } => {
+                let mut netdev = "user,id=net0".to_owned();
+                if *reach == Reach::Forwards {
+                    netdev.push_str(",restrict=on");
+                }
+                for PortForward { host, guest } in forwards {
+                    netdev.push_str(&format!(",hostfwd=tcp:{}:{host}-:{guest}", Ipv4Addr::LOCALHOST));
+                }
+                if let Some(command) = files {
+                    netdev.push_str(&format!(",guestfwd=tcp:{SLIRP_FILES}-cmd:{}", escaped(command)));
+                }
+                words.option("-netdev", netdev);
+                words.option("-device", format!("{},netdev=net0", self.virtio("virtio-net")));
+            }
+        }
+    }
+
+    fn shares(&self, words: &mut Words) {
+        for (number, Share { tag, path, access }) in self.shares.iter().enumerate() {
+            let read_only = match access {
+                Access::Read => ",readonly=on",
+                Access::Write => "",
+            };
+            let mut share: OsString =
+                format!("local,id=share{number},security_model=none,multidevs=remap,path=").into();
+            share.push(escaped_path(path));
+            share.push(read_only);
+            words.option("-fsdev", share);
+            words.option("-device", format!("{},fsdev=share{number},mount_tag={tag}", self.virtio("virtio-9p")));
+        }
+    }
+
+    /// The name of a virtio device, which says where it is attached.
+    fn virtio(&self, name: &str) -> String {
+        let bus = match self.architecture {
+            Architecture::X86_64 => "pci",
+            Architecture::Aarch64 => "device",
+        };
+        format!("{name}-{bus}")
+    }
+}
+
+impl Architecture {
+    /// That of this host, which is the only one that its kernels boot.
+    #[must_use]
+    pub fn of_this_host() -> Option<Architecture> {
+        match std::env::consts::ARCH {
+            "x86_64" => Some(Architecture::X86_64),
+            "aarch64" => Some(Architecture::Aarch64),
+            _ => None,
+        }
+    }
+
+    /// The program that is such a machine.
+    #[must_use]
+    pub fn qemu(self) -> &'static str {
+        match self {
+            Architecture::X86_64 => "qemu-system-x86_64",
+            Architecture::Aarch64 => "qemu-system-aarch64",
+        }
+    }
+}
+
+impl Accelerator {
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Accelerator::Kvm => "KVM",
+            Accelerator::Tcg => "TCG",
+        }
+    }
+}
+
+#[derive(Default)]
+struct Words(Vec<OsString>);
+
+impl Words {
+    fn flag(&mut self, flag: &str) {
+        self.0.push(flag.into());
+    }
+
+    fn option(&mut self, flag: &str, value: impl Into<OsString>) {
+        self.0.extend([flag.into(), value.into()]);
+    }
+}
+
+/// In a list of properties a comma is written twice.
+fn escaped(text: &str) -> String {
+    text.replace(',', ",,")
+}
+
+fn escaped_path(path: &std::path::Path) -> OsString {
+    use std::os::unix::ffi::{OsStrExt, OsStringExt};
+    let mut bytes = Vec::new();
+    for byte in path.as_os_str().as_bytes() {
+        bytes.extend(std::iter::repeat_n(*byte, if *byte == b',' { 2 } else { 1 }));
+    }
+    OsString::from_vec(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BOTH: [Architecture; 2] = [Architecture::X86_64, Architecture::Aarch64];
+
+    fn vm(architecture: Architecture, network: Network) -> Vm {
+        Vm {
+            architecture,
+            accelerator: Accelerator::Tcg,
+            memory: 512,
+            cpus: NonZeroU32::new(2).unwrap(),
+            kernel: "/vm/kernel".into(),
+            initrd: "/vm/initrd".into(),
+            append: String::new(),
+            agent: 3,
+            control: 4,
+            network,
+            shares: Vec::new(),
+        }
+    }
+
+    /// One option per line.
+    fn lines(vm: &Vm) -> String {
+        let mut text = String::new();
+        for word in vm.arguments() {
+            let word = word.to_str().unwrap().to_owned();
+            if !text.is_empty() {
+                text.push(if word.starts_with('-') { '\n' } else { ' ' });
+            }
+            text.push_str(&word);
+        }
+        text
+    }
+
+    fn tap() -> Network {
+        Network::Tap { fd: 5, vhost: None, mac: [2, 0, 0, 0, 0xab, 2], mtu: 65_520 }
+    }
+
+    fn slirp(reach: Reach, forwards: &[(u16, u16)]) -> Network {
+        let forwards = forwards.iter().map(|(host, guest)| PortForward { host: *host, guest: *guest }).collect();
+        Network::Slirp { reach, forwards, files: Some("cofferdam smb --stdio a,b".to_owned()) }
+    }
+
+    #[test]
+    fn without_a_network() {
+        for architecture in BOTH {
+            insta::assert_snapshot!(format!("none-{}", architecture.qemu()), lines(&vm(architecture, Network::None)));
+        }
+    }
+
+    #[test]
+    fn on_a_gateway() {
+        for architecture in BOTH {
+            insta::assert_snapshot!(format!("gateway-{}", architecture.qemu()), lines(&vm(architecture, tap())));
+        }
+    }
+
+    #[test]
+    fn with_mounts_only_on_slirp() {
+        for architecture in BOTH {
+            let network = slirp(Reach::Forwards, &[]);
+            insta::assert_snapshot!(
+                format!("slirp-mounts-only-{}", architecture.qemu()),
+                lines(&vm(architecture, network))
+            );
+        }
+    }
+
+    #[test]
+    fn with_everything_on_slirp_and_ports() {
+        for architecture in BOTH {
+            let network = slirp(Reach::Everything, &[(8080, 80), (2222, 22)]);
+            insta::assert_snapshot!(format!("slirp-full-{}", architecture.qemu()), lines(&vm(architecture, network)));
+        }
+    }
+
+    #[test]
+    fn with_shares_and_kvm_and_vhost() {
+        for architecture in BOTH {
+            let Network::Tap { fd, mac, mtu, .. } = tap() else { unreachable!() };
+            let shares = vec![
+                Share { tag: "share0".to_owned(), path: "/shares/0".into(), access: Access::Write },
+                Share { tag: "share1".to_owned(), path: "/shares/a,b".into(), access: Access::Read },
+            ];
+            let vm = Vm {
+                accelerator: Accelerator::Kvm,
+                append: "cofferdam.test=1".to_owned(),
+                shares,
+                ..vm(architecture, Network::Tap { fd, vhost: Some(6), mac, mtu })
+            };
+            insta::assert_snapshot!(format!("shares-{}", architecture.qemu()), lines(&vm));
+        }
+    }
+}

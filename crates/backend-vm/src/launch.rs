@@ -1,0 +1,323 @@
+//! From the specification of a sandbox, which is the same for every backend, to a sandbox with a virtual machine in it.
+
+use std::ffi::OsString;
+use std::net::IpAddr;
+use std::num::NonZeroU32;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use cofferdam_backend_ns::{
+    GatewayEnd, LaunchError, Mount, Observer, Place, ResourceLimits, Running, SandboxSpec, Status, Terminal, View,
+    launch_monitored,
+};
+use cofferdam_gateway::NetnsSpec;
+use cofferdam_guest_protocol::{
+    Exec, Leftover, Mount as GuestMount, MountKind, Neighbour, Network, Route, Size, Token,
+};
+
+use crate::Kit;
+use crate::accelerator::{self, Cache, Choice, Wish};
+use crate::arguments::{Accelerator, Access, Network as Card, Share, Vm};
+use crate::monitor::{GuestMonitor, Task, terminal_size};
+
+/// MiB of memory of a guest when nothing is said: enough for a compiler, and taken from the host as the guest uses it.
+pub const DEFAULT_MEMORY: u64 = 1024;
+
+/// Less than this has no kernel of a distribution start.
+const LEAST_MEMORY: u64 = 128;
+
+/// The most processors of a guest when nothing is said.
+const MOST_CPUS: u32 = 4;
+
+/// How long a guest may take to start. It takes three seconds without KVM; on a machine that is busy several times that.
+const BOOT_TIME: Duration = Duration::from_secs(120);
+
+/// The same with KVM, where nobody knows whether it works. It takes less than a second where it does.
+const PROBE_TIME: Duration = Duration::from_secs(10);
+
+/// Where QEMU sees the files that it is started with.
+const KERNEL: &str = "/vm/kernel";
+const INITRD: &str = "/vm/initrd";
+const SHARES: &str = "/vm/shares";
+
+/// How a guest mounts by 9p: without a cache, so that both sides see what the other writes.
+const PLAN9: &[u8] = b"trans=virtio,version=9p2000.L,msize=512000,cache=none,access=client";
+
+/// What a virtual machine is made from, besides what every sandbox is.
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub kit: Kit,
+    pub wish: Wish,
+    /// Where it is noted whether KVM works.
+    pub cache: Option<Cache>,
+    /// What the agent and we know each other by: fresh random bytes.
+    pub token: [u8; Token::LENGTH],
+    pub progress: Progress,
+}
+
+/// Whether somebody watches who wants to know why it takes long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Progress {
+    Tell,
+    #[default]
+    Silent,
+}
+
+/// Starts a sandbox whose program runs in a virtual machine. `tell` hears what cannot wait. Must be called while the process has
+/// one thread, since it forks.
+///
+/// # Errors
+/// What cannot be done in a virtual machine, or what could not be set up; nothing is left of it then.
+pub fn launch(spec: SandboxSpec, options: &Options, tell: &mut dyn FnMut(&str)) -> Result<Running, LaunchError> {
+    refuse(&spec)?;
+    let Choice { accelerator, why } = choose(options, tell);
+    if let Some(why) = why {
+        tell(&format!("the guest runs without KVM, which is slow: {why}"));
+    }
+    let mut told = false;
+    let mut booting = |_elapsed: Duration| {
+        if options.progress == Progress::Tell && !std::mem::replace(&mut told, true) {
+            tell("the guest is starting…");
+        }
+    };
+    let (monitor, outer) = monitored(spec, options, accelerator, BOOT_TIME);
+    launch_monitored(outer, &monitor, &mut booting)
+}
+
+/// Which accelerator a machine would have here. Tries KVM where that is not known.
+pub fn probe(options: &Options, tell: &mut dyn FnMut(&str)) -> Choice {
+    choose(options, tell)
+}
+
+fn choose(options: &Options, tell: &mut dyn FnMut(&str)) -> Choice {
+    accelerator::choose(options.wish, &options.kit, options.cache.as_ref(), || {
+        tell("trying whether KVM works on this machine, once until it is started anew…");
+        start_once(options)
+    })
+}
+
+/// Starts a machine with KVM, and ends it when it has come up.
+fn start_once(options: &Options) -> Result<(), String> {
+    let spec = SandboxSpec {
+        name: "sandbox".to_owned(),
+        command: vec!["true".into()],
+        env: Vec::new(),
+        workdir: "/".into(),
+        place: Place::default(),
+        inside_uid: 1000,
+        capabilities: Vec::new(),
+        allow_userns: false,
+        terminal: Terminal::Inherit,
+        limits: ResourceLimits::default(),
+        hosts: Vec::new(),
+        resolv: Vec::new(),
+        sockets: Vec::new(),
+        network: None,
+    };
+    let (mut monitor, outer) = monitored(spec, options, Accelerator::Kvm, PROBE_TIME);
+    monitor.task = Task::Start;
+    let running = launch_monitored(outer, &monitor, &mut |_| {}).map_err(|error| error.to_string())?;
+    match running.run_to_end(&mut Nobody).status {
+        Status::Exited(0) => Ok(()),
+        other => Err(format!("it ended: {other:?}")),
+    }
+}
+
+/// Hears of nothing.
+struct Nobody;
+
+impl Observer for Nobody {
+    fn event(&mut self, _line: &[u8]) {}
+
+    fn gateway_died(&mut self, _end: GatewayEnd, _why: &str) {}
+}
+
+/// What a guest cannot be given yet, by the name of the flag.
+fn refuse(spec: &SandboxSpec) -> Result<(), LaunchError> {
+    let refused =
+        |flag: &str, why: &str| Err(LaunchError::Spec(format!("{flag} cannot be used with --backend vm: {why}")));
+    if spec.place.rootfs.is_some() {
+        return refused("--rootfs", "a guest starts from what `cofferdam vm setup` has made");
+    }
+    if spec.limits.pids.is_some() {
+        return refused("--pids", "the processes are the guest's own; --memory bounds them");
+    }
+    if !spec.capabilities.is_empty() {
+        return refused("--cap-add", "a program in a guest is root of it with --user 0");
+    }
+    if spec.allow_userns {
+        return refused("--allow-userns", "nothing keeps a program in a guest from making them");
+    }
+    if !spec.sockets.is_empty() {
+        return refused("--host-socket", "no socket of the host leads into a guest");
+    }
+    if let Some(Mount { source, .. }) = spec.place.mounts.iter().find(|mount| !mount.source.is_dir()) {
+        return refused("--mount", &format!("{} is no directory, and a guest is shown whole ones", source.display()));
+    }
+    if spec.limits.memory.is_some_and(|bytes| mebibytes(bytes) < LEAST_MEMORY) {
+        return refused("--memory", &format!("a guest needs {LEAST_MEMORY}M at least"));
+    }
+    Ok(())
+}
+
+fn mebibytes(bytes: u64) -> u64 {
+    bytes / (1024 * 1024)
+}
+
+/// Takes a specification apart: what is for the guest goes to its monitor, and what is left is the sandbox that QEMU is in.
+fn monitored(
+    spec: SandboxSpec,
+    options: &Options,
+    accelerator: Accelerator,
+    boot_time: Duration,
+) -> (GuestMonitor, SandboxSpec) {
+    let shown = shown(&spec.place);
+    let vm = vm(&spec, &options.kit, accelerator, &shown);
+    let monitor = GuestMonitor {
+        qemu: options.kit.qemu.clone(),
+        vm,
+        token: Token::new(options.token),
+        boot_time,
+        network: spec.network.as_ref().map(|network| guest_network(&network.link, &spec.name)),
+        mounts: guest_mounts(&shown),
+        files: spec.etc_files(),
+        task: Task::Run(exec(&spec)),
+    };
+    let mut mounts = vec![
+        read_only(&options.kit.qemu, &options.kit.qemu),
+        read_only(&options.kit.kernel, Path::new(KERNEL)),
+        read_only(&options.kit.initrd, Path::new(INITRD)),
+    ];
+    let shares = shown.iter().enumerate();
+    mounts.extend(shares.map(|(number, mount)| Mount { target: share_path(number), ..mount.clone() }));
+    let devices = match accelerator {
+        Accelerator::Kvm => vec!["kvm", "vhost-net"],
+        Accelerator::Tcg => vec!["vhost-net"],
+    };
+    let place = Place { mounts, view: View::Qemu, devices, ..Place::default() };
+    // The guest's memory is bounded by QEMU.
+    let limits = ResourceLimits { memory: None, ..spec.limits.clone() };
+    let outer = SandboxSpec { env: Vec::new(), workdir: "/".into(), place, limits, ..spec };
+    (monitor, outer)
+}
+
+fn vm(spec: &SandboxSpec, kit: &Kit, accelerator: Accelerator, shown: &[Mount]) -> Vm {
+    let network = spec.network.as_ref().map_or(Card::None, |network| Card::Tap {
+        fd: 0,
+        vhost: None,
+        mac: network.link.guest_mac,
+        mtu: network.link.mtu,
+    });
+    let shares = shown.iter().enumerate().map(|(number, mount)| Share {
+        tag: tag(number),
+        path: share_path(number),
+        access: if mount.read_only { Access::Read } else { Access::Write },
+    });
+    Vm {
+        architecture: kit.architecture,
+        accelerator,
+        memory: spec.limits.memory.map_or(DEFAULT_MEMORY, mebibytes),
+        cpus: cpus(spec.limits.cpus),
+        kernel: KERNEL.into(),
+        initrd: INITRD.into(),
+        append: String::new(),
+        agent: 0,
+        control: 0,
+        network,
+        shares: shares.collect(),
+    }
+}
+
+/// The processors of a guest with this limit. Whole ones: a part of one is a limit on QEMU besides.
+#[must_use]
+pub fn cpus(limit: Option<f32>) -> NonZeroU32 {
+    let here = std::thread::available_parallelism().map_or(1, |cpus| u32::try_from(cpus.get()).unwrap_or(MOST_CPUS));
+    let wanted = match limit {
+        // A number of processors that a host has is far below what is not exact any more.
+        #[allow(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "the number is clamped before, and a float cannot be converted otherwise"
+        )]
+        Some(limit) => limit.ceil().clamp(1.0, 255.0) as u32,
+        None => here.min(MOST_CPUS),
+    };
+    NonZeroU32::new(wanted).unwrap_or(NonZeroU32::MIN)
+}
+
+/// What the guest is shown: the project, and the mounts, outer ones first.
+fn shown(place: &Place) -> Vec<Mount> {
+    let project = place.project.iter().map(|project| Mount {
+        source: project.clone(),
+        target: project.clone(),
+        read_only: false,
+    });
+    let mut mounts: Vec<Mount> = project.chain(place.mounts.iter().cloned()).collect();
+    mounts.sort_by_key(|mount| mount.target.components().count());
+    mounts
+}
+
+fn guest_mounts(shown: &[Mount]) -> Vec<GuestMount> {
+    let mounts = shown.iter().enumerate().map(|(number, mount)| GuestMount {
+        kind: MountKind::Plan9,
+        source: tag(number).into_bytes(),
+        target: mount.target.as_os_str().as_bytes().to_vec(),
+        options: PLAN9.to_vec(),
+        read_only: mount.read_only,
+    });
+    mounts.collect()
+}
+
+fn tag(number: usize) -> String {
+    format!("share{number}")
+}
+
+fn share_path(number: usize) -> PathBuf {
+    Path::new(SHARES).join(number.to_string())
+}
+
+fn read_only(source: &Path, target: &Path) -> Mount {
+    Mount { source: source.to_owned(), target: target.to_owned(), read_only: true }
+}
+
+/// What the guest's interface is to have: the same as the end of a veth pair.
+fn guest_network(link: &NetnsSpec, name: &str) -> Network {
+    let mut network = Network {
+        mac: link.guest_mac,
+        mtu: link.mtu.into(),
+        addresses: vec![(link.link.guest4.into(), link.link.prefix4)],
+        routes: Vec::new(),
+        neighbours: Vec::new(),
+        resolv_conf: None,
+        hosts: None,
+        host_name: Some(name.as_bytes().to_vec()),
+    };
+    let mut gateways: Vec<IpAddr> = vec![link.link.gateway4.into()];
+    if let Some(v6) = &link.link.v6 {
+        network.addresses.push((v6.guest.into(), v6.prefix));
+        gateways.push(v6.gateway.into());
+    }
+    network.routes = gateways.iter().map(|gateway| Route { gateway: *gateway }).collect();
+    network.neighbours =
+        gateways.iter().map(|address| Neighbour { address: *address, mac: link.gateway_mac }).collect();
+    network
+}
+
+fn exec(spec: &SandboxSpec) -> Exec {
+    let bytes = |text: &OsString| text.as_bytes().to_vec();
+    let variable = |(name, value): &(OsString, OsString)| [name.as_bytes(), b"=", value.as_bytes()].concat();
+    let terminal = match spec.terminal {
+        Terminal::Inherit => None,
+        Terminal::Pty => Some(terminal_size().unwrap_or(Size { rows: 24, columns: 80 })),
+    };
+    Exec {
+        argv: spec.command.iter().map(bytes).collect(),
+        env: spec.env.iter().map(variable).collect(),
+        cwd: spec.workdir.clone().into_os_string().into_vec(),
+        uid: spec.inside_uid,
+        gid: spec.inside_uid,
+        terminal,
+        leftover: Leftover::Kill,
+    }
+}

@@ -1,0 +1,25 @@
+//! Isolation by a virtual machine: QEMU in a sandbox of namespaces, behind the same gateway.
+//!
+//! | Module | Is |
+//! |---|---|
+//! | [`arguments`] | pure: what QEMU is started with |
+//! | [`qmp`] | pure: QEMU's own protocol |
+//! | `accelerator` | whether KVM works on this host |
+//! | `launch` | from a sandbox's specification to the sandbox that QEMU is in |
+//! | `monitor` | the process in that sandbox which starts QEMU and speaks with the guest |
+//!
+//! Where the parts are and what may fail is in `docs/design/0009-vm.md`.
+
+mod accelerator;
+pub mod arguments;
+mod console;
+mod kit;
+mod launch;
+mod monitor;
+mod process;
+pub mod qmp;
+mod relay;
+
+pub use accelerator::{Cache, Choice, Wish};
+pub use kit::{Kit, KitError};
+pub use launch::{DEFAULT_MEMORY, Options, Progress, cpus, launch, probe};

@@ -1,0 +1,630 @@
+//! The monitor: starts QEMU, speaks with the agent in the guest, and is what its pid 1 takes for the program.
+//!
+//! | State | Event | Then |
+//! |---|---|---|
+//! | booting | the agent's greeting | the clock, the network and the mounts are asked for |
+//! | booting | all of them are done | `Booted`; waits to be told to go on |
+//! | booting | QEMU ends, the agent breaks the protocol, a call fails, the time is up | `Lost` |
+//! | booted | – | `Exec` |
+//! | booted | `Started` | `Started`; the streams are relayed |
+//! | booted | `Failed` | `NotExecuted`, or `Lost` |
+//! | running | data, signals, a new size of the terminal | passed on |
+//! | running | `Exited` | what is left of its output is written, QEMU is ended, its exit status is ours |
+//! | running | QEMU ends, the agent breaks the protocol | `Lost` |
+//!
+//! Everything that it reads from the agent, from QMP and from the console is the guest's word. It believes none of it; and it
+//! has no right that a guest could gain.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use cofferdam_backend_ns::{Monitor, Post};
+use cofferdam_guest_protocol::{
+    CallId, Event, Exec, Failure, FailureKind, Host, Mount, Network, Put, Size, Status, Stream, Token,
+};
+use cofferdam_sys::process::{self, SignalFd};
+use cofferdam_sys::tty::RawMode;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+use rustix::net::SendFlags;
+use rustix::process::Signal;
+
+use crate::arguments::Vm;
+use crate::process::{Parts, Qemu};
+use crate::qmp::{self, Qmp, Reason};
+use crate::relay::{CHUNK, Outgoing, Written};
+
+/// How long the agent may take to start a program.
+const EXEC_TIME: Duration = Duration::from_secs(25);
+
+/// How long a guest with shared directories may take to write what it has not written, and switch itself off.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// After QEMU has ended, what it said is still in the sockets: how often each is read at most.
+const LAST_READS: usize = 64;
+
+/// What becomes signals of the program in the guest.
+const PASSED_ON: [Signal; 6] = [Signal::INT, Signal::QUIT, Signal::HUP, Signal::TERM, Signal::USR1, Signal::USR2];
+
+/// A virtual machine that is to be started, and what is to happen in it.
+#[derive(Debug)]
+pub(crate) struct GuestMonitor {
+    pub(crate) qemu: PathBuf,
+    pub(crate) vm: Vm,
+    pub(crate) token: Token,
+    pub(crate) boot_time: Duration,
+    pub(crate) network: Option<Network>,
+    pub(crate) mounts: Vec<Mount>,
+    /// Files in `/etc`, by name.
+    pub(crate) files: Vec<(&'static str, String)>,
+    pub(crate) task: Task,
+}
+
+/// What a machine is started for.
+#[derive(Debug)]
+pub(crate) enum Task {
+    Run(Exec),
+    /// To see that it starts.
+    Start,
+}
+
+impl Monitor for GuestMonitor {
+    fn run(&self, mut post: Post) -> u8 {
+        let renamed = process::rename("cofferdam-vm");
+        // Its end would be that of the run, with nothing said.
+        let ignored = process::ignore(Signal::PIPE);
+        if renamed.is_err() || ignored.is_err() {
+            return 1;
+        }
+        match self.accompany(&mut post) {
+            Ok(End::Exited(status)) => end_as(status),
+            Ok(End::Told) => 1,
+            Err(why) => {
+                post.lost(&why);
+                1
+            }
+        }
+    }
+}
+
+/// The initramfs with the token behind it, in memory: no one but this boot's QEMU sees the token.
+fn with_token(initrd: &Path, token: &Token) -> io::Result<OwnedFd> {
+    let memory = rustix::fs::memfd_create("initrd", rustix::fs::MemfdFlags::CLOEXEC)?;
+    let mut whole = File::from(memory);
+    let length = io::copy(&mut File::open(initrd)?, &mut whole)?;
+    let length = usize::try_from(length).map_err(io::Error::other)?;
+    whole.write_all(cofferdam_initramfs::padding(length))?;
+    whole.write_all(&cofferdam_initramfs::boot_archive(token.bytes()))?;
+    Ok(whole.into())
+}
+
+/// How it ends when nothing went wrong on the way.
+enum End {
+    Exited(Status),
+    /// Whoever has to know does.
+    Told,
+}
+
+impl GuestMonitor {
+    fn accompany(&self, post: &mut Post) -> Result<End, String> {
+        let deadline = Instant::now() + self.boot_time;
+        let initrd = with_token(&self.vm.initrd, &self.token)
+            .map_err(|error| format!("cannot prepare what the guest's kernel starts with: {error}"))?;
+        let qemu = Qemu::start(&self.qemu, self.vm.clone(), Parts { initrd, tap: post.take_link() })
+            .map_err(|error| format!("cannot execute {}: {error}", self.qemu.display()))?;
+        let mut guest =
+            Guest { qemu, host: Host::new(self.token.clone()), qmp: Qmp::new(), control: Vec::new(), off: None };
+        guest.boot(self, deadline).map_err(|trouble| guest.explain(trouble, self.boot_time))?;
+        if !post.booted() {
+            return Ok(End::Told);
+        }
+        let exec = match &self.task {
+            Task::Start => {
+                post.started();
+                return Ok(End::Exited(Status::Code(0)));
+            }
+            Task::Run(exec) => exec.clone(),
+        };
+        let has_terminal = exec.terminal.is_some();
+        let call = guest.host.exec(exec).map_err(|error| error.to_string())?;
+        match guest.started(call, Instant::now() + EXEC_TIME).map_err(|trouble| guest.explain(trouble, EXEC_TIME))? {
+            Ok(()) => {}
+            Err(Failure { kind, text }) => {
+                let errno = match kind {
+                    FailureKind::NotFound => Errno::NOENT,
+                    FailureKind::NotExecutable => Errno::ACCESS,
+                    FailureKind::Killed | FailureKind::Refused => {
+                        return Err(format!("the program did not start: {text}"));
+                    }
+                };
+                post.not_executed(errno.raw_os_error());
+                return Ok(End::Told);
+            }
+        }
+        let mut signals: Vec<Signal> = PASSED_ON.to_vec();
+        signals.push(Signal::WINCH);
+        let signals = SignalFd::new(&signals).map_err(|error| format!("signals cannot be received: {error}"))?;
+        let raw = if has_terminal { RawMode::enter(io::stdin()).ok().flatten() } else { None };
+        post.started();
+        let mut run = Run::new(&mut guest, call, &signals);
+        let ended = run.to_end();
+        drop(raw);
+        let status = ended.map_err(|trouble| guest.explain(trouble, Duration::ZERO))?;
+        if !self.vm.shares.is_empty() {
+            guest.say_goodbye();
+        }
+        Ok(End::Exited(status))
+    }
+}
+
+/// Why there is no guest any more.
+enum Trouble {
+    /// QEMU has ended.
+    Ended(String),
+    /// It has not answered in time.
+    Late,
+    /// One of the two said what it may not, or could not be reached.
+    Broken(String),
+}
+
+/// A running machine, and what is said with it.
+struct Guest {
+    qemu: Qemu,
+    host: Host,
+    qmp: Qmp,
+    /// What is to be sent by QMP.
+    control: Vec<u8>,
+    /// Why it has been switched off, if QEMU said so.
+    off: Option<Off>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Off {
+    Panicked,
+    For(Reason),
+}
+
+/// An agent of ours does not say this now. The protocol's own part has held it to the rest.
+fn out_of_turn(event: &Event) -> Trouble {
+    let what = match event {
+        Event::Ready => "a greeting",
+        Event::Started { .. } => "that something has started",
+        Event::Opened { .. } => "that a file is open",
+        Event::Data { .. } => "data",
+        Event::End { .. } => "the end of a stream",
+        Event::Room { .. } => "that there is room",
+        Event::Exited { .. } => "that a program has ended",
+        Event::Done { .. } => "that something is done",
+        Event::Failed { .. } => "that something has failed",
+    };
+    Trouble::Broken(format!("the guest's agent sent {what} out of turn"))
+}
+
+/// What the monitor waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    End,
+    Console,
+    Agent,
+    Control,
+    Input,
+    Output(Stream),
+    Signals,
+}
+
+impl Guest {
+    /// From QEMU's start to a guest in which everything is in place.
+    fn boot(&mut self, monitor: &GuestMonitor, deadline: Instant) -> Result<(), Trouble> {
+        match self.event(deadline)? {
+            Event::Ready => {}
+            other => return Err(out_of_turn(&other)),
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let mut calls = vec![(self.host.set_time(now), "set the clock".to_owned())];
+        if let Some(network) = monitor.network.clone() {
+            calls.push((self.host.network(network), "set up the network".to_owned()));
+        }
+        for mount in &monitor.mounts {
+            let target = String::from_utf8_lossy(&mount.target).into_owned();
+            calls.push((self.host.mount(mount.clone()), format!("mount {target}")));
+        }
+        for (name, content) in &monitor.files {
+            let path = format!("/etc/{name}");
+            let put = self.host.put(Put { path: path.clone().into_bytes(), mode: 0o644, uid: 0, gid: 0 });
+            // Much less than a window.
+            if let Ok(call) = put {
+                self.host.write(call, content.as_bytes());
+                self.host.end(call);
+            }
+            calls.push((put, format!("write {path}")));
+        }
+        // All are asked for at once, and answered in any order.
+        let mut open = BTreeMap::new();
+        for (call, what) in calls {
+            let call = call.map_err(|error| Trouble::Broken(format!("cannot {what} in the guest: {error}")))?;
+            open.insert(call, what);
+        }
+        while !open.is_empty() {
+            match self.event(deadline)? {
+                Event::Done { call } => drop(open.remove(&call)),
+                Event::Started { .. } | Event::Room { .. } => {}
+                Event::Failed { call, failure } => {
+                    let what = open.remove(&call).unwrap_or_default();
+                    return Err(Trouble::Broken(format!("the guest could not {what}: {}", failure.text)));
+                }
+                other => return Err(out_of_turn(&other)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until the program runs, or cannot.
+    fn started(&mut self, call: CallId, deadline: Instant) -> Result<Result<(), Failure>, Trouble> {
+        match self.event(deadline)? {
+            Event::Started { call: started } if started == call => Ok(Ok(())),
+            Event::Failed { failure, .. } => Ok(Err(failure)),
+            other => Err(out_of_turn(&other)),
+        }
+    }
+
+    /// The next event of the agent.
+    fn event(&mut self, deadline: Instant) -> Result<Event, Trouble> {
+        loop {
+            if let Some(event) = self.host.poll_event() {
+                return Ok(event);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(Trouble::Late);
+            }
+            let ready = wait(&self.sources(), Some(left))?;
+            for source in ready {
+                self.handle(source)?;
+            }
+        }
+    }
+
+    fn sources(&self) -> Vec<(Source, BorrowedFd<'_>, PollFlags)> {
+        let agent = if self.host.output().is_empty() { PollFlags::IN } else { PollFlags::IN | PollFlags::OUT };
+        let control = if self.control.is_empty() { PollFlags::IN } else { PollFlags::IN | PollFlags::OUT };
+        let mut sources = vec![
+            (Source::Agent, self.qemu.agent.as_fd(), agent),
+            (Source::Control, self.qemu.control.as_fd(), control),
+            (Source::End, self.qemu.end(), PollFlags::IN),
+        ];
+        sources.extend(self.qemu.output().map(|output| (Source::Console, output, PollFlags::IN)));
+        sources
+    }
+
+    /// Something can be done.
+    fn handle(&mut self, source: Source) -> Result<(), Trouble> {
+        match source {
+            Source::Agent => {
+                self.write_agent()?;
+                self.read_agent().map(drop)
+            }
+            Source::Control => {
+                self.write_control();
+                self.read_control().map(drop)
+            }
+            Source::Console => {
+                self.qemu.handle_output();
+                Ok(())
+            }
+            Source::End => self.ended(),
+            Source::Input | Source::Output(_) | Source::Signals => Ok(()),
+        }
+    }
+
+    /// QEMU has ended: reads what it has said before, which may be all that was waited for.
+    fn ended(&mut self) -> Result<(), Trouble> {
+        let Some(how) = self.qemu.has_ended() else { return Ok(()) };
+        for _ in 0..LAST_READS {
+            if !self.read_agent()? {
+                break;
+            }
+        }
+        for _ in 0..LAST_READS {
+            if !self.read_control()? {
+                break;
+            }
+        }
+        Err(Trouble::Ended(how))
+    }
+
+    /// Whether there was something.
+    fn read_agent(&mut self) -> Result<bool, Trouble> {
+        let mut buffer = [0; CHUNK];
+        match rustix::io::read(&self.qemu.agent, &mut buffer) {
+            // QEMU's end is noticed as such.
+            Ok(0) | Err(Errno::CONNRESET | Errno::AGAIN | Errno::INTR) => Ok(false),
+            Ok(len) => {
+                let bytes = buffer.get(..len).unwrap_or_default();
+                self.host.handle_bytes(bytes).map_err(|violation| Trouble::Broken(violation.to_string()))?;
+                Ok(true)
+            }
+            Err(error) => Err(Trouble::Broken(format!("the guest's agent cannot be heard: {error}"))),
+        }
+    }
+
+    fn write_agent(&mut self) -> Result<(), Trouble> {
+        while !self.host.output().is_empty() {
+            match rustix::net::send(&self.qemu.agent, self.host.output(), SendFlags::NOSIGNAL) {
+                Ok(len) => self.host.sent(len),
+                Err(Errno::AGAIN | Errno::INTR) => return Ok(()),
+                // QEMU's end is noticed as such, and nobody is left to hear the rest.
+                Err(Errno::PIPE | Errno::CONNRESET) => {
+                    let rest = self.host.output().len();
+                    self.host.sent(rest);
+                }
+                Err(error) => return Err(Trouble::Broken(format!("the guest's agent cannot be reached: {error}"))),
+            }
+        }
+        Ok(())
+    }
+
+    fn read_control(&mut self) -> Result<bool, Trouble> {
+        let mut buffer = [0; 4096];
+        let len = match rustix::io::read(&self.qemu.control, &mut buffer) {
+            Ok(0) | Err(Errno::CONNRESET | Errno::AGAIN | Errno::INTR) => return Ok(false),
+            Ok(len) => len,
+            Err(error) => return Err(Trouble::Broken(format!("QEMU cannot be heard: {error}"))),
+        };
+        let handled = self.qmp.handle_input(buffer.get(..len).unwrap_or_default());
+        while let Some(output) = self.qmp.poll_output() {
+            match output {
+                qmp::Output::Send(bytes) => self.control.extend(bytes),
+                qmp::Output::Ready => {}
+                qmp::Output::Event(qmp::Event::Panicked) => self.off = Some(Off::Panicked),
+                qmp::Output::Event(qmp::Event::Shutdown(reason)) => {
+                    self.off.get_or_insert(Off::For(reason));
+                }
+            }
+        }
+        handled.map_err(|error| Trouble::Broken(error.to_string()))?;
+        self.write_control();
+        Ok(true)
+    }
+
+    fn write_control(&mut self) {
+        match rustix::net::send(&self.qemu.control, &self.control, SendFlags::NOSIGNAL) {
+            Ok(len) => drop(self.control.drain(..len.min(self.control.len()))),
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            // Its end is noticed as such.
+            Err(_) => self.control.clear(),
+        }
+    }
+
+    /// Has the guest write what it has in memory to what is shared with it. One that does not is ended all the same.
+    fn say_goodbye(&mut self) {
+        let deadline = Instant::now() + FAREWELL;
+        if self.host.shutdown().is_err() {
+            return;
+        }
+        // Nothing but its end is waited for.
+        while self.event(deadline).is_ok() {}
+    }
+
+    /// The trouble in words, and QEMU ended.
+    fn explain(&mut self, trouble: Trouble, waited: Duration) -> String {
+        self.qemu.kill();
+        let said = self.qemu.console.excerpt().map(|line| format!("; the last it said: {line:?}")).unwrap_or_default();
+        match trouble {
+            Trouble::Broken(why) => why,
+            Trouble::Late => format!("the guest did not answer within {} seconds{said}", waited.as_secs()),
+            Trouble::Ended(how) => {
+                let panicked = matches!(self.off, Some(Off::Panicked | Off::For(Reason::GuestPanic)));
+                if panicked || self.qemu.console.tells_of_a_panic() {
+                    return format!("the guest's kernel has panicked{said}");
+                }
+                match self.off {
+                    Some(Off::For(Reason::GuestShutdown)) => "the guest switched itself off".to_owned(),
+                    Some(Off::For(Reason::GuestReset)) => format!("the guest started anew{said}"),
+                    Some(Off::Panicked | Off::For(Reason::Host | Reason::Other | Reason::GuestPanic)) | None => {
+                        format!("QEMU has ended ({how}){said}")
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A program that runs in the guest, between its streams and ours.
+struct Run<'a> {
+    guest: &'a mut Guest,
+    call: CallId,
+    signals: &'a SignalFd,
+    outputs: [Outgoing; 2],
+    input_open: bool,
+    status: Option<Status>,
+}
+
+impl<'a> Run<'a> {
+    fn new(guest: &'a mut Guest, call: CallId, signals: &'a SignalFd) -> Run<'a> {
+        let outputs = [Outgoing::default(), Outgoing::default()];
+        Run { guest, call, signals, outputs, input_open: true, status: None }
+    }
+
+    /// Relays until the program has ended and all that it wrote is written.
+    fn to_end(&mut self) -> Result<Status, Trouble> {
+        loop {
+            while let Some(event) = self.guest.host.poll_event() {
+                self.handle_event(event)?;
+            }
+            if let Some(status) = self.status
+                && self.outputs.iter().all(Outgoing::is_empty)
+            {
+                return Ok(status);
+            }
+            let ready = wait(&self.sources(), None)?;
+            for source in ready {
+                match source {
+                    Source::Input => self.read_input(),
+                    Source::Output(stream) => self.write_output(stream),
+                    Source::Signals => self.pass_signals(),
+                    // What it had to say has been said.
+                    Source::End if self.status.is_some() => {}
+                    // An end that is all that is left of what it says is no trouble.
+                    Source::End => match self.guest.ended() {
+                        Err(trouble) => {
+                            while let Some(event) = self.guest.host.poll_event() {
+                                self.handle_event(event)?;
+                            }
+                            if self.status.is_none() {
+                                return Err(trouble);
+                            }
+                        }
+                        Ok(()) => {}
+                    },
+                    Source::Agent | Source::Control | Source::Console => self.guest.handle(source)?,
+                }
+            }
+        }
+    }
+
+    fn sources(&self) -> Vec<(Source, BorrowedFd<'_>, PollFlags)> {
+        let mut sources = Vec::new();
+        for (stream, fd) in [(Stream::Output, rustix::stdio::stdout()), (Stream::Error, rustix::stdio::stderr())] {
+            if !self.output(stream).is_empty() {
+                sources.push((Source::Output(stream), fd, PollFlags::OUT));
+            }
+        }
+        sources.push((Source::Signals, self.signals.as_fd(), PollFlags::IN));
+        if self.status.is_some() {
+            return sources;
+        }
+        if self.input_open && self.guest.host.room(self.call) > 0 {
+            sources.push((Source::Input, rustix::stdio::stdin(), PollFlags::IN));
+        }
+        // The agent before the end of QEMU: what it says explains that.
+        sources.extend(self.guest.sources());
+        sources
+    }
+
+    fn handle_event(&mut self, event: Event) -> Result<(), Trouble> {
+        match event {
+            Event::Data { call, stream, bytes } if call == self.call => {
+                if self.output(stream).is_closed() {
+                    self.guest.host.taken(call, stream, bytes.len());
+                } else {
+                    self.output_mut(stream).push(&bytes);
+                }
+                Ok(())
+            }
+            Event::Exited { call, status } if call == self.call => {
+                self.status = Some(status);
+                Ok(())
+            }
+            Event::Failed { call, failure } if call == self.call => Err(Trouble::Broken(failure.text)),
+            // There is room, or there will be no more output.
+            Event::Room { .. } | Event::End { .. } => Ok(()),
+            other => Err(out_of_turn(&other)),
+        }
+    }
+
+    fn read_input(&mut self) {
+        let mut buffer = [0; CHUNK];
+        let room = self.guest.host.room(self.call).min(CHUNK);
+        match rustix::io::read(rustix::stdio::stdin(), buffer.get_mut(..room).unwrap_or_default()) {
+            Ok(len @ 1..) => {
+                let bytes = buffer.get(..len).unwrap_or_default();
+                self.guest.host.write(self.call, bytes);
+            }
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            Ok(_) | Err(_) => {
+                self.input_open = false;
+                self.guest.host.end(self.call);
+            }
+        }
+    }
+
+    fn write_output(&mut self, stream: Stream) {
+        let to = match stream {
+            Stream::Output => rustix::stdio::stdout(),
+            Stream::Error => rustix::stdio::stderr(),
+        };
+        let taken = match self.output_mut(stream).write(to) {
+            Written::Bytes(len) => len,
+            Written::Closed(len) => {
+                // As it would come to a program that writes to a pipe without a reader.
+                self.guest.host.signal(self.call, number(Signal::PIPE));
+                len
+            }
+        };
+        self.guest.host.taken(self.call, stream, taken);
+    }
+
+    fn pass_signals(&mut self) {
+        while let Ok(Some(signal)) = self.signals.next() {
+            if signal == Signal::WINCH {
+                if let Some(size) = terminal_size() {
+                    self.guest.host.resize(self.call, size);
+                }
+            } else {
+                self.guest.host.signal(self.call, number(signal));
+            }
+        }
+    }
+
+    fn output(&self, stream: Stream) -> &Outgoing {
+        let [output, error] = &self.outputs;
+        match stream {
+            Stream::Output => output,
+            Stream::Error => error,
+        }
+    }
+
+    fn output_mut(&mut self, stream: Stream) -> &mut Outgoing {
+        let [output, error] = &mut self.outputs;
+        match stream {
+            Stream::Output => output,
+            Stream::Error => error,
+        }
+    }
+}
+
+/// The size of the terminal that is our standard input.
+pub(crate) fn terminal_size() -> Option<Size> {
+    let size = rustix::termios::tcgetwinsize(rustix::stdio::stdin()).ok()?;
+    Some(Size { rows: size.ws_row, columns: size.ws_col })
+}
+
+fn number(signal: Signal) -> u8 {
+    u8::try_from(signal.as_raw()).unwrap_or_default()
+}
+
+/// Waits until some of the sources are ready.
+fn wait(sources: &[(Source, BorrowedFd<'_>, PollFlags)], timeout: Option<Duration>) -> Result<Vec<Source>, Trouble> {
+    let mut fds: Vec<PollFd<'_>> = sources.iter().map(|(_, fd, flags)| PollFd::from_borrowed_fd(*fd, *flags)).collect();
+    let timeout = timeout.map(|timeout| Timespec {
+        tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::from(i32::MAX)),
+        tv_nsec: i64::from(timeout.subsec_nanos()),
+    });
+    match rustix::event::poll(&mut fds, timeout.as_ref()) {
+        Ok(_) => {
+            let ready = sources.iter().zip(&fds).filter(|(_, fd)| !fd.revents().is_empty());
+            Ok(ready.map(|((source, ..), _)| *source).collect())
+        }
+        Err(Errno::INTR) => Ok(Vec::new()),
+        Err(error) => Err(Trouble::Broken(format!("cannot wait for the guest: {error}"))),
+    }
+}
+
+/// Ends as the program in the guest did: by a signal when that is how it ended, so that whoever asks sees the same.
+fn end_as(status: Status) -> u8 {
+    match status {
+        Status::Code(code) => code,
+        Status::Signal(signal) => {
+            if let Some(signal) = Signal::from_named_raw(signal.into()) {
+                let _unknown = process::reset_signals(&[]);
+                let _failed = rustix::process::kill_process(rustix::process::getpid(), signal);
+            }
+            // One that does not end a process, or that there is only in the guest. As a shell counts.
+            128_u8.saturating_add(signal.min(127))
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! The process of QEMU, as the monitor sees it.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use cofferdam_sys::process;
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::process::PidfdFlags;
+
+use crate::arguments::{Network, Vm};
+use crate::console::Console;
+
+/// A running QEMU. Dropping it ends it.
+#[derive(Debug)]
+pub(crate) struct Qemu {
+    child: Child,
+    pidfd: OwnedFd,
+    /// Our end of the agent's channel; non-blocking.
+    pub(crate) agent: OwnedFd,
+    /// Our end of QMP; non-blocking.
+    pub(crate) control: OwnedFd,
+    /// What it and the guest's console write.
+    output: File,
+    output_open: bool,
+    pub(crate) console: Console,
+}
+
+/// What it is given by descriptor.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    pub(crate) initrd: OwnedFd,
+    /// That of its network, if it has one.
+    pub(crate) tap: Option<OwnedFd>,
+}
+
+impl Qemu {
+    /// Starts it. `vm` is what it is told, but for what it is given by descriptor.
+    ///
+    /// # Errors
+    /// When it cannot be executed, or there are no descriptors.
+    pub(crate) fn start(qemu: &Path, mut vm: Vm, parts: Parts) -> io::Result<Qemu> {
+        let Parts { initrd, tap } = parts;
+        let (agent, agent_end) = channel()?;
+        let (control, control_end) = channel()?;
+        vm.agent = number(&agent_end)?;
+        vm.control = number(&control_end)?;
+        vm.initrd = format!("/proc/self/fd/{}", initrd.as_raw_fd()).into();
+        let mut vhost_net = None;
+        if let (Network::Tap { fd, vhost, .. }, Some(tap)) = (&mut vm.network, &tap) {
+            *fd = number(tap)?;
+            vhost_net = File::options().read(true).write(true).open("/dev/vhost-net").ok().map(OwnedFd::from);
+            *vhost = vhost_net.as_ref().map(number).transpose()?;
+        }
+        let (output, output_end) = io::pipe()?;
+        let mut command = Command::new(qemu);
+        command.args(vm.arguments()).env_clear().stdin(Stdio::null());
+        command.stdout(output_end.try_clone()?).stderr(output_end);
+        process::accompany(&mut command);
+        let inherited = [agent_end, control_end, initrd].into_iter().chain(tap).chain(vhost_net);
+        process::inherit(&mut command, inherited.collect());
+        let child = command.spawn()?;
+        // With the command go our copies of what is QEMU's: its end is the end of its channels.
+        drop(command);
+        let pid = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw);
+        let pidfd = rustix::process::pidfd_open(pid.ok_or(Errno::SRCH)?, PidfdFlags::empty())?;
+        let output = File::from(OwnedFd::from(output));
+        rustix::io::ioctl_fionbio(&output, true)?;
+        Ok(Qemu { child, pidfd, agent, control, output, output_open: true, console: Console::default() })
+    }
+
+    /// Readable when it has ended.
+    pub(crate) fn end(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// Readable when it has written something; `None` when it never will again.
+    pub(crate) fn output(&self) -> Option<BorrowedFd<'_>> {
+        self.output_open.then(|| self.output.as_fd())
+    }
+
+    /// Reads what it has written.
+    pub(crate) fn handle_output(&mut self) {
+        let mut buffer = [0; 4096];
+        match self.output.read(&mut buffer) {
+            Ok(0) => self.output_open = false,
+            Ok(len) => self.console.take(buffer.get(..len).unwrap_or_default()),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+            Err(_) => self.output_open = false,
+        }
+    }
+
+    /// Ends it, and reads the last that it wrote.
+    pub(crate) fn kill(&mut self) {
+        // One that has ended needs no killing.
+        let _ended = self.child.kill();
+        let _waited = self.child.wait();
+        while self.output_open {
+            let before = self.console.taken();
+            self.handle_output();
+            if before == self.console.taken() {
+                break;
+            }
+        }
+    }
+
+    /// Whether it has ended, and how: in words.
+    pub(crate) fn has_ended(&mut self) -> Option<String> {
+        self.child.try_wait().ok().flatten().map(how)
+    }
+}
+
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        let _ended = self.child.kill();
+        let _waited = self.child.wait();
+    }
+}
+
+fn how(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit status {code}"),
+        (None, Some(signal)) => format!("signal {signal}"),
+        (None, None) => "for a reason unknown".to_owned(),
+    }
+}
+
+/// A pair of connected sockets: the first is ours and does not block.
+fn channel() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (ours, theirs) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    rustix::io::ioctl_fionbio(&ours, true)?;
+    Ok((ours, theirs))
+}
+
+fn number(fd: &OwnedFd) -> io::Result<u32> {
+    u32::try_from(fd.as_raw_fd()).map_err(io::Error::other)
+}
