@@ -2,6 +2,7 @@
 
 mod evidence;
 mod named;
+mod vm;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -16,6 +17,7 @@ pub(crate) use named::{
     CpArgs, CreateArgs, ExecArgs, InspectArgs, LogsArgs, LsArgs, ModeWord, PolicySetArgs, PortsChangeArgs, PortsLsArgs,
     PortsVerb, RmArgs, StartArgs, StopArgs,
 };
+pub(crate) use vm::{ArchitectureWord, VmSetupArgs, VmVerb};
 
 /// Runs untrusted programs in a sandbox whose only way to any network is a gateway that you control.
 #[derive(Debug, Parser)]
@@ -90,6 +92,9 @@ pub(crate) enum Verb {
     /// Check and format rules.
     #[command(subcommand)]
     Policy(PolicyVerb),
+    /// Prepare virtual machines.
+    #[command(subcommand)]
+    Vm(VmVerb),
     /// Print the JSON Schema of a file or stream.
     #[command(
         after_long_help = "Examples:\n  cofferdam schema policy > cofferdam.schema.json\n  cofferdam schema event"

@@ -17,6 +17,7 @@ mod run;
 mod smb;
 mod state;
 mod units;
+mod vm;
 mod why;
 mod world;
 
@@ -68,6 +69,7 @@ fn main() -> ExitCode {
         }
         Verb::Policy(PolicyVerb::Show(args)) => named::show_policy(&args),
         Verb::Policy(verb) => policy::policy(&verb),
+        Verb::Vm(verb) => vm::vm(&verb),
         Verb::Schema(args) => schema(&args),
         Verb::Completions(args) => completions(&args),
         Verb::Version(args) => version(&args),
@@ -78,8 +80,8 @@ fn main() -> ExitCode {
 }
 
 /// Verbs that the short help leaves out, so that it fits a screen.
-const LESS_USED: [&str; 10] =
-    ["start", "stop", "cp", "ports", "rm", "inspect", "logs", "schema", "completions", "version"];
+const LESS_USED: [&str; 11] =
+    ["start", "stop", "cp", "ports", "rm", "inspect", "logs", "vm", "schema", "completions", "version"];
 
 fn short(command: clap::Command) -> clap::Command {
     let command = command.after_help("All verbs: cofferdam --help\nStart with: cofferdam demo");

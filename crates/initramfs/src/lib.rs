@@ -5,9 +5,11 @@
 //! token that the agent and the host know each other by. Neither is on a command line, which others on the host can read.
 
 mod cpio;
+mod elf;
 mod modules;
 
 pub use cpio::{Archive, ArchiveError};
+pub use elf::{Architecture, ExecutableError, check_executable};
 pub use modules::{Group, ModuleError, ModuleInfo, Modules};
 
 /// Where the agent finds what is its own.
