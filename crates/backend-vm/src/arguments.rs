@@ -245,6 +245,14 @@ impl Architecture {
         }
     }
 
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Architecture::X86_64 => "x86_64",
+            Architecture::Aarch64 => "aarch64",
+        }
+    }
+
     /// The program that is such a machine.
     #[must_use]
     pub fn qemu(self) -> &'static str {

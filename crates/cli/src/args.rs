@@ -17,7 +17,8 @@ pub(crate) use named::{
     CpArgs, CreateArgs, ExecArgs, InspectArgs, LogsArgs, LsArgs, ModeWord, PolicySetArgs, PortsChangeArgs, PortsLsArgs,
     PortsVerb, RmArgs, StartArgs, StopArgs,
 };
-pub(crate) use vm::{ArchitectureWord, VmSetupArgs, VmVerb};
+
+pub(crate) use vm::{AcceleratorWord, ArchitectureWord, EngineWord, ModeOfVm, VmArgsArgs, VmSetupArgs, VmVerb};
 
 /// Runs untrusted programs in a sandbox whose only way to any network is a gateway that you control.
 #[derive(Debug, Parser)]
@@ -92,7 +93,7 @@ pub(crate) enum Verb {
     /// Check and format rules.
     #[command(subcommand)]
     Policy(PolicyVerb),
-    /// Prepare virtual machines.
+    /// What virtual machines are made from.
     #[command(subcommand)]
     Vm(VmVerb),
     /// Print the JSON Schema of a file or stream.
@@ -341,7 +342,9 @@ pub(crate) struct NetworkLimitArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Place")]
 pub(crate) struct PlaceArgs {
-    /// What keeps the program in: namespaces of the kernel. There is no other backend.
+    /// What keeps the program in: namespace, of the host's kernel, or vm, a virtual machine with a kernel of its own.
+    ///
+    /// `cofferdam vm setup` has to be run once before the first virtual machine.
     #[arg(
         long,
         value_name = "BACKEND",
@@ -592,8 +595,6 @@ pub(crate) enum SchemaName {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum BackendWord {
     Namespace,
-    /// A word of the command line that gets an answer of its own: `run` says that it is not there.
-    #[value(hide = true)]
     Vm,
 }
 

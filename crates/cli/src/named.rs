@@ -24,7 +24,8 @@ use cofferdam_control::{RunError, RunOptions, Terminal, check_project, environme
 use cofferdam_policy::file::{self, FlagItem};
 
 use crate::args::{
-    CreateArgs, ExecArgs, LimitArgs, ModeWord, NetworkArgs, NetworkLimitArgs, PlaceArgs, PolicySetArgs, PolicyShowArgs,
+    BackendWord, CreateArgs, ExecArgs, LimitArgs, ModeWord, NetworkArgs, NetworkLimitArgs, PlaceArgs, PolicySetArgs,
+    PolicyShowArgs,
     RmArgs, RunArgs, StartArgs, StopArgs,
 };
 use crate::output::{self, Screen};
@@ -144,6 +145,10 @@ fn spec_of(
 ) -> Result<NamedSpec, Refusal> {
     if limits.timeout.is_some() {
         return Err(Refusal::setup("a sandbox that stays has no --timeout; exec has one for a run".to_owned()));
+    }
+    if place.backend == BackendWord::Vm {
+        let text = "--backend vm is for `cofferdam run`: a sandbox that stays has no virtual machine";
+        return Err(Refusal::setup(text.to_owned()));
     }
     let network_flags = run::flag_items(&network, &network_limits, matches)?;
     let config = run::network_config(&network_flags, &network)?;

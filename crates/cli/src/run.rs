@@ -10,8 +10,8 @@ use cofferdam_control::named::Registry;
 use cofferdam_control::store::RunKind;
 use cofferdam_control::summary::{Detail, Summary};
 use cofferdam_control::{
-    Capability, EventLog, Finished, Mount, ResolveError, ResourceLimits, RunError, RunOptions, Sandbox, Terminal,
-    check_project, connect_report, create_report, environment, resolve, writable_roots,
+    Backend, Capability, EventLog, Finished, Mount, ResolveError, ResourceLimits, RunError, RunOptions, Sandbox,
+    Terminal, check_project, connect_report, create_report, environment, resolve, writable_roots,
 };
 use cofferdam_model::{Action, DenyWith, NetworkConfig, NetworkMode};
 use cofferdam_policy::file::{self, FlagItem, RateFlag};
@@ -215,13 +215,10 @@ fn host_socket(text: &str) -> String {
 }
 
 pub(crate) fn fill_place(options: &mut RunOptions, place: PlaceArgs) -> Result<(), Refusal> {
-    match place.backend {
-        BackendWord::Namespace => {}
-        BackendWord::Vm => {
-            let text = "--backend vm: this program has no backend of virtual machines; --backend namespace, the default, is the only one";
-            return Err(Refusal::setup(text.to_owned()));
-        }
-    }
+    options.backend = match place.backend {
+        BackendWord::Namespace => Backend::Namespace,
+        BackendWord::Vm => Backend::Vm(crate::vm::options()?),
+    };
     let current =
         std::env::current_dir().map_err(|error| Refusal::setup(format!("the current directory is gone: {error}")));
     if !place.no_cwd {

@@ -174,6 +174,13 @@ pub(crate) fn cpus(text: &str) -> Result<f32, String> {
     }
 }
 
+/// Two ports: `8080:80`.
+pub(crate) fn port_pair(text: &str) -> Result<(u16, u16), String> {
+    let port = |text: &str| text.parse().ok().filter(|port| *port != 0);
+    let pair = text.split_once(':').and_then(|(host, guest)| Some((port(host)?, port(guest)?)));
+    pair.ok_or_else(|| "expected HOST:GUEST, two ports from 1 to 65535".to_owned())
+}
+
 /// `SRC:DST` with `:ro` or `:rw` (the default) behind.
 pub(crate) fn mount(text: &str) -> Result<MountSpec, String> {
     const EXPECTED: &str = "expected SRC:DST or SRC:DST:ro, with DST an absolute path";

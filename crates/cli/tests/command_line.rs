@@ -130,14 +130,39 @@ fn the_current_directory_must_be_a_project() {
 }
 
 #[test]
-fn names_the_backend_there_is_and_refuses_the_one_there_is_not() {
-    let output = run(&["run", "--backend", "vm", "--", "true"]);
+fn says_what_virtual_machines_lack_and_refuses_a_backend_that_there_is_not() {
+    // There is no QEMU on this path, and nothing in the state directory.
+    let output = finish(cofferdam(&["run", "--backend", "vm", "--no-cwd", "--", "true"]).env("PATH", "/nowhere"), b"");
     assert_eq!((output.status, output.stdout.as_str()), (125, ""));
-    assert!(output.stderr.contains("--backend namespace, the default, is the only one"), "{}", output.stderr);
+    assert!(output.stderr.contains("apt-get install --no-install-recommends qemu-system"), "{}", output.stderr);
     assert_eq!(output.stderr.lines().count(), 1, "{}", output.stderr);
+    let output = run(&["create", "--backend", "vm", "--no-cwd", "work"]);
+    assert_eq!(output.status, 125, "{}", output.stderr);
+    assert!(output.stderr.contains("has no virtual machine"), "{}", output.stderr);
     let output = run(&["run", "--backend", "jail", "--", "true"]);
     assert_eq!(output.status, 125, "{}", output.stderr);
-    assert!(output.stderr.contains("[possible values: namespace]"), "{}", output.stderr);
+    assert!(output.stderr.contains("[possible values: namespace, vm]"), "{}", output.stderr);
+}
+
+#[test]
+fn shows_what_a_machine_is_started_with_and_refuses_rules_where_none_would_hold() {
+    let args = [
+        "vm", "args", "--arch", "aarch64", "--engine", "slirp", "--cpus", "2", "-p", "8080:80", "--kernel", "/k",
+        "--initrd", "/i i",
+    ];
+    let output = run(&args);
+    assert_eq!(output.status, 0, "{}", output.stderr);
+    assert!(output.stdout.starts_with("qemu-system-aarch64 -machine virt "), "{}", output.stdout);
+    assert!(output.stdout.contains(" -initrd '/i i' "), "{}", output.stdout);
+    let netdev =
+        "-netdev user,id=net0,restrict=on,hostfwd=tcp:127.0.0.1:8080-:80 -device virtio-net-device,netdev=net0";
+    assert!(output.stdout.contains(netdev), "{}", output.stdout);
+    let words: Vec<String> = serde_json::from_str(&run(&[&args[..], &["--json"]].concat()).stdout).unwrap();
+    assert_eq!(words[0], "qemu-system-aarch64");
+    assert!(words.contains(&"/i i".to_owned()));
+    let output = run(&[&args[..], &["--allow", "example.org"]].concat());
+    assert_eq!((output.status, output.stdout.as_str()), (125, ""));
+    assert!(output.stderr.contains("no place for rules"), "{}", output.stderr);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //!
 //! ```no_run
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! use cofferdam_control::{EventLog, RunOptions, Sandbox, policy_text};
+//! use cofferdam_control::{EventLog, RunOptions, Sandbox, VmOptions, policy_text};
 //!
 //! let network = cofferdam_policy::file::default_network();
 //! let options = RunOptions { env: vec![("PATH".into(), "/usr/bin:/bin".into())], ..RunOptions::new(vec!["id".into()], network) };
@@ -12,6 +12,14 @@
 //! # Ok(())
 //! # }
 //! ```
+
+/// Virtual machines as QEMU is told of them.
+pub mod vm {
+    pub use cofferdam_backend_vm::arguments::{
+        Accelerator, Access, Architecture, Network, PortForward, Reach, Share, Vm,
+    };
+    pub use cofferdam_backend_vm::{DEFAULT_MEMORY, cpus};
+}
 
 mod attribution;
 pub mod change;
@@ -33,12 +41,14 @@ pub use cofferdam_backend_ns::{
     Capability, LaunchError, Mount, OwnProgram, ProjectError, ResolveError, ResourceLimits, Status, Terminal,
     check_project, open_directory, resolve, writable_roots,
 };
+pub use cofferdam_backend_vm::{Choice, Kit, KitError, Progress, Wish};
 pub use cofferdam_evidence::summary;
 pub use events::EventLog;
 pub use host::Host;
 pub use host_sockets::ShareError;
 pub use report::{ReportError, connect_report, create_report};
 pub use sandbox::{
-    DEFAULT_UID, EXIT_DENIED, EXIT_SETUP, Finished, HOST_ALIASES, RunError, RunOptions, Sandbox, policy_text,
+    Backend, DEFAULT_UID, EXIT_DENIED, EXIT_SETUP, Finished, HOST_ALIASES, RunError, RunOptions, Sandbox, VmOptions,
+    policy_text,
 };
 pub use state::{StateError, check_hidden};

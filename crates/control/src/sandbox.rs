@@ -17,6 +17,7 @@ use cofferdam_backend_ns::{
     Capability, CaptureFile, GatewayEnd, GatewayFate, LaunchError, Mount, NetworkSpec, Observer, Order, Outcome, Place,
     ResourceLimits, Running, SandboxSpec, Status, Terminal, writable_roots,
 };
+use cofferdam_backend_vm::{Cache, Choice, Kit, Progress, Wish};
 use cofferdam_gateway::{
     CommandAnswer, Commands, DnsUpstream, GatewayConfig, LinkAddresses, NetnsSpec, ReadAnchorsError, trust_anchors,
 };
@@ -77,6 +78,27 @@ pub struct RunOptions {
     pub fail_on_deny: bool,
     /// Whether the events tell what allowed flows show.
     pub tell_flights: bool,
+    pub backend: Backend,
+}
+
+/// What keeps the program in.
+#[derive(Debug, Clone, Default)]
+pub enum Backend {
+    /// Namespaces of the kernel.
+    #[default]
+    Namespace,
+    /// A kernel of its own.
+    Vm(VmOptions),
+}
+
+/// What a virtual machine is made from.
+#[derive(Debug, Clone)]
+pub struct VmOptions {
+    pub kit: Kit,
+    pub wish: Wish,
+    /// A directory of the caller's where it is noted whether KVM works.
+    pub notes: Option<PathBuf>,
+    pub progress: Progress,
 }
 
 impl RunOptions {
@@ -99,6 +121,7 @@ impl RunOptions {
             allow_changes_default: false,
             fail_on_deny: false,
             tell_flights: false,
+            backend: Backend::Namespace,
         }
     }
 }
@@ -188,6 +211,7 @@ pub struct Sandbox {
     advice: Advice,
     /// Whether flows are looked at beyond what the rules ask for.
     watches: bool,
+    backend: Backend,
 }
 
 /// How a run ended.
@@ -370,7 +394,8 @@ impl Sandbox {
             sockets,
             network,
         };
-        Ok(Sandbox { spec, command, policy, summary, fail_on_deny, said: Vec::new(), allowed, advice, watches })
+        let backend = options.backend;
+        Ok(Sandbox { spec, command, policy, summary, fail_on_deny, said: Vec::new(), allowed, advice, watches, backend })
     }
 
     /// Runs the program to its end. Call it while the process has one thread: it forks. What it may do on the network can be
@@ -380,30 +405,46 @@ impl Sandbox {
     ///
     /// # Errors
     /// When the sandbox or the program could not be started.
-    pub fn run(self, log: &mut EventLog, tell: &mut dyn FnMut(&str)) -> Result<Finished, RunError> {
+    pub fn run(mut self, log: &mut EventLog, tell: &mut dyn FnMut(&str)) -> Result<Finished, RunError> {
+        match std::mem::take(&mut self.backend) {
+            Backend::Namespace => self.run_live(|spec, _| cofferdam_backend_ns::launch(spec), log, tell),
+            Backend::Vm(options) => {
+                let options = options.drawn()?;
+                self.run_live(|spec, tell| cofferdam_backend_vm::launch(spec, &options, tell), log, tell)
+            }
+        }
+    }
+
+    /// Run so that its policy can be changed, where that is possible.
+    fn run_live(
+        self,
+        launch: impl FnOnce(SandboxSpec, &mut dyn FnMut(&str)) -> Result<Running, LaunchError>,
+        log: &mut EventLog,
+        tell: &mut dyn FnMut(&str),
+    ) -> Result<Finished, RunError> {
         // What watches has a policy that no configuration makes, and that no other may take the place of.
         if self.spec.network.is_none() || self.watches || !log.keeps_record() {
-            return self.run_by(cofferdam_backend_ns::launch, log, tell, &mut Alone);
+            return self.run_by(launch, log, tell, &mut Alone);
         }
         let mut door = Door::new(&self.allowed);
-        self.live().run_by(cofferdam_backend_ns::launch, log, tell, &mut door)
+        self.live().run_by(launch, log, tell, &mut door)
     }
 
     /// As [`Sandbox::run`], started by `launch` and accompanied by somebody who waits for other things besides.
     pub(crate) fn run_by(
         self,
-        launch: impl FnOnce(SandboxSpec) -> Result<Running, LaunchError>,
+        launch: impl FnOnce(SandboxSpec, &mut dyn FnMut(&str)) -> Result<Running, LaunchError>,
         log: &mut EventLog,
         tell: &mut dyn FnMut(&str),
         companion: &mut dyn Companion,
     ) -> Result<Finished, RunError> {
-        let Sandbox { spec, command, policy, summary, fail_on_deny, said, allowed, advice, watches: _ } = self;
+        let Sandbox { spec, command, policy, summary, fail_on_deny, said, allowed, advice, watches: _, backend: _ } = self;
         let gateways = spec.network.as_ref().map(|network| Arc::clone(&network.gateway.policy));
         let guest = spec.network.as_ref().map(|network| guest_addresses(&network.gateway.link)).unwrap_or_default();
         for text in &said {
             tell(text);
         }
-        let mut running = launch(spec)?;
+        let mut running = launch(spec, tell)?;
         let attribution = Attribution::new(running.take_inspector());
         companion.started(&running)?;
         // The gateway's clock starts when it is ready, which is a moment ago: both count from the same event.
@@ -440,6 +481,25 @@ impl Sandbox {
         let totals = summary.totals();
         notices.extend(log.finish(Ended { time: stopped.time, exit_status, duration_ms, totals }));
         Ok(Finished { exit_status, status, lost_network, summary, notices })
+    }
+}
+
+impl VmOptions {
+    /// With what has to be drawn and asked for each boot.
+    fn drawn(self) -> Result<cofferdam_backend_vm::Options, RunError> {
+        let mut token = [0; 32];
+        getrandom::fill(&mut token).map_err(|error| RunError::Random(error.to_string()))?;
+        let cache = self.notes.as_deref().and_then(Cache::new);
+        Ok(cofferdam_backend_vm::Options { kit: self.kit, wish: self.wish, cache, token, progress: self.progress })
+    }
+
+    /// Which accelerator a machine would have on this host. Tries KVM where that is not known. Call it while the process has one
+    /// thread.
+    ///
+    /// # Errors
+    /// When there is no randomness.
+    pub fn accelerator(self, tell: &mut dyn FnMut(&str)) -> Result<Choice, RunError> {
+        Ok(cofferdam_backend_vm::probe(&self.drawn()?, tell))
     }
 }
 

@@ -2,13 +2,20 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, Subcommand, ValueEnum};
+
+use crate::units;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum VmVerb {
     /// Put a kernel, its modules, busybox and the agent where virtual machines start from.
     #[command(after_long_help = SETUP_EXAMPLES)]
     Setup(VmSetupArgs),
+    /// Print what QEMU would be started with, and start nothing.
+    #[command(
+        after_long_help = "Examples:\n  cofferdam vm args --mode full -p 8080:80\n  cofferdam vm args --engine slirp --mode mounts-only --json\n\nThe descriptors 3, 4 and 5 stand for the agent's channel, QMP and the link to the gateway."
+    )]
+    Args(Box<VmArgsArgs>),
 }
 
 const SETUP_EXAMPLES: &str = "\
@@ -50,4 +57,69 @@ pub(crate) enum ArchitectureWord {
     X86_64,
     #[value(alias = "arm64")]
     Aarch64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VmArgsArgs {
+    /// What the guest's network card is connected to: a gateway, or QEMU's own network.
+    #[arg(long, value_name = "ENGINE", default_value = "gateway")]
+    pub engine: EngineWord,
+    /// No network, what is mounted and the ports that lead in, or everything.
+    #[arg(long, value_name = "MODE", default_value = "mounts-only")]
+    pub mode: ModeOfVm,
+    /// Lead a TCP port of 127.0.0.1 to a port of the guest. More than once if wanted.
+    #[arg(short = 'p', long, value_name = "HOST:GUEST", value_parser = units::port_pair)]
+    pub publish: Vec<(u16, u16)>,
+    /// Share a directory by 9p.
+    #[arg(long, value_name = "SRC:DST[:ro]", value_parser = units::mount)]
+    pub mount: Vec<units::MountSpec>,
+    /// A rule, which QEMU's own network has no place for.
+    #[arg(long, value_name = "TARGET[:PORTS]", action = ArgAction::Append)]
+    pub allow: Vec<String>,
+    /// As --allow.
+    #[arg(long, value_name = "TARGET[:PORTS]", action = ArgAction::Append)]
+    pub deny: Vec<String>,
+    /// As --allow.
+    #[arg(long, value_name = "RULES", action = ArgAction::Append)]
+    pub net_rule: Vec<String>,
+    /// Memory: 512M, 2G.
+    #[arg(short, long, value_name = "SIZE", value_parser = units::size)]
+    pub memory: Option<u64>,
+    /// Processors.
+    #[arg(long, value_name = "N", value_parser = units::cpus)]
+    pub cpus: Option<f32>,
+    /// Another kernel than `cofferdam vm setup` has put in its place.
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// Another initramfs.
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+    /// Which machine. Default: this host's.
+    #[arg(long, value_name = "ARCH")]
+    pub arch: Option<ArchitectureWord>,
+    /// Who executes the guest's instructions.
+    #[arg(long, value_name = "ACCEL", default_value = "tcg")]
+    pub accel: AcceleratorWord,
+    /// Print a list of strings as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum EngineWord {
+    Gateway,
+    Slirp,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ModeOfVm {
+    None,
+    MountsOnly,
+    Full,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum AcceleratorWord {
+    Tcg,
+    Kvm,
 }

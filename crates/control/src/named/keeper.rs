@@ -210,7 +210,12 @@ fn serve(
             RecordAs { store: RunStore::at(state), kind: RunKind::Session, sandbox, directory: spec.project.clone() };
         events = events.recorded(record);
     }
-    let finished = sandbox.run_by(cofferdam_backend_ns::launch_empty, &mut events, &mut |text| say(text), &mut keeper);
+    let finished = sandbox.run_by(
+        |spec, _| cofferdam_backend_ns::launch_empty(spec),
+        &mut events,
+        &mut |text| say(text),
+        &mut keeper,
+    );
     match (finished, keeper.failed) {
         (Err(error), _) => Err(with_status(error)),
         (Ok(_), Some(failed)) => Err(failed),
