@@ -114,16 +114,25 @@ pub(crate) fn choose(
     };
     match fault {
         None => Choice { accelerator: Accelerator::Kvm, why: None },
-        Some(fault) => tcg(&format!("a machine that was started with KVM did not come up ({fault})")),
+        Some(fault) => tcg(&format!("a guest that was started with it did not come up ({fault})")),
     }
 }
 
 fn may_open(device: &Path) -> Result<(), String> {
     let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    rustix::fs::open(device, flags, Mode::empty()).map(drop).map_err(|errno| match io::Error::from(errno).kind() {
+    let opened = rustix::fs::open(device, flags, Mode::empty());
+    let opened = opened.map_err(|errno| match io::Error::from(errno).kind() {
         io::ErrorKind::NotFound => format!("there is no {}", device.display()),
         _ => format!("{} cannot be opened: {}", device.display(), io::Error::from(errno)),
-    })
+    })?;
+    let is_for_all = rustix::fs::fstat(&opened).is_ok_and(|status| status.st_mode & 0o006 == 0o006);
+    if rustix::process::geteuid().is_root() && !is_for_all {
+        return Err(format!(
+            "{0} is closed to the unprivileged user that a sandbox of root runs as; `chmod 0666 {0}` opens it",
+            device.display()
+        ));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -41,6 +41,9 @@ const KERNEL: &str = "/vm/kernel";
 const INITRD: &str = "/vm/initrd";
 const SHARES: &str = "/vm/shares";
 
+/// The user's home, as in a sandbox of namespaces: in memory, and empty.
+const HOME: &[u8] = b"/home/user";
+
 /// How a guest mounts by 9p: without a cache, so that both sides see what the other writes.
 const PLAN9: &[u8] = b"trans=virtio,version=9p2000.L,msize=512000,cache=none,access=client";
 
@@ -70,7 +73,7 @@ pub enum Progress {
 /// # Errors
 /// What cannot be done in a virtual machine, or what could not be set up; nothing is left of it then.
 pub fn launch(spec: SandboxSpec, options: &Options, tell: &mut dyn FnMut(&str)) -> Result<Running, LaunchError> {
-    refuse(&spec)?;
+    check(&spec)?;
     let Choice { accelerator, why } = choose(options, tell);
     if let Some(why) = why {
         tell(&format!("the guest runs without KVM, which is slow: {why}"));
@@ -117,7 +120,10 @@ fn start_once(options: &Options) -> Result<(), String> {
     };
     let (mut monitor, outer) = monitored(spec, options, Accelerator::Kvm, PROBE_TIME);
     monitor.task = Task::Start;
-    let running = launch_monitored(outer, &monitor, &mut |_| {}).map_err(|error| error.to_string())?;
+    let running = launch_monitored(outer, &monitor, &mut |_| {}).map_err(|error| match error {
+        LaunchError::Guest(why) => why,
+        other => other.to_string(),
+    })?;
     match running.run_to_end(&mut Nobody).status {
         Status::Exited(0) => Ok(()),
         other => Err(format!("it ended: {other:?}")),
@@ -133,8 +139,11 @@ impl Observer for Nobody {
     fn gateway_died(&mut self, _end: GatewayEnd, _why: &str) {}
 }
 
-/// What a guest cannot be given yet, by the name of the flag.
-fn refuse(spec: &SandboxSpec) -> Result<(), LaunchError> {
+/// Checks that a guest can be given what a specification asks for.
+///
+/// # Errors
+/// What it cannot be given, by the name of the flag.
+pub fn check(spec: &SandboxSpec) -> Result<(), LaunchError> {
     let refused =
         |flag: &str, why: &str| Err(LaunchError::Spec(format!("{flag} cannot be used with --backend vm: {why}")));
     if spec.place.rootfs.is_some() {
@@ -180,7 +189,7 @@ fn monitored(
         token: Token::new(options.token),
         boot_time,
         network: spec.network.as_ref().map(|network| guest_network(&network.link, &spec.name)),
-        mounts: guest_mounts(&shown),
+        mounts: guest_mounts(&spec, &shown),
         files: spec.etc_files(),
         task: Task::Run(exec(&spec)),
     };
@@ -258,15 +267,22 @@ fn shown(place: &Place) -> Vec<Mount> {
     mounts
 }
 
-fn guest_mounts(shown: &[Mount]) -> Vec<GuestMount> {
-    let mounts = shown.iter().enumerate().map(|(number, mount)| GuestMount {
+fn guest_mounts(spec: &SandboxSpec, shown: &[Mount]) -> Vec<GuestMount> {
+    let home = GuestMount {
+        kind: MountKind::Tmpfs,
+        source: b"home".to_vec(),
+        target: HOME.to_vec(),
+        options: format!("mode=0755,uid={0},gid={0}", spec.inside_uid).into_bytes(),
+        read_only: false,
+    };
+    let shares = shown.iter().enumerate().map(|(number, mount)| GuestMount {
         kind: MountKind::Plan9,
         source: tag(number).into_bytes(),
         target: mount.target.as_os_str().as_bytes().to_vec(),
         options: PLAN9.to_vec(),
         read_only: mount.read_only,
     });
-    mounts.collect()
+    std::iter::once(home).chain(shares).collect()
 }
 
 fn tag(number: usize) -> String {

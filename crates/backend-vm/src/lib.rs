@@ -22,4 +22,4 @@ mod relay;
 
 pub use accelerator::{Cache, Choice, Wish};
 pub use kit::{Kit, KitError};
-pub use launch::{DEFAULT_MEMORY, Options, Progress, cpus, launch, probe};
+pub use launch::{DEFAULT_MEMORY, Options, Progress, check, cpus, launch, probe};

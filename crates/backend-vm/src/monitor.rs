@@ -24,7 +24,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use cofferdam_backend_ns::{Monitor, Post};
 use cofferdam_guest_protocol::{
-    CallId, Event, Exec, Failure, FailureKind, Host, Mount, Network, Put, Size, Status, Stream, Token,
+    CallError, CallId, Event, Exec, Failure, FailureKind, Host, Mount, Network, Put, Size, Status, Stream, Token,
 };
 use cofferdam_sys::process::{self, SignalFd};
 use cofferdam_sys::tty::RawMode;
@@ -43,6 +43,10 @@ const EXEC_TIME: Duration = Duration::from_secs(25);
 
 /// How long a guest with shared directories may take to write what it has not written, and switch itself off.
 const FAREWELL: Duration = Duration::from_secs(5);
+
+/// What to do about a directory that cannot be mounted.
+const NO_9P: &str = "; directories are shared by 9p, which Debian's cloud kernel has not: leave the current one out with --no-cwd, or \
+    have `cofferdam vm setup --kernel` take a kernel with it";
 
 /// After QEMU has ended, what it said is still in the sockets: how often each is read at most.
 const LAST_READS: usize = 64;
@@ -224,13 +228,10 @@ impl Guest {
             other => return Err(out_of_turn(&other)),
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        // These are asked for at once, and answered in any order.
         let mut calls = vec![(self.host.set_time(now), "set the clock".to_owned())];
         if let Some(network) = monitor.network.clone() {
             calls.push((self.host.network(network), "set up the network".to_owned()));
-        }
-        for mount in &monitor.mounts {
-            let target = String::from_utf8_lossy(&mount.target).into_owned();
-            calls.push((self.host.mount(mount.clone()), format!("mount {target}")));
         }
         for (name, content) in &monitor.files {
             let path = format!("/etc/{name}");
@@ -242,7 +243,18 @@ impl Guest {
             }
             calls.push((put, format!("write {path}")));
         }
-        // All are asked for at once, and answered in any order.
+        self.done(calls, deadline)?;
+        // One after the other: the place of one may be in another.
+        for mount in &monitor.mounts {
+            let what = format!("mount {}", String::from_utf8_lossy(&mount.target));
+            let call = self.host.mount(mount.clone());
+            self.done(vec![(call, what)], deadline)?;
+        }
+        Ok(())
+    }
+
+    /// Waits until all of these are done.
+    fn done(&mut self, calls: Vec<(Result<CallId, CallError>, String)>, deadline: Instant) -> Result<(), Trouble> {
         let mut open = BTreeMap::new();
         for (call, what) in calls {
             let call = call.map_err(|error| Trouble::Broken(format!("cannot {what} in the guest: {error}")))?;
@@ -254,7 +266,8 @@ impl Guest {
                 Event::Started { .. } | Event::Room { .. } => {}
                 Event::Failed { call, failure } => {
                     let what = open.remove(&call).unwrap_or_default();
-                    return Err(Trouble::Broken(format!("the guest could not {what}: {}", failure.text)));
+                    let remedy = if failure.text.contains("type 9p") { NO_9P } else { "" };
+                    return Err(Trouble::Broken(format!("the guest could not {what}: {}{remedy}", failure.text)));
                 }
                 other => return Err(out_of_turn(&other)),
             }

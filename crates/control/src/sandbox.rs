@@ -395,6 +395,9 @@ impl Sandbox {
             network,
         };
         let backend = options.backend;
+        if let Backend::Vm(_) = backend {
+            cofferdam_backend_vm::check(&spec)?;
+        }
         Ok(Sandbox { spec, command, policy, summary, fail_on_deny, said: Vec::new(), allowed, advice, watches, backend })
     }
 

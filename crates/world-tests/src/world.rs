@@ -113,6 +113,28 @@ impl World {
         WORLD.get_or_init(|| World::start_with(&["WORLD_RESOLVERS", "WORLD_EVERYTHING"]))
     }
 
+    /// The world of this test binary, on whose host virtual machines can be started; made by whoever asks first. `vm setup` makes
+    /// what they start from, with the kernel in the Debian package `COFFERDAM_TEST_KERNEL`, or with one that it fetches.
+    ///
+    /// # Panics
+    ///
+    /// As [`World::start`] does, and when `vm setup` fails.
+    #[must_use]
+    pub fn with_guests() -> &'static World {
+        static WORLD: OnceLock<World> = OnceLock::new();
+        WORLD.get_or_init(|| {
+            let world = World::start();
+            let mut setup = Command::new(&world.cofferdam);
+            setup.args(["vm", "setup"]).env("XDG_STATE_HOME", world.folder.join("home/.local/state"));
+            if let Some(package) = env::var_os("COFFERDAM_TEST_KERNEL").filter(|package| !package.is_empty()) {
+                setup.arg("--from-deb").arg(package);
+            }
+            let done = setup.output().expect("the program under test can be executed");
+            assert!(done.status.success(), "vm setup: {}", String::from_utf8_lossy(&done.stderr));
+            world
+        })
+    }
+
     /// A world whose host has this family alone.
     ///
     /// # Panics
