@@ -17,7 +17,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use cofferdam_model::{Action, Classifier, Destination, NetworkConfig, Protocol, Rule};
+use cofferdam_model::{Action, Classifier, Destination, Direction, NetworkConfig, Protocol, Rule};
 use cofferdam_policy::file::FlagItem;
 use cofferdam_policy::grammar::{RuleErrors, format_rule, parse_rules};
 use cofferdam_policy::trial::{Answer, Carrier, Target, TargetHost};
@@ -234,7 +234,11 @@ fn example(rule: &Rule) -> Option<Target> {
         (false, true) => Carrier::Udp,
         (false, false) => Carrier::Icmp,
     };
-    Some(Target { host, port: rule.ports.first().map(|range| range.start), carrier })
+    let direction = match rule.direction {
+        Direction::Egress | Direction::Any => Direction::Egress,
+        Direction::Ingress => Direction::Ingress,
+    };
+    Some(Target { direction, host, port: rule.ports.first().map(|range| range.start), carrier })
 }
 
 fn connect(folder: &OwnedFd, run: &StoredRun) -> Result<OwnedFd, ChangeError> {

@@ -221,7 +221,7 @@ fn report(outcome: &Outcome) -> i32 {
         Status::Exited(status) => status,
         Status::Signaled(signal) => 128 + signal,
         Status::TimedOut => 124,
-        Status::Lost => 123,
+        Status::Lost | Status::GuestLost => 123,
     }
 }
 
