@@ -14,14 +14,18 @@
 mod door;
 
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use cofferdam_model::{Action, Classifier, Destination, Direction, NetworkConfig, Protocol, Rule};
+use cofferdam_model::{
+    Action, Classifier, Destination, Direction, DomainName, NetworkConfig, PortRange, Protocol, ProtocolSet, Rule,
+};
 use cofferdam_policy::file::FlagItem;
-use cofferdam_policy::grammar::{RuleErrors, format_rule, parse_rules};
+use cofferdam_policy::grammar::{format_rule, parse_rules};
 use cofferdam_policy::trial::{Answer, Carrier, Target, TargetHost};
 use cofferdam_policy::{Policy, TooManyLayers};
+use ipnet::IpNet;
 
 use crate::named::protocol::{self, Reply, Request};
 use crate::named::{FOR_A_POLICY, NamedError, NamedSpec, PATIENCE, Registry, SpecError, chain};
@@ -116,12 +120,15 @@ impl Changeable {
         &self.network
     }
 
-    /// The same with one or more rules, in the grammar of rules, before its own.
+    /// The same with a rule, in the grammar of rules, before its own. It is one rule: the text may have a name of the guest's in it.
     ///
     /// # Errors
-    /// When they are none.
+    /// When it is none.
     pub fn with_rule(self, text: &str) -> Result<Proposal, ChangeError> {
-        let rules = parse_rules(text).map_err(|error| ChangeError::Rule(first_of(&error)))?;
+        let rules = parse_rules(text).map_err(|error| ChangeError::Rule(chain(&error)))?;
+        if rules.len() != 1 {
+            return Err(ChangeError::Rule("one rule at a time".to_owned()));
+        }
         let mut network = self.network.clone();
         // What stands in front already and says the same is not said twice.
         network.policy.rules.retain(|rule| !rules.contains(rule));
@@ -147,7 +154,7 @@ impl Changeable {
 }
 
 impl Proposal {
-    /// The rules that are new, as they will be in force.
+    /// The rule that is new, as it will be in force; nothing for another policy.
     #[must_use]
     pub fn rule(&self) -> String {
         self.rules.iter().map(format_rule).collect::<Vec<_>>().join(", ")
@@ -202,24 +209,22 @@ pub fn rule_about(
     protocol: Option<Protocol>,
     port: Option<u16>,
 ) -> Result<String, ChangeError> {
-    let word = match action {
-        Action::Allow => "allow",
-        Action::Deny => "deny",
+    // From types and not from text: a name is the guest's, and must not become a second rule.
+    let destination = match host.parse::<IpAddr>() {
+        Ok(address) => Destination::Cidr(IpNet::from(address)),
+        Err(_) => {
+            let name = host.trim_end_matches('.').parse::<DomainName>();
+            Destination::Domain(name.map_err(|error| ChangeError::Rule(error.to_string()))?)
+        }
     };
-    let host = match host.parse::<std::net::IpAddr>() {
-        Ok(std::net::IpAddr::V6(v6)) => format!("[{v6}]"),
-        Ok(std::net::IpAddr::V4(_)) | Err(_) => host.trim_end_matches('.').to_owned(),
+    let none = ProtocolSet::default();
+    let protocols = match protocol {
+        None => none.with(Protocol::Tcp).with(Protocol::Udp),
+        Some(protocol @ (Protocol::Tcp | Protocol::Udp)) => none.with(protocol),
+        Some(Protocol::IcmpV4 | Protocol::IcmpV6) => none.with(Protocol::IcmpV4).with(Protocol::IcmpV6),
     };
-    let protocol = match protocol {
-        None => "tcp+udp",
-        Some(Protocol::Tcp) => "tcp",
-        Some(Protocol::Udp) => "udp",
-        Some(Protocol::IcmpV4 | Protocol::IcmpV6) => "icmp",
-    };
-    let port = port.map(|port| format!(":{port}")).unwrap_or_default();
-    let text = format!("{word}@{host}:{protocol}{port}");
-    let rules = parse_rules(&text).map_err(|error| ChangeError::Rule(first_of(&error)))?;
-    Ok(rules.iter().map(format_rule).collect::<Vec<_>>().join(", "))
+    let ports = port.map(|port| PortRange { start: port, end: port }).into_iter().collect();
+    Ok(format_rule(&Rule { protocols, ports, ..Rule::egress(action, destination) }))
 }
 
 /// A flow that a rule is about, when it is about one destination.
@@ -262,10 +267,6 @@ fn not_done(reply: Reply) -> ChangeError {
         Reply::Refused { why } => ChangeError::Refused(why),
         other => ChangeError::Refused(format!("something else was answered: {other:?}")),
     }
-}
-
-fn first_of(errors: &RuleErrors) -> String {
-    chain(errors)
 }
 
 #[cfg(test)]
@@ -362,6 +363,7 @@ mod tests {
             assert_eq!((proposal.rule().as_str(), proposal.remark()), ("allow@b.example:tcp:443", None));
             proposal.apply().unwrap();
             change(state, run, "deny@a.example").unwrap();
+            assert!(matches!(change(state, run, "allow@c.example, allow@any"), Err(ChangeError::Rule(_))), "two rules");
             // The same again is not said twice.
             change(state, run, "allow@b.example:tcp:443").unwrap();
             let rules: Vec<String> =
@@ -465,6 +467,7 @@ mod tests {
             (Action::Deny, "2001:db8::1", Some(Protocol::Udp), Some(53), "deny@[2001:db8::1]:udp:53"),
             (Action::Deny, "192.0.2.1", Some(Protocol::Udp), Some(53), "deny@192.0.2.1:udp:53"),
             (Action::Allow, "192.0.2.1", None, None, "allow@192.0.2.1:tcp+udp"),
+            (Action::Deny, "private", Some(Protocol::Tcp), Some(80), "deny@domain=private:tcp:80"),
         ] {
             assert_eq!(rule_about(action, host, protocol, port).unwrap(), expected);
         }
