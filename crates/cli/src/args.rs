@@ -12,7 +12,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 use crate::units;
 
-pub(crate) use evidence::{LearnArgs, LearnGroup, LogArgs, LogRmArgs, LogVerb, WhyArgs};
+pub(crate) use evidence::{LearnArgs, LearnGroup, LogArgs, LogRmArgs, LogVerb, TopArgs, WhyArgs};
 pub(crate) use named::{
     CpArgs, CreateArgs, ExecArgs, InspectArgs, LogsArgs, LsArgs, ModeWord, PolicySetArgs, PortsChangeArgs, PortsLsArgs,
     PortsVerb, RmArgs, StartArgs, StopArgs,
@@ -82,6 +82,9 @@ pub(crate) enum Verb {
     /// Run a program, and write the policy that it needs.
     #[command(after_help = "All options: cofferdam learn --help", after_long_help = evidence::LEARN_EXAMPLES)]
     Learn(Box<LearnArgs>),
+    /// Watch runs as they go on, and allow or deny where they go.
+    #[command(after_long_help = evidence::TOP_EXAMPLES)]
+    Top(TopArgs),
     /// Show in a closed world, offline, what a sandbox lets through.
     #[command(after_long_help = "Examples:\n  cofferdam demo\n  cofferdam demo --json | jq '.[].rows'")]
     Demo(DemoArgs),

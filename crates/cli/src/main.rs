@@ -16,6 +16,7 @@ mod refusal;
 mod run;
 mod smb;
 mod state;
+mod top;
 mod units;
 mod vm;
 mod why;
@@ -61,6 +62,7 @@ fn main() -> ExitCode {
         Verb::Log(args) => log::log(args),
         Verb::Why(args) => sub.map_or(EXIT_USAGE, |sub| why::why(*args, sub)),
         Verb::Learn(args) => learn::learn(*args),
+        Verb::Top(args) => top::top(&args),
         Verb::Demo(args) => demo::demo(&args),
         Verb::Doctor(args) => doctor::doctor(&args),
         Verb::Policy(PolicyVerb::Set(args)) => {

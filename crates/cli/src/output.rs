@@ -50,7 +50,7 @@ impl Paint {
     }
 }
 
-fn colour_wanted() -> bool {
+pub(crate) fn colour_wanted() -> bool {
     let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     !no_color && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }

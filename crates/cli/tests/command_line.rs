@@ -7,7 +7,7 @@ mod common;
 use common::{cofferdam, finish, run, run_in};
 
 /// Every way to ask for help.
-const PAGES: [&[&str]; 32] = [
+const PAGES: [&[&str]; 33] = [
     &[],
     &["run"],
     &["create"],
@@ -37,6 +37,7 @@ const PAGES: [&[&str]; 32] = [
     &["policy", "test"],
     &["policy", "try"],
     &["learn"],
+    &["top"],
     &["schema"],
     &["completions"],
     &["version"],

@@ -40,6 +40,7 @@ const FILES: [(&str, &str); 29] = [
     ("sockets.py", include_str!("../world/sockets.py")),
     ("ports.py", include_str!("../world/ports.py")),
     ("events.py", include_str!("../world/events.py")),
+    ("top.py", include_str!("../world/top.py")),
     ("host_sockets.py", include_str!("../world/host_sockets.py")),
 ];
 

@@ -97,6 +97,23 @@ pub(crate) struct WhyArgs {
     pub network: NetworkArgs,
 }
 
+pub(crate) const TOP_EXAMPLES: &str = "\
+Examples:
+  cofferdam top                # everything that runs
+  cofferdam top last           # the run that was started last
+
+Tab and the arrows select a flow or something that was blocked; a allows it for
+the run, d denies it. The rule is shown first, and applied when you say so; it
+lasts to the end of the run. p shows the rules that were made, and they are
+printed when you leave, with q. Exit status: 0, or 1 when there is no terminal.";
+
+#[derive(Debug, Args)]
+pub(crate) struct TopArgs {
+    /// Show this run alone: an id, one end of it, last, a sandbox's name.
+    #[arg(value_name = "RUN")]
+    pub run: Option<String>,
+}
+
 pub(crate) const LEARN_EXAMPLES: &str = "\
 Examples:
   # Write down what an installation reaches, and hold it to that from now on.
