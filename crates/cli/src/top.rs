@@ -57,6 +57,10 @@ fn watch(args: &TopArgs) -> Result<u8, Refusal> {
             "top needs a terminal for its view and its keys; `cofferdam log --follow` prints the same to anywhere";
         return Err(Refusal::setup(text.to_owned()));
     }
+    if std::env::var_os("TERM").is_some_and(|term| term == "dumb") {
+        let text = "top needs a terminal on which it can write anywhere, and TERM says that this one is dumb";
+        return Err(Refusal::setup(text.to_owned()));
+    }
     let store = state::run_store()?;
     let mut top = Top::new(store);
     let refused = |error: &cofferdam_control::store::StoreError| Refusal::from(error);

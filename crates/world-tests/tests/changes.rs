@@ -163,3 +163,43 @@ fn a_plain_run_is_changed_while_it_goes_on() {
         ran.says("1\n600 socket\n700\n2\n1\ngone\n").says("failed 1\n");
     }
 }
+
+#[test]
+fn a_run_in_a_session_stands_for_it_unless_it_has_a_network_of_its_own() {
+    for family in Family::BOTH {
+        let ran = World::shared().script(&format!(
+            r#"
+            D=$XDG_STATE_HOME
+            mkfifo $D/input
+            begin() {{
+                rm -f $D/out
+                $C exec --quiet "$@" -- sh -c \
+                    'while read line; do curl -s -m5 -o /dev/null http://{name}/ && echo reached || echo denied; done' < $D/input > $D/out &
+                run=$!
+                exec 9> $D/input
+                echo >&9
+                until_ grep -qs denied $D/out
+            }}
+            end() {{ exec 9>&-; wait $run; }}
+            $C create --no-cwd --allow other.wall-test.com stays
+            begin stays
+            $C policy show last | head -1
+            $C policy set last --allow {name}
+            echo >&9
+            until_ grep -q reached $D/out
+            end
+            $C policy show stays | head -1
+            grep -c {name} $D/cofferdam/sandboxes/stays/sandbox.json
+            begin --allow other.wall-test.com stays
+            $C policy set last --allow {name} || echo failed $?
+            end
+            $C stop stays
+            $C policy show stays || echo failed $?
+            "#,
+            name = family.name(),
+        ));
+        ran.exits(0).says("allow@other.wall-test.com:tcp+udp\n");
+        ran.says(&format!("allow@{}:tcp+udp\n1\nfailed 1\nfailed 1\n", family.name()));
+        ran.complains("has a network of its own in the sandbox stays").complains("has ended");
+    }
+}
