@@ -12,7 +12,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 use crate::units;
 
-pub(crate) use evidence::{LearnArgs, LearnGroup, LogArgs, LogRmArgs, LogVerb, TopArgs, WhyArgs};
+pub(crate) use evidence::{LearnArgs, LearnGroup, LogArgs, LogRmArgs, LogVerb, TopArgs, UiArgs, WhyArgs};
 pub(crate) use named::{
     CpArgs, CreateArgs, ExecArgs, InspectArgs, LogsArgs, LsArgs, ModeWord, PolicySetArgs, PortsChangeArgs, PortsLsArgs,
     PortsVerb, RmArgs, StartArgs, StopArgs,
@@ -76,6 +76,9 @@ pub(crate) enum Verb {
     /// Show which runs there were, and what was decided in one.
     #[command(after_help = "All options: cofferdam log --help", after_long_help = evidence::LOG_EXAMPLES)]
     Log(LogArgs),
+    /// Show sandboxes and runs as they go on, on a page in your browser.
+    #[command(after_long_help = evidence::UI_EXAMPLES)]
+    Ui(UiArgs),
     /// Explain a decision, and say what would change it.
     #[command(after_help = "All options: cofferdam why --help", after_long_help = evidence::WHY_EXAMPLES)]
     Why(Box<WhyArgs>),

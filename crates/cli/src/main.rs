@@ -17,6 +17,7 @@ mod run;
 mod smb;
 mod state;
 mod top;
+mod ui;
 mod units;
 mod vm;
 mod why;
@@ -60,6 +61,7 @@ fn main() -> ExitCode {
         Verb::Cp(args) => named::cp(&args),
         Verb::Logs(args) => named::logs(&args),
         Verb::Log(args) => log::log(args),
+        Verb::Ui(args) => ui::ui(&args),
         Verb::Why(args) => sub.map_or(EXIT_USAGE, |sub| why::why(*args, sub)),
         Verb::Learn(args) => learn::learn(*args),
         Verb::Top(args) => top::top(&args),
@@ -81,9 +83,9 @@ fn main() -> ExitCode {
     ExitCode::from(status)
 }
 
-/// Verbs that the short help leaves out, so that it fits a screen.
-const LESS_USED: [&str; 11] =
-    ["start", "stop", "cp", "ports", "rm", "inspect", "logs", "vm", "schema", "completions", "version"];
+/// Verbs that the short help leaves out, so that it fits a screen; it names `demo` below them.
+const LESS_USED: [&str; 12] =
+    ["start", "stop", "cp", "ports", "rm", "inspect", "logs", "demo", "vm", "schema", "completions", "version"];
 
 fn short(command: clap::Command) -> clap::Command {
     let command = command.after_help("All verbs: cofferdam --help\nStart with: cofferdam demo");

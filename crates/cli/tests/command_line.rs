@@ -7,7 +7,7 @@ mod common;
 use common::{cofferdam, finish, run, run_in};
 
 /// Every way to ask for help.
-const PAGES: [&[&str]; 33] = [
+const PAGES: [&[&str]; 34] = [
     &[],
     &["run"],
     &["create"],
@@ -24,6 +24,7 @@ const PAGES: [&[&str]; 33] = [
     &["ports", "ls"],
     &["log"],
     &["log", "rm"],
+    &["ui"],
     &["why"],
     &["demo"],
     &["doctor"],

@@ -69,6 +69,24 @@ pub(crate) struct LogRmArgs {
     pub json: bool,
 }
 
+pub(crate) const UI_EXAMPLES: &str = "\
+Examples:
+  cofferdam ui                           # then open the link that it prints
+  cofferdam ui --port 8900               # always there
+  ssh -L 8900:127.0.0.1:8900 machine cofferdam ui --port 8900
+
+The link opens the page once, in one browser on this machine; nobody else may
+ask for anything. It shows sandboxes and runs, the flows of a run as they go on,
+who talks to whom, and what was denied and by which rule; and allows that, until
+the run ends. Ctrl-C ends it; runs do not notice.";
+
+#[derive(Debug, Args)]
+pub(crate) struct UiArgs {
+    /// Listen on this port of 127.0.0.1 and ::1, and not on one that is free.
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub port: Option<u16>,
+}
+
 pub(crate) const WHY_EXAMPLES: &str = "\
 Examples:
   cofferdam why d0rgj2fja                  # a decision that was made

@@ -1,0 +1,336 @@
+//! Who may ask for what.
+//!
+//! | Secret | Is in | Protects against |
+//! |---|---|---|
+//! | token | the printed URL, once | everybody who has not seen the terminal |
+//! | session | a cookie, `HttpOnly` and `SameSite=Strict` | scripts that get at the page's own storage |
+//! | key | the page that the token opened, and its storage in the browser; said in a header | cookies belong to a host and not to a port: what is published at another port of 127.0.0.1 is sent the cookie as well |
+//!
+//! The token becomes the other two and is void. Whatever is asked for beyond a page that says so needs both. And whoever asks:
+//!
+//! - `Host` names this address and port, or `localhost`: a name that somebody else's DNS leads here (rebinding) does not;
+//! - `Sec-Fetch-Site`, where a browser says it, is not another site's, nor another port's, but for following the printed link;
+//! - a change is a `POST` of JSON with an `Origin` that is `Host`'s.
+
+use std::net::SocketAddr;
+
+use crate::secret::{NoRandom, Secret};
+
+/// The cookie's name; its end is the port, since two of these pages would overwrite each other's.
+const COOKIE: &str = "cofferdam-";
+
+/// Of a request, what the door looks at.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Head<'a> {
+    pub(crate) is_post: bool,
+    pub(crate) path: &'a str,
+    pub(crate) query: &'a str,
+    pub(crate) host: Option<&'a str>,
+    pub(crate) origin: Option<&'a str>,
+    pub(crate) site: Option<&'a str>,
+    pub(crate) cookie: Option<&'a str>,
+    pub(crate) key: Option<&'a str>,
+    pub(crate) content_type: Option<&'a str>,
+}
+
+/// What is asked for by somebody who may.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Asked<'a> {
+    /// The page, for the first time.
+    Enter,
+    /// The page, again.
+    Page,
+    Overview,
+    Run(Query<'a>),
+    /// What a change would be.
+    Propose,
+    /// A change.
+    Allow,
+}
+
+/// A run, and what of it is known already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Query<'a> {
+    pub(crate) run: &'a str,
+    pub(crate) since: u64,
+}
+
+/// Why not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// Another name leads here.
+    Host,
+    /// Another page asks.
+    Site,
+    /// The token is no token.
+    Token,
+    /// It was one.
+    Used,
+    /// The browser that used it asks with it once more.
+    Open,
+    /// Nobody who has used a token.
+    Session,
+    /// Not in the form of a change.
+    Form,
+    Absent,
+    Method,
+}
+
+#[derive(Debug)]
+pub(crate) struct Door {
+    hosts: Vec<String>,
+    cookie: String,
+    token: Secret,
+    is_used: bool,
+    session: Secret,
+    key: Secret,
+}
+
+impl Door {
+    /// A door of these addresses, which have one port.
+    pub(crate) fn new(addresses: &[SocketAddr]) -> Result<Door, NoRandom> {
+        let port = addresses.first().map_or(0, SocketAddr::port);
+        let mut hosts: Vec<String> = addresses.iter().map(SocketAddr::to_string).collect();
+        hosts.push(format!("localhost:{port}"));
+        let (token, session, key) = (Secret::new()?, Secret::new()?, Secret::new()?);
+        Ok(Door { hosts, cookie: format!("{COOKIE}{port}"), token, is_used: false, session, key })
+    }
+
+    /// What opens the page, once.
+    pub(crate) fn token(&self) -> &Secret {
+        &self.token
+    }
+
+    /// What the page says in a header.
+    pub(crate) fn key(&self) -> &Secret {
+        &self.key
+    }
+
+    /// The header that gives a browser its cookie.
+    pub(crate) fn set_cookie(&self) -> String {
+        format!("{}={}; HttpOnly; SameSite=Strict; Path=/", self.cookie, self.session.reveal())
+    }
+
+    /// Whether somebody may have what is asked for. A token that is right is void afterwards.
+    pub(crate) fn admit<'a>(&mut self, head: &Head<'a>) -> Result<Asked<'a>, Refused> {
+        if !head.host.is_some_and(|host| self.hosts.iter().any(|known| known.eq_ignore_ascii_case(host))) {
+            return Err(Refused::Host);
+        }
+        let asked = match (head.path, head.is_post) {
+            ("/", false) => return self.admit_page(head),
+            ("/api/overview", false) => Asked::Overview,
+            ("/api/run", false) => Asked::Run(Query::parse(head.query)),
+            ("/api/propose", true) => Asked::Propose,
+            ("/api/allow", true) => Asked::Allow,
+            ("/" | "/api/overview" | "/api/run" | "/api/propose" | "/api/allow", _) => return Err(Refused::Method),
+            _ => return Err(Refused::Absent),
+        };
+        if head.site.is_some_and(|site| site != "same-origin") {
+            return Err(Refused::Site);
+        }
+        if !self.has_session(head) || !head.key.is_some_and(|key| self.key.is(key)) {
+            return Err(Refused::Session);
+        }
+        if head.is_post {
+            let own = head.host.map(|host| format!("http://{host}"));
+            if head.origin.is_none() || head.origin != own.as_deref() {
+                return Err(Refused::Site);
+            }
+            let is_json = head.content_type.is_some_and(|kind| kind.eq_ignore_ascii_case("application/json"));
+            if !is_json {
+                return Err(Refused::Form);
+            }
+        }
+        Ok(asked)
+    }
+
+    fn admit_page(&mut self, head: &Head<'_>) -> Result<Asked<'static>, Refused> {
+        let has_session = self.has_session(head);
+        match parameter(head.query, "token") {
+            None if has_session => Ok(Asked::Page),
+            None => Err(Refused::Session),
+            Some(token) if !self.token.is(token) => Err(Refused::Token),
+            Some(_) if !self.is_used => {
+                self.is_used = true;
+                Ok(Asked::Enter)
+            }
+            Some(_) if has_session => Err(Refused::Open),
+            Some(_) => Err(Refused::Used),
+        }
+    }
+
+    fn has_session(&self, head: &Head<'_>) -> bool {
+        let cookies = head.cookie.unwrap_or_default().split(';').filter_map(|cookie| cookie.trim().split_once('='));
+        // Whoever serves another port of this host may have set one of the same name: each counts.
+        cookies.filter(|(name, _)| *name == self.cookie).any(|(_, value)| self.session.is(value))
+    }
+}
+
+impl<'a> Query<'a> {
+    fn parse(query: &'a str) -> Query<'a> {
+        let since = parameter(query, "since").and_then(|since| since.parse().ok()).unwrap_or(0);
+        Query { run: parameter(query, "run").unwrap_or_default(), since }
+    }
+}
+
+/// One word of a query. Ours need no escapes.
+fn parameter<'a>(query: &'a str, name: &str) -> Option<&'a str> {
+    query.split('&').filter_map(|pair| pair.split_once('=')).find(|(word, _)| *word == name).map(|(_, value)| value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const V4: &str = "127.0.0.1:4000";
+    const V6: &str = "[::1]:4000";
+
+    fn door() -> Door {
+        Door::new(&[V4.parse().unwrap(), V6.parse().unwrap()]).unwrap()
+    }
+
+    fn query(door: &Door) -> String {
+        format!("token={}", door.token().reveal())
+    }
+
+    fn cookie(door: &Door) -> String {
+        let set = door.set_cookie();
+        set.split(';').next().unwrap().to_owned()
+    }
+
+    #[test]
+    fn a_token_opens_the_page_once() {
+        for host in [V4, V6, "localhost:4000", "LOCALHOST:4000"] {
+            let mut door = door();
+            let query = query(&door);
+            let first = Head { path: "/", query: &query, host: Some(host), ..Head::default() };
+            assert_eq!(door.admit(&first), Ok(Asked::Enter), "{host}");
+            assert_eq!(door.admit(&first), Err(Refused::Used), "{host}");
+            let cookie = format!("other=1; {}", cookie(&door));
+            assert_eq!(door.admit(&Head { cookie: Some(&cookie), ..first }), Err(Refused::Open), "{host}");
+            let again = Head { query: "", cookie: Some(&cookie), ..first };
+            assert_eq!(door.admit(&again), Ok(Asked::Page), "{host}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_token_opens_nothing_and_voids_nothing() {
+        let mut door = door();
+        let right = query(&door);
+        let almost = format!("{}0", &right[..right.len() - 1]);
+        for query in ["token=", "token=0", "token", "", "x=1", &right[..right.len() - 1], &format!("{right}0")] {
+            let head = Head { path: "/", query, host: Some(V4), ..Head::default() };
+            assert!(matches!(door.admit(&head), Err(Refused::Token | Refused::Session)), "{query}");
+        }
+        if almost != right {
+            let head = Head { path: "/", query: &almost, host: Some(V4), ..Head::default() };
+            assert_eq!(door.admit(&head), Err(Refused::Token));
+        }
+        let head = Head { path: "/", query: &right, host: Some(V4), ..Head::default() };
+        assert_eq!(door.admit(&head), Ok(Asked::Enter));
+    }
+
+    #[test]
+    fn another_name_that_leads_here_is_refused_whatever_else_is_right() {
+        let mut door = door();
+        let (query, cookie, key) = (query(&door), cookie(&door), door.key().reveal().to_owned());
+        for host in [
+            None,
+            Some(""),
+            Some("127.0.0.1"),
+            Some("127.0.0.1:4001"),
+            Some("rebound.example:4000"),
+            Some("127.0.0.1.rebound.example:4000"),
+            Some("127.0.0.1:4000@rebound.example"),
+            Some("[::1]"),
+            Some("[::2]:4000"),
+            Some("localhost"),
+            Some("localhost.:4000"),
+        ] {
+            let head =
+                Head { path: "/", query: &query, host, cookie: Some(&cookie), key: Some(&key), ..Head::default() };
+            assert_eq!(door.admit(&head), Err(Refused::Host), "{host:?}");
+            assert_eq!(door.admit(&Head { path: "/api/overview", ..head }), Err(Refused::Host), "{host:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_shown_needs_the_cookie_and_the_key() {
+        let mut door = door();
+        let (cookie, key) = (cookie(&door), door.key().reveal().to_owned());
+        for host in [V4, V6] {
+            let head = Head {
+                path: "/api/run",
+                query: "run=last&since=7",
+                host: Some(host),
+                cookie: Some(&cookie),
+                key: Some(&key),
+                ..Head::default()
+            };
+            assert_eq!(door.admit(&head), Ok(Asked::Run(Query { run: "last", since: 7 })));
+            for (path, asked) in [("/api/overview", Ok(Asked::Overview)), ("/api/other", Err(Refused::Absent))] {
+                assert_eq!(door.admit(&Head { path, ..head }), asked);
+            }
+            let swapped = cookie.replace(|c: char| c.is_ascii_digit(), "f");
+            for refused in [
+                Head { cookie: None, ..head },
+                Head { key: None, ..head },
+                Head { cookie: Some(&swapped), ..head },
+                Head { key: Some(""), ..head },
+                Head { cookie: Some(&key), key: Some(&cookie), ..head },
+            ] {
+                assert_eq!(door.admit(&refused), Err(Refused::Session), "{refused:?}");
+            }
+            // Both, by whoever has them and is another page: of a published port, which is the same site, or of anybody's.
+            for site in ["same-site", "cross-site", "none"] {
+                assert_eq!(door.admit(&Head { site: Some(site), ..head }), Err(Refused::Site), "{site}");
+            }
+            assert!(door.admit(&Head { site: Some("same-origin"), ..head }).is_ok());
+        }
+    }
+
+    #[test]
+    fn a_change_comes_from_the_page_itself() {
+        let mut door = door();
+        let (cookie, key) = (cookie(&door), door.key().reveal().to_owned());
+        for (host, origin) in [(V4, "http://127.0.0.1:4000"), (V6, "http://[::1]:4000")] {
+            let head = Head {
+                is_post: true,
+                path: "/api/allow",
+                host: Some(host),
+                origin: Some(origin),
+                cookie: Some(&cookie),
+                key: Some(&key),
+                content_type: Some("application/json"),
+                ..Head::default()
+            };
+            assert_eq!(door.admit(&head), Ok(Asked::Allow));
+            for other in [
+                None,
+                Some("null"),
+                Some("http://127.0.0.1:8080"),
+                Some("https://127.0.0.1:4000"),
+                Some("http://localhost:4000"),
+            ] {
+                assert_eq!(door.admit(&Head { origin: other, ..head }), Err(Refused::Site), "{other:?}");
+            }
+            for kind in
+                [None, Some("text/plain"), Some("application/x-www-form-urlencoded"), Some("multipart/form-data")]
+            {
+                assert_eq!(door.admit(&Head { content_type: kind, ..head }), Err(Refused::Form), "{kind:?}");
+            }
+            assert_eq!(door.admit(&Head { is_post: false, ..head }), Err(Refused::Method));
+            assert_eq!(door.admit(&Head { key: None, ..head }), Err(Refused::Session));
+        }
+        assert_eq!(
+            door.admit(&Head { is_post: true, path: "/", host: Some(V4), ..Head::default() }),
+            Err(Refused::Method)
+        );
+    }
+
+    #[test]
+    fn the_cookie_is_for_no_script_and_no_other_site() {
+        let set = door().set_cookie();
+        assert!(set.starts_with("cofferdam-4000=") && set.ends_with("; HttpOnly; SameSite=Strict; Path=/"), "{set}");
+    }
+}

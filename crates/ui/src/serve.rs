@@ -1,0 +1,589 @@
+//! The server: HTTP/1.1 on the loopback, by one thread, for one browser.
+//!
+//! Each connection is for one request and one answer, and all of it has [`PATIENCE`]: the page asks once a second, which is not worth
+//! keeping connections for, and nothing that is opened and left alone stays. At [`MAX_CONNECTIONS`] nobody is accepted until one
+//! has ended.
+
+use std::cell::RefCell;
+use std::convert::Infallible;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use cofferdam_control::named::Registry;
+use cofferdam_control::store::{RunId, RunStore, StoreError};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::rt::ReadBufCursor;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
+use tokio::task::LocalSet;
+
+use crate::change::{self, Allow, Ask, Failed};
+use crate::door::{Asked, Door, Head, Query, Refused};
+use crate::secret::{NoRandom, Secret};
+use crate::watch::Watch;
+use crate::{page, view};
+
+/// Connections at once. A browser has six for one host.
+pub(crate) const MAX_CONNECTIONS: usize = 32;
+/// For a request and its answer. Changing a policy may take as long as the run's supervisor does.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(75);
+/// For all of the request.
+pub(crate) const HASTE: Duration = Duration::from_secs(5);
+/// Bytes of a request's head: cookies of everything on this host are among them.
+pub(crate) const MAX_HEAD: usize = 16 * 1024;
+/// Header fields.
+pub(crate) const MAX_FIELDS: usize = 64;
+/// Bytes of a request's body: the id of a run and a rule.
+pub(crate) const MAX_BODY: usize = 4096;
+
+/// Changes that wait for a supervisor at once; more wait for these.
+const MAX_CHANGES: usize = 2;
+
+/// How often another port is tried that both families have.
+const TRIES: usize = 8;
+
+/// The header by which the page says its key.
+const KEY: HeaderName = HeaderName::from_static("x-cofferdam-key");
+const SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+
+/// Where things are, and where to listen.
+#[derive(Debug)]
+pub struct Config {
+    /// The state directory.
+    pub state: PathBuf,
+    /// `None`: one that is free.
+    pub port: Option<u16>,
+}
+
+/// Why nothing is served.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    #[error("cannot listen on {address}")]
+    Listen { address: SocketAddr, source: io::Error },
+    #[error("this machine has no loopback address to listen on")]
+    NoLoopback,
+    #[error("cannot serve on {address}")]
+    Serve { address: SocketAddr, source: io::Error },
+    #[error("the system gave no event loop")]
+    Runtime(#[source] io::Error),
+    #[error(transparent)]
+    Random(#[from] NoRandom),
+}
+
+/// A page that listens.
+#[derive(Debug)]
+pub struct Ui {
+    listeners: Vec<(SocketAddr, TcpListener)>,
+    state: State,
+}
+
+#[derive(Debug)]
+struct State {
+    /// The state directory.
+    state: PathBuf,
+    door: Door,
+    watch: Watch,
+    registry: Registry,
+}
+
+impl Ui {
+    /// Listens on the loopback addresses that this machine has, with one port.
+    ///
+    /// # Errors
+    /// When the port is taken, or there is no loopback.
+    pub fn bind(config: Config) -> Result<Ui, BindError> {
+        let listeners = listen(config.port)?;
+        let addresses: Vec<SocketAddr> = listeners.iter().map(|(address, _)| *address).collect();
+        let Config { state, port: _ } = config;
+        let (watch, registry) = (Watch::new(RunStore::at(&state)), Registry::at(&state));
+        let state = State { state, door: Door::new(&addresses)?, watch, registry };
+        Ok(Ui { listeners, state })
+    }
+
+    /// The link that opens the page, once, at each address.
+    #[must_use]
+    pub fn links(&self) -> Vec<String> {
+        let token = self.state.door.token().reveal();
+        self.listeners.iter().map(|(address, _)| format!("http://{address}/?token={token}")).collect()
+    }
+
+    /// Serves until the process ends.
+    ///
+    /// # Errors
+    /// What the system refuses at the start.
+    pub fn serve(self) -> Result<Infallible, BindError> {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        runtime.enable_io().enable_time().max_blocking_threads(MAX_CHANGES);
+        let runtime = runtime.build().map_err(BindError::Runtime)?;
+        let state = Rc::new(RefCell::new(self.state));
+        let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let local = LocalSet::new();
+        let listeners = self.listeners;
+        local.block_on(&runtime, async move {
+            for (address, listener) in listeners {
+                let serve = |source| BindError::Serve { address, source };
+                listener.set_nonblocking(true).map_err(serve)?;
+                let listener = tokio::net::TcpListener::from_std(listener).map_err(serve)?;
+                tokio::task::spawn_local(accept(listener, Rc::clone(&state), Arc::clone(&room)));
+            }
+            std::future::pending().await
+        })
+    }
+}
+
+fn listen(port: Option<u16>) -> Result<Vec<(SocketAddr, TcpListener)>, BindError> {
+    const LOOPBACK: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+    let mut last = Err(BindError::NoLoopback);
+    for _ in 0..TRIES {
+        let mut listeners: Vec<(SocketAddr, TcpListener)> = Vec::new();
+        last = LOOPBACK.into_iter().try_for_each(|address| {
+            // The second one has the port that the first was given.
+            let given = listeners.first().map(|(address, _)| address.port());
+            let address = SocketAddr::new(address, given.or(port).unwrap_or(0));
+            let bound = TcpListener::bind(address).and_then(|listener| Ok((listener.local_addr()?, listener)));
+            match bound {
+                Ok(bound) => listeners.push(bound),
+                // A machine without this family.
+                Err(error)
+                    if matches!(error.kind(), io::ErrorKind::AddrNotAvailable | io::ErrorKind::Unsupported)
+                        || error.raw_os_error() == Some(AFNOSUPPORT) => {}
+                Err(source) => return Err(BindError::Listen { address, source }),
+            }
+            Ok(())
+        });
+        match &last {
+            Ok(()) if listeners.is_empty() => return Err(BindError::NoLoopback),
+            Ok(()) => return Ok(listeners),
+            // That port is somebody's in the other family.
+            Err(BindError::Listen { source, .. }) if port.is_none() && source.kind() == io::ErrorKind::AddrInUse => {}
+            Err(_) => break,
+        }
+    }
+    last.and(Err(BindError::NoLoopback))
+}
+
+/// `EAFNOSUPPORT`, for which std has no word.
+const AFNOSUPPORT: i32 = 97;
+
+async fn accept(listener: tokio::net::TcpListener, state: Rc<RefCell<State>>, room: Arc<Semaphore>) {
+    loop {
+        // It is never closed.
+        let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(_) => {
+                // Descriptors are used up, or whoever connected is gone; the next turn may do better.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let state = Rc::clone(&state);
+        tokio::task::spawn_local(async move {
+            // How a connection ended is the browser's affair.
+            let _ended = tokio::time::timeout(PATIENCE, connection(stream, state)).await;
+            drop(permit);
+        });
+    }
+}
+
+async fn connection(stream: TcpStream, state: Rc<RefCell<State>>) {
+    let service = service_fn(move |request| {
+        let state = Rc::clone(&state);
+        async move { Ok::<_, Infallible>(answer(request, &state).await) }
+    });
+    let mut builder = http1::Builder::new();
+    builder.keep_alive(false).max_buf_size(MAX_HEAD).max_headers(MAX_FIELDS).half_close(false);
+    builder.timer(Clock).header_read_timeout(HASTE);
+    // What it says went wrong was on the wire.
+    let _ended = builder.serve_connection(Io(stream), service).await;
+}
+
+/// Answers one request.
+async fn answer(request: Request<Incoming>, state: &RefCell<State>) -> Response<Once> {
+    let headers = request.headers().clone();
+    let method = request.method().clone();
+    let target = request.uri().clone();
+    if method != Method::GET && method != Method::POST {
+        return refuse(Refused::Method);
+    }
+    let head = Head {
+        is_post: method == Method::POST,
+        path: target.path(),
+        query: target.query().unwrap_or_default(),
+        host: only(&headers, &header::HOST),
+        origin: only(&headers, &header::ORIGIN),
+        site: only(&headers, &SITE),
+        cookie: only(&headers, &header::COOKIE),
+        key: only(&headers, &KEY),
+        content_type: only(&headers, &header::CONTENT_TYPE),
+    };
+    let asked = state.borrow_mut().door.admit(&head);
+    match asked {
+        Err(refused) => refuse(refused),
+        Ok(Asked::Enter) => {
+            let state = state.borrow();
+            let mut response = html(StatusCode::OK, |nonce| page::page(nonce, Some(state.door.key().reveal())));
+            if let Ok(cookie) = HeaderValue::from_str(&state.door.set_cookie()) {
+                response.headers_mut().insert(header::SET_COOKIE, cookie);
+            }
+            response
+        }
+        Ok(Asked::Page) => html(StatusCode::OK, |nonce| page::page(nonce, None)),
+        Ok(Asked::Overview) => {
+            let state = state.borrow();
+            json(StatusCode::OK, &view::overview(state.watch.store(), &state.registry))
+        }
+        Ok(Asked::Run(query)) => show(&mut state.borrow_mut(), query),
+        Ok(Asked::Propose) => change(request.into_body(), state, change::propose).await,
+        Ok(Asked::Allow) => change(request.into_body(), state, change::allow).await,
+    }
+}
+
+fn show(state: &mut State, query: Query<'_>) -> Response<Once> {
+    let Ok(id) = query.run.parse::<RunId>() else {
+        return error(StatusCode::NOT_FOUND, "there is no such run");
+    };
+    match state.watch.read(&id) {
+        Ok(watched) => json(StatusCode::OK, &view::run(watched, query.since)),
+        Err(StoreError::Absent(_)) => error(StatusCode::NOT_FOUND, "the record of this run was removed"),
+        Err(failed) => error(StatusCode::INTERNAL_SERVER_ERROR, &failed.to_string()),
+    }
+}
+
+/// Hears a change out, and asks whoever can make it.
+async fn change(said: Incoming, state: &RefCell<State>, ask: Ask) -> Response<Once> {
+    let said = match tokio::time::timeout(HASTE, body(said)).await {
+        Ok(Some(said)) => said,
+        Ok(None) => return error(StatusCode::PAYLOAD_TOO_LARGE, "this is more than a change has to say"),
+        Err(_) => return error(StatusCode::REQUEST_TIMEOUT, "the request did not come to an end"),
+    };
+    let Ok(allow) = serde_json::from_slice::<Allow>(&said) else {
+        return error(StatusCode::BAD_REQUEST, "a change is an object with a run and a rule");
+    };
+    let state = state.borrow().state.clone();
+    // It waits for the supervisor, and this thread for nobody.
+    match tokio::task::spawn_blocking(move || ask(&state, &allow)).await {
+        Ok(Ok(done)) => json(StatusCode::OK, &done),
+        Ok(Err(Failed::Absent(text))) => error(StatusCode::NOT_FOUND, &text),
+        Ok(Err(Failed::Refused(text))) => error(StatusCode::CONFLICT, &text),
+        Err(_) => error(StatusCode::INTERNAL_SERVER_ERROR, "the change has failed; see the terminal"),
+    }
+}
+
+/// A header that is there once; several of one kind are none.
+fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+    let mut all = headers.get_all(name).iter();
+    let first = all.next()?.to_str().ok()?;
+    all.next().is_none().then_some(first)
+}
+
+/// All of a request's body; `None` when it is too long, or breaks off.
+async fn body(mut body: Incoming) -> Option<Vec<u8>> {
+    let mut whole = Vec::new();
+    loop {
+        match std::future::poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
+            None => return Some(whole),
+            Some(Err(_)) => return None,
+            Some(Ok(frame)) => {
+                let data = frame.into_data().unwrap_or_default();
+                if whole.len() + data.len() > MAX_BODY {
+                    return None;
+                }
+                whole.extend_from_slice(&data);
+            }
+        }
+    }
+}
+
+fn refuse(refused: Refused) -> Response<Once> {
+    let status = match refused {
+        Refused::Host | Refused::Site | Refused::Token | Refused::Used | Refused::Open | Refused::Session => {
+            StatusCode::FORBIDDEN
+        }
+        Refused::Form => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        Refused::Absent => StatusCode::NOT_FOUND,
+        Refused::Method => StatusCode::METHOD_NOT_ALLOWED,
+    };
+    html(status, |nonce| page::refusal(nonce, refused))
+}
+
+fn html(status: StatusCode, text: impl FnOnce(&str) -> String) -> Response<Once> {
+    // A page without a nonce runs nothing.
+    let nonce = Secret::new();
+    let nonce = nonce.as_ref().map_or("", Secret::reveal);
+    let mut response = respond(status, "text/html; charset=utf-8", text(nonce));
+    if let Ok(policy) = HeaderValue::from_str(&page::policy(nonce)) {
+        response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, policy);
+    }
+    response
+}
+
+fn error(status: StatusCode, text: &str) -> Response<Once> {
+    json(status, &json!({ "error": text }))
+}
+
+fn json(status: StatusCode, value: &Value) -> Response<Once> {
+    respond(status, "application/json", value.to_string())
+}
+
+fn respond(status: StatusCode, kind: &'static str, text: String) -> Response<Once> {
+    let mut response = Response::new(Once(Some(text.into())));
+    *response.status_mut() = status;
+    for (name, value) in [
+        (header::CONTENT_TYPE, kind),
+        (header::CACHE_CONTROL, "no-store"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::X_FRAME_OPTIONS, "DENY"),
+        (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
+        (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+        (header::CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"),
+    ] {
+        response.headers_mut().insert(name, HeaderValue::from_static(value));
+    }
+    response
+}
+
+/// A body that is sent at once.
+#[derive(Debug)]
+struct Once(Option<Bytes>);
+
+impl Body for Once {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(self.0.take().map(|bytes| Ok(Frame::data(bytes))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let len = self.0.as_ref().map_or(0, Bytes::len);
+        SizeHint::with_exact(u64::try_from(len).unwrap_or(u64::MAX))
+    }
+}
+
+/// A connection, as hyper reads and writes it.
+#[derive(Debug)]
+struct Io(TcpStream);
+
+impl hyper::rt::Read for Io {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        mut into: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        let mut block = [0; 4096];
+        let len = into.remaining().min(block.len());
+        let mut read = ReadBuf::new(block.get_mut(..len).unwrap_or_default());
+        ready!(Pin::new(&mut self.0).poll_read(context, &mut read))?;
+        into.put_slice(read.filled());
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl hyper::rt::Write for Io {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(context, from)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(context)
+    }
+}
+
+/// The clock that hyper's own time-outs go by.
+#[derive(Debug, Clone, Copy)]
+struct Clock;
+
+/// One of them.
+struct Alarm(Pin<Box<tokio::time::Sleep>>);
+
+impl hyper::rt::Timer for Clock {
+    fn sleep(&self, duration: Duration) -> Pin<Box<dyn hyper::rt::Sleep>> {
+        Box::pin(Alarm(Box::pin(tokio::time::sleep(duration))))
+    }
+
+    fn sleep_until(&self, deadline: std::time::Instant) -> Pin<Box<dyn hyper::rt::Sleep>> {
+        Box::pin(Alarm(Box::pin(tokio::time::sleep_until(deadline.into()))))
+    }
+}
+
+impl Future for Alarm {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        self.0.as_mut().poll(context)
+    }
+}
+
+impl hyper::rt::Sleep for Alarm {}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::thread;
+
+    use super::*;
+
+    /// A page that is served for as long as the tests go on, and its links.
+    struct Served {
+        links: Vec<String>,
+        key: String,
+        cookie: String,
+        _state: tempfile::TempDir,
+    }
+
+    impl Served {
+        fn start() -> Served {
+            let state = tempfile::tempdir().unwrap();
+            let ui = Ui::bind(Config { state: state.path().to_owned(), port: None }).unwrap();
+            let (links, door) = (ui.links(), &ui.state.door);
+            let cookie = door.set_cookie().split(';').next().unwrap().to_owned();
+            let key = door.key().reveal().to_owned();
+            thread::spawn(move || ui.serve().map(|never| match never {}));
+            Served { links, key, cookie, _state: state }
+        }
+
+        /// Each address with its port, and the link's path.
+        fn doors(&self) -> Vec<(SocketAddr, String)> {
+            let split = |link: &String| {
+                let (host, path) = link.strip_prefix("http://").unwrap().split_once('/').unwrap();
+                (host.parse().unwrap(), format!("/{path}"))
+            };
+            self.links.iter().map(split).collect()
+        }
+
+        fn change(&self, at: SocketAddr, body: &str) -> String {
+            let (key, cookie, len) = (&self.key, &self.cookie, body.len());
+            let fields = format!(
+                "Origin: http://{at}\r\nCookie: {cookie}\r\nX-Cofferdam-Key: {key}\r\nContent-Type: application/json\r\nContent-Length: {len}\r\n"
+            );
+            say(at, &format!("POST /api/allow HTTP/1.1\r\nHost: {at}\r\n{fields}\r\n{body}"))
+        }
+    }
+
+    /// Says something, and hears all of the answer.
+    fn say(at: SocketAddr, text: &str) -> String {
+        let mut stream = std::net::TcpStream::connect(at).unwrap();
+        // A server that has heard enough may have closed already.
+        let _ = stream.write_all(text.as_bytes());
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    fn status(answer: &str) -> &str {
+        answer.get(9..12).unwrap_or_default()
+    }
+
+    #[test]
+    fn the_page_comes_once_with_its_cookie_and_may_do_nothing_else() {
+        for family in [0, 1] {
+            let served = Served::start();
+            let doors = served.doors();
+            assert_eq!(doors.len(), 2, "this machine has both loopback addresses");
+            let (at, path) = &doors[family];
+            let answer = say(*at, &format!("GET {path} HTTP/1.1\r\nHost: {at}\r\n\r\n"));
+            assert_eq!(status(&answer), "200", "{answer}");
+            let (head, page) = answer.split_once("\r\n\r\n").unwrap();
+            let head = head.to_ascii_lowercase();
+            for field in [
+                "cache-control: no-store",
+                "x-content-type-options: nosniff",
+                "referrer-policy: no-referrer",
+                "x-frame-options: deny",
+                "cross-origin-opener-policy: same-origin",
+                "cross-origin-resource-policy: same-origin",
+                "content-security-policy: default-src 'none'; script-src 'nonce-",
+                "; httponly; samesite=strict; path=/",
+            ] {
+                assert!(head.contains(field), "{field}: {head}");
+            }
+            assert!(page.contains(&served.key) && !page.contains("http://www.w3.org/1999"), "{page}");
+            assert!(!page.contains("NONCE") && !page.contains("/*SCRIPT*/") && !page.contains("<!--KEY-->"));
+            // Neither for the other address.
+            for (at, path) in &doors {
+                let answer = say(*at, &format!("GET {path} HTTP/1.1\r\nHost: {at}\r\n\r\n"));
+                assert_eq!(status(&answer), "403");
+                assert!(answer.contains("This link was used") && !answer.contains(&served.key));
+            }
+            let again = say(*at, &format!("GET / HTTP/1.1\r\nHost: {at}\r\nCookie: {}\r\n\r\n", served.cookie));
+            assert_eq!(status(&again), "200");
+            assert!(!again.contains(&served.key), "it is said once");
+        }
+    }
+
+    #[test]
+    fn what_is_too_long_is_refused() {
+        let served = Served::start();
+        for (at, _) in served.doors() {
+            let fields = "X-Field: x\r\n".repeat(MAX_FIELDS + 1);
+            assert_eq!(status(&say(at, &format!("GET / HTTP/1.1\r\nHost: {at}\r\n{fields}\r\n"))), "431");
+            let long = "x".repeat(MAX_HEAD);
+            for head in [
+                format!("GET / HTTP/1.1\r\nHost: {at}\r\nX-Long: {long}"),
+                format!("GET /{long}{long} HTTP/1.1\r\nHost: {at}"),
+            ] {
+                let answer = say(at, &format!("{head}\r\n\r\n"));
+                // What was not read when the connection is closed resets it, and that may be faster than the answer.
+                assert!(matches!(status(&answer), "431" | ""), "{answer}");
+            }
+            assert_eq!(status(&served.change(at, &" ".repeat(MAX_BODY + 1))), "413");
+            assert_eq!(status(&served.change(at, &" ".repeat(MAX_BODY))), "400");
+        }
+    }
+
+    #[test]
+    fn what_is_no_change_and_no_request_is_refused() {
+        let served = Served::start();
+        for (at, _) in served.doors() {
+            for body in ["", "{}", "[]", r#"{"run":"x"}"#, r#"{"run":"x","rule":"y","more":1}"#, &"[".repeat(4000)] {
+                assert_eq!(status(&served.change(at, body)), "400", "{body}");
+            }
+            assert_eq!(status(&served.change(at, r#"{"run":"../x","rule":"allow@a.example"}"#)), "404");
+            for (request, expected) in [
+                ("PUT / HTTP/1.1\r\nHost: HOST\r\n\r\n", "405"),
+                ("GET /etc/passwd HTTP/1.1\r\nHost: HOST\r\n\r\n", "404"),
+                ("GET /api/overview HTTP/1.1\r\nHost: HOST\r\n\r\n", "403"),
+                ("GET / HTTP/1.0\r\n\r\n", "403"),
+                ("GET / HTTP/1.1\r\nHost: HOST\r\nHost: HOST\r\n\r\n", "403"),
+                ("GET http://HOST/ HTTP/1.1\r\nHost: rebound.example\r\n\r\n", "403"),
+                ("nonsense\r\n\r\n", "400"),
+            ] {
+                let answer = say(at, &request.replace("HOST", &at.to_string()));
+                assert_eq!(status(&answer), expected, "{request}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_port_that_is_taken_is_named() {
+        let served = Served::start();
+        let state = tempfile::tempdir().unwrap();
+        for (at, _) in served.doors() {
+            let refused = Ui::bind(Config { state: state.path().to_owned(), port: Some(at.port()) }).unwrap_err();
+            assert!(refused.to_string().contains(&at.port().to_string()), "{refused}");
+        }
+    }
+}
