@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::{Marked, Ran, Sandbox};
 
 /// What `world/up.sh` and its neighbours need beside them; in the binary, so that a test can be run from anywhere.
-const FILES: [(&str, &str); 29] = [
+const FILES: [(&str, &str); 30] = [
     ("up.sh", include_str!("../world/up.sh")),
     ("enter.sh", include_str!("../world/enter.sh")),
     ("as_guest.sh", include_str!("../world/as_guest.sh")),
@@ -41,6 +41,7 @@ const FILES: [(&str, &str); 29] = [
     ("ports.py", include_str!("../world/ports.py")),
     ("events.py", include_str!("../world/events.py")),
     ("top.py", include_str!("../world/top.py")),
+    ("browser.py", include_str!("../world/browser.py")),
     ("host_sockets.py", include_str!("../world/host_sockets.py")),
 ];
 

@@ -258,7 +258,7 @@ def frames(browser, link, count):
 
 
 def pictures(browser, link, folder):
-    tab = browser.tab(size=(1000, 980))
+    tab = browser.tab(size=(1180, 960))
     tab.open(link)
     tab.until("document.querySelectorAll('#denied-rows tr').length >= 2")
     # Some seconds of the chart, of which each is a question.

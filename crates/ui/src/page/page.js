@@ -271,6 +271,9 @@ let proposed = null;
 async function propose(row) {
 	const mine = proposed = { run: shown, rule: row.allow_rule };
 	text($('ask-title'), `Allow ${row.what}?`);
+	const stays = told.run.sandbox !== null;
+	text($('ask-where'), stays ? 'This rule is put in front of those of the sandbox, and stays there:' : 'This rule is put in front of the run\'s own, until it ends:');
+	text($('ask-yes'), stays ? 'Allow for this sandbox' : 'Allow for this run');
 	text($('ask-rule'), row.allow_rule);
 	text($('ask-flag'), row.allow_with ? `For the next run: ${row.allow_with}` : '');
 	text($('ask-remark'), '');
