@@ -121,9 +121,11 @@ pub(crate) fn choose(
 fn may_open(device: &Path) -> Result<(), String> {
     let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let opened = rustix::fs::open(device, flags, Mode::empty());
-    let opened = opened.map_err(|errno| match io::Error::from(errno).kind() {
-        io::ErrorKind::NotFound => format!("there is no {}", device.display()),
-        _ => format!("{} cannot be opened: {}", device.display(), io::Error::from(errno)),
+    let opened = opened.map_err(|errno| {
+        if errno == rustix::io::Errno::NOENT {
+            return format!("there is no {}", device.display());
+        }
+        format!("{} cannot be opened: {}", device.display(), io::Error::from(errno))
     })?;
     let is_for_all = rustix::fs::fstat(&opened).is_ok_and(|status| status.st_mode & 0o006 == 0o006);
     if rustix::process::geteuid().is_root() && !is_for_all {

@@ -120,14 +120,10 @@ fn start_once(options: &Options) -> Result<(), String> {
     };
     let (mut monitor, outer) = monitored(spec, options, Accelerator::Kvm, PROBE_TIME);
     monitor.task = Task::Start;
-    let running = launch_monitored(outer, &monitor, &mut |_| {}).map_err(|error| match error {
-        LaunchError::Guest(why) => why,
-        other => other.to_string(),
-    })?;
-    match running.run_to_end(&mut Nobody).status {
-        Status::Exited(0) => Ok(()),
-        other => Err(format!("it ended: {other:?}")),
-    }
+    let running = launch_monitored(outer, &monitor, &mut |_| {});
+    let running = running.map_err(|error| if let LaunchError::Guest(why) = error { why } else { error.to_string() })?;
+    let status = running.run_to_end(&mut Nobody).status;
+    if status == Status::Exited(0) { Ok(()) } else { Err(format!("it ended: {status:?}")) }
 }
 
 /// Hears of nothing.

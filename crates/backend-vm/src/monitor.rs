@@ -155,7 +155,7 @@ impl GuestMonitor {
         let raw = if has_terminal { RawMode::enter(io::stdin()).ok().flatten() } else { None };
         post.started();
         let mut run = Run::new(&mut guest, call, &signals);
-        let ended = run.to_end();
+        let ended = run.relay();
         drop(raw);
         let status = ended.map_err(|trouble| guest.explain(trouble, Duration::ZERO))?;
         if !self.vm.shares.is_empty() {
@@ -223,9 +223,9 @@ enum Source {
 impl Guest {
     /// From QEMU's start to a guest in which everything is in place.
     fn boot(&mut self, monitor: &GuestMonitor, deadline: Instant) -> Result<(), Trouble> {
-        match self.event(deadline)? {
-            Event::Ready => {}
-            other => return Err(out_of_turn(&other)),
+        let greeting = self.event(deadline)?;
+        if greeting != Event::Ready {
+            return Err(out_of_turn(&greeting));
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         // These are asked for at once, and answered in any order.
@@ -269,7 +269,11 @@ impl Guest {
                     let remedy = if failure.text.contains("type 9p") { NO_9P } else { "" };
                     return Err(Trouble::Broken(format!("the guest could not {what}: {}{remedy}", failure.text)));
                 }
-                other => return Err(out_of_turn(&other)),
+                other @ (Event::Ready
+                | Event::Opened { .. }
+                | Event::Data { .. }
+                | Event::End { .. }
+                | Event::Exited { .. }) => return Err(out_of_turn(&other)),
             }
         }
         Ok(())
@@ -277,11 +281,11 @@ impl Guest {
 
     /// Waits until the program runs, or cannot.
     fn started(&mut self, call: CallId, deadline: Instant) -> Result<Result<(), Failure>, Trouble> {
-        match self.event(deadline)? {
-            Event::Started { call: started } if started == call => Ok(Ok(())),
-            Event::Failed { failure, .. } => Ok(Err(failure)),
-            other => Err(out_of_turn(&other)),
+        let event = self.event(deadline)?;
+        if event == (Event::Started { call }) {
+            return Ok(Ok(()));
         }
+        if let Event::Failed { failure, .. } = event { Ok(Err(failure)) } else { Err(out_of_turn(&event)) }
     }
 
     /// The next event of the agent.
@@ -463,7 +467,7 @@ impl<'a> Run<'a> {
     }
 
     /// Relays until the program has ended and all that it wrote is written.
-    fn to_end(&mut self) -> Result<Status, Trouble> {
+    fn relay(&mut self) -> Result<Status, Trouble> {
         loop {
             while let Some(event) = self.guest.host.poll_event() {
                 self.handle_event(event)?;
@@ -479,20 +483,7 @@ impl<'a> Run<'a> {
                     Source::Input => self.read_input(),
                     Source::Output(stream) => self.write_output(stream),
                     Source::Signals => self.pass_signals(),
-                    // What it had to say has been said.
-                    Source::End if self.status.is_some() => {}
-                    // An end that is all that is left of what it says is no trouble.
-                    Source::End => match self.guest.ended() {
-                        Err(trouble) => {
-                            while let Some(event) = self.guest.host.poll_event() {
-                                self.handle_event(event)?;
-                            }
-                            if self.status.is_none() {
-                                return Err(trouble);
-                            }
-                        }
-                        Ok(()) => {}
-                    },
+                    Source::End => self.qemu_ended()?,
                     Source::Agent | Source::Control | Source::Console => self.guest.handle(source)?,
                 }
             }
@@ -518,6 +509,15 @@ impl<'a> Run<'a> {
         sources
     }
 
+    /// QEMU has ended, which is no trouble when the program had before and what it said is just being read.
+    fn qemu_ended(&mut self) -> Result<(), Trouble> {
+        let ended = self.guest.ended();
+        while let Some(event) = self.guest.host.poll_event() {
+            self.handle_event(event)?;
+        }
+        if self.status.is_some() { Ok(()) } else { ended }
+    }
+
     fn handle_event(&mut self, event: Event) -> Result<(), Trouble> {
         match event {
             Event::Data { call, stream, bytes } if call == self.call => {
@@ -535,7 +535,13 @@ impl<'a> Run<'a> {
             Event::Failed { call, failure } if call == self.call => Err(Trouble::Broken(failure.text)),
             // There is room, or there will be no more output.
             Event::Room { .. } | Event::End { .. } => Ok(()),
-            other => Err(out_of_turn(&other)),
+            other @ (Event::Ready
+            | Event::Started { .. }
+            | Event::Opened { .. }
+            | Event::Data { .. }
+            | Event::Exited { .. }
+            | Event::Done { .. }
+            | Event::Failed { .. }) => Err(out_of_turn(&other)),
         }
     }
 

@@ -68,10 +68,22 @@ pub(super) fn all() -> Vec<Check> {
         optional("resolvers", resolvers(&host), |_| {
             "name a resolver in /etc/resolv.conf, or with --dns-nameserver".to_owned()
         }),
+        optional("virtual machines", guests(), |_| {
+            "only --backend vm needs them: install QEMU, and run `cofferdam vm setup`".to_owned()
+        }),
         required("a whole sandbox", sandbox(), |_| {
             "the lines above say what is missing; if none does, this is a fault of Cofferdam".to_owned()
         }),
     ]
+}
+
+/// What a run in a virtual machine would be made from. Tries KVM where it is not known whether that works.
+fn guests() -> Findings {
+    let options = crate::vm::options().map_err(|refusal| refusal.text)?;
+    let (qemu, kernel) = (options.kit.qemu.display().to_string(), options.kit.kernel.display().to_string());
+    let choice = options.accelerator(&mut |_| {}).map_err(|error| chain(&error))?;
+    let how = choice.why.map_or_else(|| "with KVM".to_owned(), |why| format!("without KVM, which is slow: {why}"));
+    Ok(format!("{qemu} and {kernel}, {how}"))
 }
 
 fn required(name: &'static str, findings: Findings, remedy: impl FnOnce(&str) -> String) -> Check {
