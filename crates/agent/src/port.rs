@@ -98,12 +98,14 @@ impl Port {
         }
     }
 
-    /// Sends a message behind which nothing comes, for which the host is waited for a moment.
+    /// Sends a message behind which nothing comes, for which a host that is there is waited for a moment.
     pub(crate) fn send_last(&mut self, message: &ToHost) {
         self.send(message);
         while self.flush().is_ok() && !self.waiting.is_empty() {
             let mut room = [PollFd::new(&self.device, PollFlags::OUT)];
-            if !matches!(rustix::event::poll(&mut room, Some(&LAST_WORDS)), Ok(1..)) {
+            let waited = rustix::event::poll(&mut room, Some(&LAST_WORDS));
+            let has_room = room.iter().any(|port| port.revents().contains(PollFlags::OUT));
+            if waited.is_err() || !has_room {
                 return;
             }
         }

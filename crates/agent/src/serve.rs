@@ -78,16 +78,14 @@ impl Agent<'_> {
 
     fn handle_message(&mut self, port: &mut Port, message: ToGuest) -> Result<(), Trouble> {
         if !self.is_greeted {
-            return match message {
-                ToGuest::Hello { version: VERSION, token } if token == self.own.token => {
-                    self.is_greeted = true;
-                    Ok(())
-                }
-                _ => Err(Trouble::new(
-                    "believe that this is the host: it does not know the token of this boot",
-                    Errno::ACCESS,
-                )),
-            };
+            if let ToGuest::Hello { version: VERSION, token } = message
+                && token == self.own.token
+            {
+                self.is_greeted = true;
+                return Ok(());
+            }
+            let what = "believe that this is the host: it does not know the token of this boot";
+            return Err(Trouble::new(what, Errno::ACCESS));
         }
         match message {
             ToGuest::Hello { .. } => {}
