@@ -113,7 +113,7 @@ fn write(args: &VmSetupArgs, state: &Path) -> Result<(PathBuf, String), SetupErr
     }
     let place = folder.join(architecture.word());
     put_in_place(&made, &place)?;
-    let mib = |bytes: &[u8]| format!("{}.{} MiB", bytes.len() >> 20, (bytes.len() & 0xf_ffff) * 10 >> 20);
+    let mib = |bytes: &[u8]| format!("{}.{} MiB", bytes.len() >> 20, ((bytes.len() & 0xf_ffff) * 10) >> 20);
     let report = format!("a kernel of {} ({}), an initramfs of {}", mib(&kernel), parts.kernel_name(), mib(&initramfs));
     Ok((place, report))
 }
