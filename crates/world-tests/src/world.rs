@@ -1,4 +1,5 @@
 use std::env;
+use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -115,8 +116,8 @@ impl World {
         WORLD.get_or_init(|| World::start_with(&["WORLD_RESOLVERS", "WORLD_EVERYTHING"]))
     }
 
-    /// The world of this test binary, on whose host virtual machines can be started; made by whoever asks first. `vm setup` makes
-    /// what they start from, with the kernel in the Debian package `COFFERDAM_TEST_KERNEL`, or with one that it fetches.
+    /// The world of this test binary, on whose host virtual machines can be started; made by whoever asks first. What they start
+    /// from has the kernel in the Debian package `COFFERDAM_TEST_KERNEL`, or one that `vm setup` fetches.
     ///
     /// # Panics
     ///
@@ -126,15 +127,24 @@ impl World {
         static WORLD: OnceLock<World> = OnceLock::new();
         WORLD.get_or_init(|| {
             let world = World::start();
-            let mut setup = Command::new(&world.cofferdam);
-            setup.args(["vm", "setup"]).env("XDG_STATE_HOME", world.folder.join("home/.local/state"));
-            if let Some(package) = env::var_os("COFFERDAM_TEST_KERNEL").filter(|package| !package.is_empty()) {
-                setup.arg("--from-deb").arg(package);
-            }
-            let done = setup.output().expect("the program under test can be executed");
-            assert!(done.status.success(), "vm setup: {}", String::from_utf8_lossy(&done.stderr));
+            world.set_up_guests("home/.local/state", env::var_os("COFFERDAM_TEST_KERNEL"));
             world
         })
+    }
+
+    /// Makes what virtual machines start from, in a state directory in the world's folder, with the kernel in this Debian package.
+    ///
+    /// # Panics
+    ///
+    /// When `vm setup` fails.
+    pub fn set_up_guests(&self, state: &str, kernel: Option<OsString>) {
+        let mut setup = Command::new(&self.cofferdam);
+        setup.args(["vm", "setup"]).env("XDG_STATE_HOME", self.folder.join(state));
+        if let Some(package) = kernel.filter(|package| !package.is_empty()) {
+            setup.arg("--from-deb").arg(package);
+        }
+        let done = setup.output().expect("the program under test can be executed");
+        assert!(done.status.success(), "vm setup: {}", String::from_utf8_lossy(&done.stderr));
     }
 
     /// A world whose host has this family alone.
