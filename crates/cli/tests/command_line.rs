@@ -7,7 +7,7 @@ mod common;
 use common::{cofferdam, finish, run, run_in};
 
 /// Every way to ask for help.
-const PAGES: [&[&str]; 34] = [
+const PAGES: [&[&str]; 35] = [
     &[],
     &["run"],
     &["create"],
@@ -42,6 +42,7 @@ const PAGES: [&[&str]; 34] = [
     &["schema"],
     &["completions"],
     &["version"],
+    &["vm", "setup"],
 ];
 
 #[test]
@@ -105,6 +106,40 @@ fn mistakes_in_flags_are_explained() {
         assert_eq!(output.status, if args[0] == "run" { 125 } else { 2 }, "{name}");
         assert!(!output.stderr.contains('\u{1b}'), "colour without a terminal: {name}");
         insta::assert_snapshot!(format!("mistake-{name}"), output.stderr);
+    }
+}
+
+/// Each mistake is found before anything is fetched, and leaves no machine.
+#[test]
+fn a_machine_that_cannot_be_set_up_says_what_is_wrong() {
+    let dir = tempfile::tempdir().unwrap();
+    // What is no program, what needs libraries as every program of a test does, and what is linked statically.
+    let file = |name: &str, content: &[u8]| std::fs::write(dir.path().join(name), content).unwrap();
+    file("text", b"#!/bin/sh\n");
+    file("kernel", b"MZ");
+    std::fs::copy(env!("CARGO_BIN_EXE_cofferdam"), dir.path().join("dynamic")).unwrap();
+    let mut headers = b"\x7fELF\x02\x01\x01".to_vec();
+    headers.resize(64, 0);
+    headers[0x12] = if cfg!(target_arch = "x86_64") { 62 } else { 183 };
+    file("static", &headers);
+    std::fs::create_dir(dir.path().join("modules")).unwrap();
+    for (name, flags) in [
+        ("no-agent", "--agent nowhere"),
+        ("agent-is-no-program", "--agent text"),
+        ("agent-needs-libraries", "--agent dynamic"),
+        ("no-kernel", "--agent static --kernel nowhere --busybox static"),
+        ("no-package", "--agent static --from-deb nowhere.deb"),
+        ("busybox-needs-libraries", "--agent static --kernel kernel --busybox dynamic"),
+        ("no-modules", "--agent static --kernel kernel --busybox static --modules modules"),
+    ] {
+        let flags = flags.split(' ').map(str::to_owned);
+        let args: Vec<String> = ["vm", "setup"].map(str::to_owned).into_iter().chain(flags).collect();
+        let state = dir.path().join("state");
+        let output = finish(cofferdam(&args).current_dir(dir.path()).env("XDG_STATE_HOME", &state), b"");
+        assert_eq!((output.status, output.stdout.as_str()), (1, ""), "{name}");
+        insta::assert_snapshot!(format!("vm-setup-{name}"), output.stderr);
+        let left: Vec<_> = std::fs::read_dir(state.join("cofferdam/vm")).unwrap().collect();
+        assert!(left.is_empty(), "{name}: {left:?}");
     }
 }
 

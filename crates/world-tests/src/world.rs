@@ -12,7 +12,7 @@ use std::time::Duration;
 use crate::{Marked, Ran, Sandbox};
 
 /// What `world/up.sh` and its neighbours need beside them; in the binary, so that a test can be run from anywhere.
-const FILES: [(&str, &str); 30] = [
+const FILES: [(&str, &str); 31] = [
     ("up.sh", include_str!("../world/up.sh")),
     ("enter.sh", include_str!("../world/enter.sh")),
     ("as_guest.sh", include_str!("../world/as_guest.sh")),
