@@ -11,6 +11,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::MountFlags;
 
+use crate::network;
 use crate::words::{Doing, Trouble};
 
 /// What the agent has of the initramfs, which is out of sight once a root is entered.
@@ -68,6 +69,7 @@ pub(crate) fn start() -> Result<Own, Trouble> {
     let directory = directory.doing(|| format!("open {path} of the initramfs"))?;
     let own = Own { token: take_token(&path)?, directory, modules: module_list(&path)? };
     own.load(Group::Boot)?;
+    network::loopback()?;
     Ok(own)
 }
 

@@ -21,6 +21,13 @@ const LOOPBACK: u32 = 1;
 const LOOKS: usize = 1000;
 const PAUSE: Duration = Duration::from_millis(1);
 
+/// Switches the loopback on, which a machine without a network has too.
+pub(crate) fn loopback() -> Result<(), Trouble> {
+    let up = |mut connection: Connection| connection.execute(&[Request::SetUp { index: LOOPBACK }]);
+    let done = Connection::open().and_then(up);
+    done.map_err(|error| Trouble::new(format!("switch the loopback on ({error})"), copy(error.source_error())))
+}
+
 /// Sets up the link that has the hardware address, the resolver's and the hosts' files, and the name.
 pub(crate) fn apply(own: &Own, network: &Network) -> Result<(), Trouble> {
     own.load(Group::Net)?;
@@ -29,7 +36,7 @@ pub(crate) fn apply(own: &Own, network: &Network) -> Result<(), Trouble> {
     let _no_ipv6 = fs::write(format!("/proc/sys/net/ipv6/conf/{name}/accept_ra"), "0");
     // As in any sandbox: ping needs no capability.
     let _missing = fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647");
-    let mut requests = vec![Request::SetUp { index: LOOPBACK }, Request::SetMtu { index, mtu: network.mtu }];
+    let mut requests = vec![Request::SetMtu { index, mtu: network.mtu }];
     if network.addresses.iter().any(|(address, _)| address.is_ipv6()) {
         requests.push(Request::NoLinkLocal { index });
     } else {

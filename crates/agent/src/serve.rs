@@ -82,7 +82,8 @@ impl Agent<'_> {
                 && token == self.own.token
             {
                 self.is_greeted = true;
-                return Ok(());
+                // Here, while the host thinks about what to ask for.
+                return self.own.load(Group::Rest);
             }
             let what = "believe that this is the host: it does not know the token of this boot";
             return Err(Trouble::new(what, Errno::ACCESS));

@@ -508,6 +508,27 @@ fn a_file_system_is_mounted_where_it_is_asked_for() {
     assert!(guest.done(call).unwrap_err().text.starts_with("cannot mount /dev/none of type ext4 at /mnt/deep/er: "));
 }
 
+/// With everything that the kernel wants for it, down to the ciphers: then it is the server that is not there.
+#[test]
+fn a_share_of_the_network_is_missed_for_its_server_alone() {
+    let mut guest = shared();
+    let mount = Mount {
+        kind: MountKind::Cifs,
+        source: b"//127.0.0.1/share".to_vec(),
+        target: b"/mnt/share".to_vec(),
+        options: b"ip=127.0.0.1,vers=3.1.1,username=x,password=y".to_vec(),
+        read_only: false,
+    };
+    let call = guest.host.mount(mount).unwrap();
+    let text = guest.done(call).unwrap_err().text;
+    assert!(text.starts_with("cannot mount //127.0.0.1/share of type cifs at /mnt/share: "), "{text}");
+    assert!(text.contains("refused"), "{text}");
+    let loaded = guest.run(exec(&["cat", "/proc/modules"])).out;
+    for module in ["cifs", "cmac", "gcm", "ccm", "virtio_rng"] {
+        assert!(loaded.lines().any(|line| line.starts_with(&format!("{module} "))), "no {module} in {loaded}");
+    }
+}
+
 #[test]
 fn the_network_is_what_the_host_says() {
     let mut guest = shared();
