@@ -14,12 +14,13 @@
 )]
 
 use std::collections::VecDeque;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -49,27 +50,46 @@ struct Ran {
     end: Result<Status, Failure>,
 }
 
+/// What machines start from. On disk it has no name any more.
 struct Files {
-    folder: PathBuf,
+    kernel: File,
+    initramfs: Vec<u8>,
 }
 
-/// What machines start from, made once.
+/// Makes it once.
 fn files() -> &'static Files {
     static FILES: OnceLock<Files> = OnceLock::new();
     FILES.get_or_init(|| {
-        let state = std::env::temp_dir().join(format!("cofferdam-guest-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&state);
+        let state = Folder::new("state");
         let workspace = concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/release/cofferdam");
         let program = std::env::var_os("COFFERDAM_BIN").unwrap_or(workspace.into());
         let mut setup = Command::new(program);
-        setup.args(["vm", "setup"]).env("XDG_STATE_HOME", &state);
+        setup.args(["vm", "setup"]).env("XDG_STATE_HOME", &state.0);
         if let Some(package) = std::env::var_os("COFFERDAM_TEST_KERNEL").filter(|package| !package.is_empty()) {
             setup.arg("--from-deb").arg(package);
         }
         let done = setup.output().unwrap();
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-        Files { folder: state.join("cofferdam/vm").join(std::env::consts::ARCH) }
+        let made = state.0.join("cofferdam/vm").join(std::env::consts::ARCH);
+        Files { kernel: File::open(made.join("kernel")).unwrap(), initramfs: fs::read(made.join("initramfs")).unwrap() }
     })
+}
+
+/// A folder of a test, which goes with it.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Folder {
+        let path = std::env::temp_dir().join(format!("cofferdam-guest-{}-{name}", std::process::id()));
+        fs::create_dir(&path).unwrap();
+        Folder(path)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
 }
 
 impl Guest {
@@ -81,30 +101,27 @@ impl Guest {
     }
 
     fn start(append: &str, devices: &[&str], known: [u8; Token::LENGTH], told: [u8; Token::LENGTH]) -> Guest {
-        static STARTED: Mutex<u32> = Mutex::new(0);
-        let number = {
-            let mut started = STARTED.lock().unwrap();
-            *started += 1;
-            *started
-        };
+        static STARTED: AtomicU32 = AtomicU32::new(0);
+        let folder = Folder::new(&format!("boot-{}", STARTED.fetch_add(1, Ordering::Relaxed)));
         let files = files();
-        let mut initrd = fs::read(files.folder.join("initramfs")).unwrap();
-        initrd.extend(cofferdam_initramfs::padding(initrd.len()));
-        initrd.extend(cofferdam_initramfs::boot_archive(&told));
-        let initrd_path = files.folder.join(format!("initrd-{number}"));
-        fs::write(&initrd_path, initrd).unwrap();
+        let path = folder.0.join("initrd");
+        let boot = cofferdam_initramfs::boot_archive(&told);
+        fs::write(&path, [&files.initramfs, cofferdam_initramfs::padding(files.initramfs.len()), &boot].concat())
+            .unwrap();
+        let (kernel, initrd) = (files.kernel.try_clone().unwrap(), File::open(path).unwrap());
         let (ours, theirs) = UnixStream::pair().unwrap();
         let mut qemu = Command::new(format!("qemu-system-{}", std::env::consts::ARCH));
         let machine = if cfg!(target_arch = "x86_64") { "q35" } else { "virt" };
         qemu.args(["-machine", machine, "-accel", "tcg", "-cpu", "max", "-m", "256", "-smp", "1"]);
         qemu.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio"]);
-        qemu.arg("-kernel").arg(files.folder.join("kernel")).arg("-initrd").arg(&initrd_path);
+        qemu.args(["-kernel", &format!("/proc/self/fd/{}", kernel.as_raw_fd())]);
+        qemu.args(["-initrd", &format!("/proc/self/fd/{}", initrd.as_raw_fd())]);
         qemu.args(["-append", &format!("console=ttyS0 quiet panic=-1 {append}")]);
         qemu.args(["-chardev", &format!("socket,id=agent,fd={}", theirs.as_raw_fd())]);
         qemu.args(["-device", "virtio-serial", "-device", "virtserialport,chardev=agent,name=cofferdam.agent"]);
         qemu.args(devices);
         qemu.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
-        cofferdam_sys::process::inherit(&mut qemu, vec![theirs.into()]);
+        cofferdam_sys::process::inherit(&mut qemu, vec![theirs.into(), kernel.into(), initrd.into()]);
         let qemu = qemu.spawn().unwrap();
         Guest { qemu, socket: ours, host: Host::new(Token::new(known)), events: VecDeque::new() }
     }
@@ -649,7 +666,8 @@ fn a_root_that_is_not_there_ends_the_machine_with_a_reason() {
 
 #[test]
 fn a_disk_is_the_root_and_is_not_written_unless_that_is_said() {
-    let folder = files().folder.join("root");
+    let own = Folder::new("disk");
+    let folder = own.0.join("root");
     fs::create_dir_all(folder.join("bin")).unwrap();
     fs::copy(
         ["/bin/busybox", "/usr/bin/busybox"].iter().find(|path| PathBuf::from(path).exists()).unwrap(),
@@ -657,9 +675,9 @@ fn a_disk_is_the_root_and_is_not_written_unless_that_is_said() {
     )
     .unwrap();
     std::os::unix::fs::symlink("busybox", folder.join("bin/sh")).unwrap();
-    let image = files().folder.join("image");
+    let image = own.0.join("image");
     let mut make = Command::new("mke2fs");
-    make.args(["-q", "-t", "ext4", "-d"]).arg(&folder).arg(&image).arg("16M");
+    make.args(["-q", "-F", "-t", "ext4", "-d"]).arg(&folder).arg(&image).arg("16M");
     assert!(make.env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin").status().unwrap().success());
     let before = fs::read(&image).unwrap();
     let drive = format!("if=none,id=d,format=raw,file={}", image.display());
