@@ -116,7 +116,7 @@ impl Guest {
         qemu.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio"]);
         qemu.args(["-kernel", &format!("/proc/self/fd/{}", kernel.as_raw_fd())]);
         qemu.args(["-initrd", &format!("/proc/self/fd/{}", initrd.as_raw_fd())]);
-        qemu.args(["-append", &format!("console=ttyS0 quiet panic=-1 {append}")]);
+        qemu.args(["-append", &format!("console=ttyS0 quiet panic=-1 cryptomgr.notests {append}")]);
         qemu.args(["-chardev", &format!("socket,id=agent,fd={}", theirs.as_raw_fd())]);
         qemu.args(["-device", "virtio-serial", "-device", "virtserialport,chardev=agent,name=cofferdam.agent"]);
         qemu.args(devices);
