@@ -37,13 +37,16 @@ pub fn lock_range(file: BorrowedFd<'_>, lock: RangeLock, start: i64, len: i64) -
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// The number of fchmodat2(2), one and the same on every architecture that this builds for, and unknown to `libc` on some.
+pub const SYS_FCHMODAT2: libc::c_long = 452;
+
 /// Sets the mode of an open file, which may be open as a path alone (`O_PATH`). Never follows a link.
 ///
 /// # Errors
 /// Those of fchmodat2(2); `ENOSYS` before Linux 6.6, `EOPNOTSUPP` for a symbolic link.
 pub fn change_mode(file: BorrowedFd<'_>, mode: u32) -> io::Result<()> {
     // SAFETY: fchmodat2(2) reads a string, which is a constant here. `file` is borrowed, so it stays open.
-    let rc = unsafe { libc::syscall(libc::SYS_fchmodat2, file.as_raw_fd(), c"".as_ptr(), mode, libc::AT_EMPTY_PATH) };
+    let rc = unsafe { libc::syscall(SYS_FCHMODAT2, file.as_raw_fd(), c"".as_ptr(), mode, libc::AT_EMPTY_PATH) };
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
