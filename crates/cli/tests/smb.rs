@@ -188,3 +188,28 @@ fn a_share_goes_while_it_is_used() {
     assert!(text.contains("NT_STATUS_"), "{text}");
     assert_eq!(fs::read_dir(folder.path("shown")).unwrap().count(), 1);
 }
+
+#[test]
+fn what_cannot_be_served_is_said_before_anything_is() {
+    let folder = Folder::new();
+    fs::write(folder.path("empty"), "").unwrap();
+    let shown = format!("a={}", folder.path("shown").display());
+    let password = folder.path("password");
+    let (good, empty) = (password.to_str().unwrap(), folder.path("empty"));
+    for (options, reason) in [
+        (vec!["--password-file", "absent"], "cannot read the password in absent"),
+        (vec!["--password-file", empty.to_str().unwrap()], "which a password is"),
+        (vec!["--password-file", good, "--share", "a"], "--share a is not NAME=PATH or NAME=PATH:ro"),
+        (vec!["--password-file", good, "--share", "a=absent"], "cannot open the folder absent of share \"a\""),
+        (vec!["--password-file", good, "--share", "a=password"], "cannot open the folder password of share \"a\""),
+        (vec!["--password-file", good, "--share", "a/b=/"], "share name \"a/b\" is not"),
+        (vec!["--password-file", good, "--share", &shown, "--share", &shown], "there is a share \"a\" already"),
+        (vec!["--password-file", good, "--shares-dir", "absent"], "cannot read the shares in absent"),
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cofferdam"));
+        let output = command.arg("smb-serve").args(&options).current_dir(folder.0.path()).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{options:?}");
+        assert!(output.stdout.is_empty());
+        assert!(said(&output).contains(reason), "{options:?}: {}", said(&output));
+    }
+}

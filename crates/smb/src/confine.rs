@@ -14,10 +14,11 @@ use std::io;
 use cofferdam_sys::confine::{
     self, Answer, Call, Capability, Filter, FilterError, PathAccess, Test, has_capability, install_seccomp,
 };
+use cofferdam_sys::file::SYS_FCHMODAT2;
 
 use crate::share::{ShareAccess, Shares};
 
-/// Proof that the thread is confined. Only [`confine`] makes one, and [`serve`](crate::serve()) wants it.
+/// Proof that the thread is confined. Only [`confine()`] makes one, and [`serve`](crate::serve()) wants it.
 #[derive(Debug)]
 pub struct Confined(());
 
@@ -107,7 +108,7 @@ fn calls() -> Vec<Call> {
         libc::SYS_fstat,
         libc::SYS_fstatfs,
         libc::SYS_fchmod,
-        libc::SYS_fchmodat2,
+        SYS_FCHMODAT2,
         libc::SYS_utimensat,
         // Challenges and ids; the time of day.
         libc::SYS_getrandom,
@@ -140,4 +141,65 @@ fn calls() -> Vec<Call> {
     ]
     .map(|command| Call::new(libc::SYS_fcntl).when(1, Test::Equal(u32::try_from(command).unwrap_or(u32::MAX))));
     any.into_iter().map(Call::new).chain(commands).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::net::TcpStream;
+    use std::os::fd::AsFd;
+
+    use cofferdam_sys::confine::Landlock;
+    use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+    use rustix::io::Errno;
+
+    use super::*;
+    use crate::name::SharePath;
+    use crate::wire::bytes::utf16;
+
+    #[test]
+    fn a_confined_thread_has_its_shares_and_nothing_else() {
+        let root = tempfile::tempdir().unwrap();
+        for name in ["rw", "ro", "outside"] {
+            fs::create_dir(root.path().join(name)).unwrap();
+            fs::write(root.path().join(name).join("a"), "a").unwrap();
+        }
+        let outside = root.path().join("outside/a");
+        let inside = root.path().join("ro/a");
+        let shares = Shares::default();
+        shares.add("rw", &root.path().join("rw"), ShareAccess::ReadWrite).unwrap();
+        shares.add("ro", &root.path().join("ro"), ShareAccess::ReadOnly).unwrap();
+        // What is taken away concerns the thread alone and never comes back.
+        let has_landlock =
+            std::thread::spawn(|| confine::landlock_deny_all_fs().unwrap() != Landlock::Absent).join().unwrap();
+        let run = move || {
+            let _confined = confine(&shares).unwrap();
+            let path = |name: &str| SharePath::parse(&utf16(name)).unwrap();
+            let (rw, ro) = (shares.find("rw").unwrap(), shares.find("ro").unwrap());
+            let made = rw.writable().unwrap().create_file(&path("b"), 0o600).unwrap();
+            rw.writable().unwrap().write(made.as_fd(), b"new", 0).unwrap();
+            let (_, facts) = ro.look(&path("a")).unwrap();
+            ro.open(&path("a"), &facts, OFlags::RDONLY).unwrap();
+            // The calls that a server has, as one that is taken over would use them.
+            let open = |path: &std::path::Path, flags| {
+                rustix::fs::openat2(CWD, path, flags, Mode::empty(), ResolveFlags::empty()).map(drop)
+            };
+            let read = open(&outside, OFlags::RDONLY);
+            let write = open(&inside, OFlags::WRONLY);
+            let plain = fs::read(&inside).map(drop).map_err(|error| error.raw_os_error());
+            let dial = TcpStream::connect("127.0.0.1:9").map(drop).map_err(|error| error.raw_os_error());
+            let signal = rustix::process::test_kill_process(rustix::process::getpid());
+            (read, write, plain, dial, signal)
+        };
+        let (read, write, plain, dial, signal) = std::thread::spawn(run).join().unwrap();
+        if has_landlock {
+            assert_eq!((read, write), (Err(Errno::ACCESS), Err(Errno::ACCESS)));
+        } else {
+            // The test command counts it.
+            std::io::Write::write_all(&mut io::stderr(), b"\nSKIP: this kernel has no Landlock\n").unwrap();
+        }
+        let refused = Some(libc::EPERM);
+        assert_eq!((plain, dial, signal), (Err(refused), Err(refused), Err(Errno::PERM)));
+        assert_eq!(fs::read_to_string(root.path().join("rw/b")).unwrap(), "new");
+    }
 }

@@ -111,3 +111,49 @@ fn ready(stream: BorrowedFd<'_>, events: PollFlags) -> io::Result<()> {
         Err(error) => Err(error.into()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::Shutdown;
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::{Owner, Password};
+
+    /// Serves a client that sends these bytes and nothing more, and says what it got.
+    fn served(bytes: &[u8]) -> (Result<(), ServeError>, Vec<u8>) {
+        let server = Server::new(Password::new("secret").unwrap(), Owner::new(0, 0)).unwrap();
+        let (mut client, stream) = UnixStream::pair().unwrap();
+        client.write_all(bytes).unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        let result = serve(&server, stream.as_fd(), stream.as_fd(), &Confined::not_at_all());
+        drop(stream);
+        let mut got = Vec::new();
+        client.read_to_end(&mut got).unwrap();
+        (result, got)
+    }
+
+    #[test]
+    fn a_stream_may_end_anywhere() {
+        for bytes in [&b""[..], &[0, 0], &[0, 0, 0, 80], &[0, 0, 0, 80, 0xfe, b'S']] {
+            assert!(matches!(served(bytes), (Ok(()), got) if got.is_empty()), "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn a_message_that_is_too_long_is_not_waited_for() {
+        let longest = u32::try_from(MAX_MESSAGE).unwrap();
+        let (result, got) = served(&(longest + 1).to_be_bytes());
+        assert!(matches!(result, Err(ServeError::TooLong { length }) if length == MAX_MESSAGE + 1));
+        assert!(got.is_empty());
+    }
+
+    #[test]
+    fn what_is_no_request_ends_the_stream() {
+        let (result, got) = served(&[0, 0, 0, 4, 1, 2, 3, 4]);
+        assert!(matches!(result, Err(ServeError::Ended { source: Ended::NoRequest })), "{result:?}");
+        assert!(got.is_empty());
+    }
+}
