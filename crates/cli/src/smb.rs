@@ -54,10 +54,9 @@ fn silence_shared_stderr() {
     let of = |fd: std::os::fd::BorrowedFd<'_>| rustix::fs::fstat(fd).map(|found| (found.st_dev, found.st_ino));
     let (out, err) = (of(rustix::stdio::stdout()), of(rustix::stdio::stderr()));
     let is_terminal = rustix::termios::isatty(rustix::stdio::stderr());
-    if out.is_err() || err.is_err() || out == err && !is_terminal {
-        if let Ok(null) = rustix::fs::open("/dev/null", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()) {
-            let _ = rustix::stdio::dup2_stderr(null);
-        }
+    let is_shared = out.is_err() || err.is_err() || out == err && !is_terminal;
+    if is_shared && let Ok(null) = rustix::fs::open("/dev/null", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()) {
+        let _ = rustix::stdio::dup2_stderr(null);
     }
 }
 
