@@ -22,10 +22,15 @@ use crate::remove::remove_tree;
 pub(crate) const SANDBOXES: &str = "sandboxes";
 /// The folder of the records of runs.
 pub(crate) const RUNS: &str = "runs";
+/// The folder of what virtual machines start from.
+const GUESTS: &str = "vm";
 
 /// What is where, in words.
-const FOLDERS: [(&str, &str); 2] =
-    [(SANDBOXES, "the sandboxes that stay are kept"), (RUNS, "the records of runs are kept")];
+const FOLDERS: [(&str, &str); 3] = [
+    (SANDBOXES, "the sandboxes that stay are kept"),
+    (RUNS, "the records of runs are kept"),
+    (GUESTS, "what virtual machines start from is kept"),
+];
 
 pub(crate) const LOCK: &str = "lock";
 
@@ -231,7 +236,7 @@ mod tests {
 
     #[test]
     fn nothing_that_holds_the_directory_is_shown() {
-        for kept in [SANDBOXES, RUNS] {
+        for kept in [SANDBOXES, RUNS, GUESTS] {
             let dir = tempfile::tempdir().unwrap();
             let network = cofferdam_policy::file::default_network;
             let showing = |path: &Path| {
