@@ -59,12 +59,9 @@ impl Report {
     }
 }
 
-/// Where a file is written before it is put in its place.
+/// Where a file is written before it is put in its place: beside it, under a name that is no longer than most.
 pub(crate) fn unfinished(path: &Path, call: CallId) -> PathBuf {
-    let mut name = OsString::from(".");
-    name.push(path.file_name().unwrap_or_default());
-    name.push(format!(".cofferdam-{}", call.0));
-    path.with_file_name(name)
+    path.with_file_name(format!(".cofferdam-{}", call.0))
 }
 
 /// Runs in the fork.

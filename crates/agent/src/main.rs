@@ -41,7 +41,9 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     }
     std::panic::set_hook(Box::new(|panic| {
-        end(None, &format!("a mistake of the agent: {panic}"));
+        let why = format!("a mistake of the agent: {panic}");
+        // A fork ends alone, and its call with it.
+        if std::process::id() == 1 { end(None, &why) } else { log(&why) }
     }));
     let mut port = None;
     let Err(trouble) = run(&mut port);
@@ -59,13 +61,18 @@ fn run(port: &mut Option<Port>) -> Result<Infallible, Trouble> {
 
 /// Says why this is the end, and switches the machine off.
 fn end(port: Option<&mut Port>, why: &str) {
-    if let Ok(mut log) = OpenOptions::new().write(true).open("/dev/kmsg") {
-        // 3: an error, which a quiet kernel shows as well.
-        let _ = log.write_all(format!("<3>cofferdam-agent: {why}\n").as_bytes());
-    }
+    log(why);
     if let Some(port) = port {
         port.send_last(&ToHost::Dying { text: why.to_owned() });
     }
     rustix::fs::sync();
     let _ = rustix::system::reboot(RebootCommand::PowerOff);
+}
+
+/// Writes a line into the kernel's log, and so on the console.
+fn log(line: &str) {
+    if let Ok(mut log) = OpenOptions::new().write(true).open("/dev/kmsg") {
+        // 3: an error, which a quiet kernel shows as well.
+        let _ = log.write_all(format!("<3>cofferdam-agent: {line}\n").as_bytes());
+    }
 }
