@@ -32,7 +32,7 @@ use cofferdam_guest_protocol::{
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 7];
 
 /// Longer than anything here takes on a machine that is busy.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// A machine and its host.
 struct Guest {
@@ -96,7 +96,10 @@ impl Guest {
     /// A machine whose agent has been greeted.
     fn boot(append: &str, devices: &[&str]) -> Guest {
         let mut guest = Guest::start(append, devices, [9; Token::LENGTH], [9; Token::LENGTH]);
-        assert_eq!(guest.event(), Event::Ready);
+        match guest.try_event() {
+            Ok(Some(event)) => assert_eq!(event, Event::Ready),
+            other => panic!("{other:?}, and then {:?}", guest.last_words()),
+        }
         guest
     }
 
@@ -116,7 +119,7 @@ impl Guest {
         qemu.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio"]);
         qemu.args(["-kernel", &format!("/proc/self/fd/{}", kernel.as_raw_fd())]);
         qemu.args(["-initrd", &format!("/proc/self/fd/{}", initrd.as_raw_fd())]);
-        qemu.args(["-append", &format!("console=ttyS0 quiet panic=-1 cryptomgr.notests {append}")]);
+        qemu.args(["-append", &format!("console=ttyS0 quiet panic=-1 cryptomgr.notests no_timer_check {append}")]);
         qemu.args(["-chardev", &format!("socket,id=agent,fd={}", theirs.as_raw_fd())]);
         qemu.args(["-device", "virtio-serial", "-device", "virtserialport,chardev=agent,name=cofferdam.agent"]);
         qemu.args(devices);
@@ -221,6 +224,13 @@ impl Guest {
             }
         }
         said
+    }
+
+    /// How long QEMU has computed; proc_pid_stat(5): fields 14 and 15, in hundredths of a second.
+    fn processor_time(&self) -> Duration {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.qemu.id())).unwrap();
+        let fields = stat.rsplit_once(") ").unwrap().1.split(' ').skip(11).take(2);
+        Duration::from_millis(10) * fields.map(|field| field.parse::<u32>().unwrap()).sum::<u32>()
     }
 
     /// The agent's last words and what the machine's console has, of one that goes down by itself.
@@ -362,7 +372,7 @@ fn a_signal_reaches_the_group_of_a_program() {
     let call = guest
         .host
         .exec(shell(
-            "(trap 'echo child; exit' USR1; echo ready; while :; do sleep 0.1; done) & trap 'wait; exit 7' USR1; wait",
+            "trap 'wait; exit 7' USR1; (trap 'echo child; exit' USR1; echo ready; while :; do sleep 0.1; done) & wait",
         ))
         .unwrap();
     guest.await_word(call, "ready");
@@ -615,22 +625,28 @@ fn the_channel_and_the_token_are_the_agents_alone() {
 
 #[test]
 fn a_machine_is_ready_soon_and_executes_fast() {
+    const EXECS: u32 = 40;
     let began = Instant::now();
     let mut guest = Guest::boot("", &[]);
-    assert_eq!(guest.run(exec(&["true"])).end, Ok(Status::Code(0)));
-    let boot = began.elapsed();
-    let mut times: Vec<Duration> = (0..40)
+    let exec_one = |guest: &mut Guest| assert_eq!(guest.run(exec(&["true"])).end, Ok(Status::Code(0)));
+    exec_one(&mut guest);
+    let (boot, boot_time) = (guest.processor_time(), began.elapsed());
+    let mut times: Vec<Duration> = (0..EXECS)
         .map(|_| {
             let began = Instant::now();
-            assert_eq!(guest.run(exec(&["true"])).end, Ok(Status::Code(0)));
+            exec_one(&mut guest);
             began.elapsed()
         })
         .collect();
     times.sort_unstable();
-    println!("boot to first exec {boot:?}, exec {:?} (median of 40)", times[20]);
-    // Four times what an idle machine takes, since this one may be busy.
-    assert!(boot < Duration::from_secs(16), "{boot:?}");
-    assert!(times[20] < Duration::from_millis(120), "{times:?}");
+    let per_exec = (guest.processor_time() - boot) / EXECS;
+    let median = times[times.len() / 2];
+    println!(
+        "boot to first exec {boot_time:?}, of which QEMU computed {boot:?}; exec {median:?}, computed {per_exec:?}"
+    );
+    // The goals are 4 s and 30 ms on the clock; what others do on this machine is not in the time that QEMU computes.
+    assert!(boot < Duration::from_secs(4), "{boot:?}");
+    assert!(per_exec < Duration::from_millis(30), "{per_exec:?}");
     // It goes down when it is asked to.
     guest.host.shutdown().unwrap();
     let (violation, _) = guest.last_words();
