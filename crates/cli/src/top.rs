@@ -103,7 +103,7 @@ enum End {
 
 /// What a thread has found out.
 enum Answer {
-    Proposed(RunId, Result<Proposal, ChangeError>),
+    Proposed(RunId, Result<Box<Proposal>, ChangeError>),
     Applied(RunId, String, Result<(), ChangeError>),
 }
 
@@ -115,7 +115,7 @@ struct Top {
     /// Runs that were looked at, whether they are shown or not.
     known: BTreeSet<RunId>,
     looked: Option<Instant>,
-    proposal: Option<(RunId, Proposal)>,
+    proposal: Option<(RunId, Box<Proposal>)>,
     answers: (Sender<Answer>, Receiver<Answer>),
 }
 
@@ -267,7 +267,7 @@ impl Top {
             Effect::Propose { run: id, rule } => {
                 let (store, sender) = (self.store.clone(), self.answers.0.clone());
                 thread::spawn(move || {
-                    let proposed = propose(&store, &id, &rule);
+                    let proposed = propose(&store, &id, &rule).map(Box::new);
                     // Nobody waits for it any more.
                     let _left = sender.send(Answer::Proposed(id, proposed));
                 });

@@ -254,10 +254,12 @@ fn connect(folder: &OwnedFd, run: &StoredRun) -> Result<OwnedFd, ChangeError> {
 }
 
 fn unreached(id: RunId, error: io::Error) -> ChangeError {
-    match error.kind() {
-        io::ErrorKind::NotFound => ChangeError::Closed(id),
-        io::ErrorKind::ConnectionRefused => ChangeError::Ended(id),
-        _ => ChangeError::Silent { id, source: error },
+    if error.kind() == io::ErrorKind::NotFound {
+        ChangeError::Closed(id)
+    } else if error.kind() == io::ErrorKind::ConnectionRefused {
+        ChangeError::Ended(id)
+    } else {
+        ChangeError::Silent { id, source: error }
     }
 }
 
@@ -265,7 +267,9 @@ fn not_done(reply: Reply) -> ChangeError {
     match reply {
         Reply::Busy => ChangeError::Busy,
         Reply::Refused { why } => ChangeError::Refused(why),
-        other => ChangeError::Refused(format!("something else was answered: {other:?}")),
+        other @ (Reply::Entered(_) | Reply::Inspected(_) | Reply::Shown | Reply::Done | Reply::Ports { .. }) => {
+            ChangeError::Refused(format!("something else was answered: {other:?}"))
+        }
     }
 }
 

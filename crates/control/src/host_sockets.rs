@@ -73,12 +73,13 @@ mod tests {
     fn only_what_the_user_can_mean_is_shared() {
         let dir = tempfile::tempdir().unwrap();
         let home = dir.path().canonicalize().unwrap();
-        for name in ["project", "run", "state"] {
+        for name in ["project", "run", "state", "record"] {
             std::fs::create_dir(home.join(name)).unwrap();
         }
         let listen = |path: &str| UnixListener::bind(home.join(path)).unwrap();
-        let _listeners = ["project/a", "run/a", "state/control", "run/control"].map(listen);
+        let _listeners = ["project/a", "run/a", "state/control", "record/control", "run/control"].map(listen);
         std::fs::write(home.join("state/sandbox.json"), "{}").unwrap();
+        std::fs::write(home.join("record/run.json"), "{}").unwrap();
         symlink(home.join("run/a"), home.join("link")).unwrap();
         symlink(home.join("run/a"), home.join("project/link")).unwrap();
         symlink(home.join("project"), home.join("way")).unwrap();
@@ -93,6 +94,7 @@ mod tests {
             ("way/a", "put another socket in its place"),
             ("project/link", "is a symbolic link"),
             ("state/control", "controls a sandbox"),
+            ("record/control", "controls a sandbox"),
         ] {
             let error = refused(&home.join(path), &roots);
             assert_eq!((error.is_empty(), error.contains(reason)), (reason.is_empty(), true), "{path}: {error}");
