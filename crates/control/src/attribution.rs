@@ -8,7 +8,7 @@
 //! The gateway never waits for any of this.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use cofferdam_backend_ns::{Inspector, Transport};
@@ -61,9 +61,15 @@ impl Attribution {
     /// Adds to a line what the gateway could not know.
     pub(crate) fn complete(&mut self, text: &[u8]) -> Line {
         let mut event = serde_json::from_slice::<Event>(text).ok();
-        let completed = event.as_mut().filter(|_| self.inspector.is_some()).and_then(|event| {
+        let completed = event.as_mut().and_then(|event| {
             let (wanted, process) = wanted(&mut event.body)?;
-            *process = Some(self.process_of(&wanted)?);
+            let found = self.process_of(&wanted);
+            // Who was found before stays; what is known outside alone is nobody else's to see.
+            let is_inside = process.as_ref().is_none_or(|process| process.pid_outside().is_none());
+            if found.is_none() && is_inside {
+                return None;
+            }
+            *process = found;
             serde_json::to_vec(event).ok()
         });
         Line { text: completed.unwrap_or_else(|| text.to_vec()), event }
@@ -74,37 +80,47 @@ impl Attribution {
         if let Some(process) = self.remembered(wanted, now) {
             return Some(process);
         }
-        let Socket { transport, local, remote } = wanted.socket;
+        let inspector = self.inspector.as_mut()?;
         if !self.allowance.has_some(now) {
             return None;
         }
         let before = processor_time();
-        let process = self.inspector.as_mut()?.find(transport, local, remote);
+        let process = match wanted {
+            Wanted::Socket(Socket { transport, local, remote }, _) => inspector.find(*transport, *local, *remote),
+            Wanted::Ping(peer) => inspector.find_who_pings(*peer),
+            Wanted::Number(pid) => inspector.find_by_number(*pid),
+        };
         self.allowance.take(processor_time().saturating_sub(before));
         let process = process?;
-        if self.found.len() >= REMEMBERED {
-            self.found.pop_front();
+        if let Wanted::Socket(socket, _) = wanted {
+            if self.found.len() >= REMEMBERED {
+                self.found.pop_front();
+            }
+            self.found.push_back(Found { socket: *socket, process: process.clone(), when: now });
         }
-        self.found.push_back(Found { socket: wanted.socket, process: process.clone(), when: now });
         Some(process)
     }
 
     fn remembered(&self, wanted: &Wanted, now: Instant) -> Option<Process> {
-        let age = match wanted.moment {
-            Moment::Beginning => return None,
-            Moment::LookUp => SAME_PORT,
-            Moment::Later => Duration::MAX,
+        let (socket, age) = match wanted {
+            Wanted::Socket(socket, Moment::LookUp) => (socket, SAME_PORT),
+            Wanted::Socket(socket, Moment::Later) => (socket, Duration::MAX),
+            Wanted::Socket(_, Moment::Beginning) | Wanted::Ping(_) | Wanted::Number(_) => return None,
         };
-        let found = self.found.iter().rev().find(|found| found.socket == wanted.socket)?;
+        let found = self.found.iter().rev().find(|found| found.socket == *socket)?;
         (now.saturating_duration_since(found.when) < age).then(|| found.process.clone())
     }
 }
 
 /// Whose process an event lacks.
 #[derive(Debug)]
-struct Wanted {
-    socket: Socket,
-    moment: Moment,
+enum Wanted {
+    /// Of the one that has a socket.
+    Socket(Socket, Moment),
+    /// Of the one that pings this address.
+    Ping(IpAddr),
+    /// Of one that is known by its number outside.
+    Number(u32),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,6 +151,15 @@ fn wanted(body: &mut EventBody) -> Option<(Wanted, &mut Option<Process>)> {
             let moment = if shown.is_some() { Moment::Later } else { Moment::Beginning };
             (moment, *protocol, *guest, *remote, process)
         }
+        EventBody::FlowFailed { protocol, guest, remote, process, .. } => {
+            // A connection that fails was never opened, a mapping may have been.
+            let moment = if *protocol == Protocol::Udp { Moment::Later } else { Moment::Beginning };
+            (moment, *protocol, *guest, *remote, process)
+        }
+        EventBody::SocketOpened { process, .. } => {
+            let pid = process.as_ref().and_then(Process::pid_outside)?;
+            return Some((Wanted::Number(pid), process));
+        }
         EventBody::DnsQuery { protocol: Some(protocol), guest: Some(guest), server: Some(server), process, .. } => {
             (Moment::LookUp, *protocol, *guest, *server, process)
         }
@@ -143,13 +168,11 @@ fn wanted(body: &mut EventBody) -> Option<(Wanted, &mut Option<Process>)> {
         | EventBody::SandboxStarted { .. }
         | EventBody::SandboxStopped { .. }
         | EventBody::FlowClosed { .. }
-        | EventBody::FlowFailed { .. }
         | EventBody::FlowShown { .. }
         | EventBody::FlowProgress { .. }
         | EventBody::PolicyChanged { .. }
         | EventBody::PortPublished { .. }
         | EventBody::PortWithdrawn { .. }
-        | EventBody::SocketOpened { .. }
         | EventBody::SocketClosed { .. }
         | EventBody::SocketFailed { .. }
         | EventBody::LimitReached { .. }
@@ -159,10 +182,9 @@ fn wanted(body: &mut EventBody) -> Option<(Wanted, &mut Option<Process>)> {
     let transport = match protocol {
         Protocol::Tcp => Transport::Tcp,
         Protocol::Udp => Transport::Udp,
-        // Several sockets may send pings of one number, and raw ones have none.
-        Protocol::IcmpV4 | Protocol::IcmpV6 => return None,
+        Protocol::IcmpV4 | Protocol::IcmpV6 => return Some((Wanted::Ping(remote.ip()), process)),
     };
-    Some((Wanted { socket: Socket { transport, local, remote }, moment }, process))
+    Some((Wanted::Socket(Socket { transport, local, remote }, moment), process))
 }
 
 /// What this thread has had of a processor: on a busy machine a look-up takes longer, and costs no more.
@@ -237,6 +259,28 @@ mod tests {
         // A long rest makes it no richer than it was.
         assert!(allowance.has_some(now + Duration::from_secs(3600)));
         assert_eq!(allowance.left, AT_ONCE);
+    }
+
+    #[test]
+    fn who_was_found_by_another_stays() {
+        let text = r#"{"v":1,"time":"then","mono_ns":1,"source":"gateway","type":"flow.denied","decision":"7k","direction":"egress","protocol":"tcp","guest":"172.16.0.2:4000","remote":"10.0.0.5:22","group":"private","names":[],"rule":{"index":null,"text":"default egress deny"},"process":{"pid":7,"comm":"curl"}}"#;
+        assert_eq!(Attribution::new(None).complete(text.as_bytes()).text, text.as_bytes());
+    }
+
+    #[test]
+    fn a_number_of_outside_goes_no_further() {
+        let process = Some(Process::seen_from_outside(4711));
+        let body = EventBody::SocketOpened {
+            flow: cofferdam_model::FlowId(1),
+            host: "/h".to_owned(),
+            guest: "/g".to_owned(),
+            process,
+        };
+        let event = Event { v: 1, time: "then".to_owned(), mono_ns: 1, source: EventSource::Gateway, body };
+        let line = Attribution::new(None).complete(&serde_json::to_vec(&event).unwrap());
+        assert!(!String::from_utf8(line.text).unwrap().contains("4711"));
+        let told = line.event.map(|event| event.body);
+        assert!(matches!(told, Some(EventBody::SocketOpened { process: None, .. })), "{told:?}");
     }
 
     #[test]

@@ -498,7 +498,15 @@ impl Context {
         error: &dyn std::error::Error,
     ) {
         let (guest, remote) = (ends.guest, ends.remote);
-        self.event(EventBody::FlowFailed { flow, protocol, guest, remote, error: error.to_string() });
+        let error = error.to_string();
+        self.event(EventBody::FlowFailed { flow, protocol, guest, remote, error, process: None });
+    }
+
+    /// Answers what has just been reported as failed, not before somebody could look who it was.
+    pub(crate) fn answer_failed(&mut self, now: Time, answer: impl FnOnce(&mut Context)) {
+        let before = self.outputs.len();
+        answer(self);
+        self.held.keep(now, self.config.witness, &mut self.outputs, before);
     }
 }
 

@@ -167,11 +167,11 @@ impl Gate {
         self.peers.handle_dialed(&mut self.cx, now, flow, result)
     }
 
-    /// A connection of the guest to this socket of the host was accepted. The flow that it is, and what is to be done about it;
-    /// `None`: close it.
-    pub fn handle_socket(&mut self, now: Time, socket: SocketId) -> Option<FlowId> {
+    /// A connection of the guest to this socket of the host was accepted, from the process `who` where that is known. The flow that
+    /// it is, and what is to be done about it; `None`: close it.
+    pub fn handle_socket(&mut self, now: Time, socket: SocketId, who: Option<u32>) -> Option<FlowId> {
         self.count_connected();
-        self.host_sockets.handle_connection(&mut self.cx, now, socket)
+        self.host_sockets.handle_connection(&mut self.cx, now, socket, who)
     }
 
     /// An attempt to connect to the host's socket has ended. `true`: relay the two; `false`: keep or close the guest's, as the

@@ -1,6 +1,6 @@
-//! Answers to denied packets that wait for a moment.
+//! Answers to packets of denied flows, and of flows that failed, that wait for a moment.
 //!
-//! A client that is refused closes its socket at once, and with it goes what says whose it was. So the answer to a denial that
+//! A client that is refused closes its socket at once, and with it goes what says whose it was. So the answer to a denial or failure that
 //! has become an event is held for [`GateConfig::witness`](crate::GateConfig::witness), in which whoever reads the event can look. A denial beyond those
 //! that are told one by one is answered at once, so that a flood finds nothing that is slower than before.
 //!

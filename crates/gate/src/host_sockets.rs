@@ -21,7 +21,7 @@
 
 use std::time::Duration;
 
-use cofferdam_model::{CloseReason, EventBody, FlowCounters, FlowId, HostSocket, LimitKind, SocketId, Time};
+use cofferdam_model::{CloseReason, EventBody, FlowCounters, FlowId, HostSocket, LimitKind, Process, SocketId, Time};
 
 use crate::api::{Output, SocketError};
 use crate::context::Context;
@@ -55,6 +55,8 @@ struct Connection {
     socket: SocketId,
     /// When it was accepted, and later opened.
     since: Time,
+    /// The number of the process that has connected, as the gateway counts.
+    who: Option<u32>,
 }
 
 impl HostSockets {
@@ -67,7 +69,13 @@ impl HostSockets {
     }
 
     /// A connection was accepted. `None`: close it.
-    pub(crate) fn handle_connection(&mut self, cx: &mut Context, now: Time, socket: SocketId) -> Option<FlowId> {
+    pub(crate) fn handle_connection(
+        &mut self,
+        cx: &mut Context,
+        now: Time,
+        socket: SocketId,
+        who: Option<u32>,
+    ) -> Option<FlowId> {
         named(cx, socket)?;
         let bound = cx.config.limits.max_connections;
         if let Err((limit, bound)) = cx.find_room(cx.connected.outward, bound, LimitKind::Connections) {
@@ -82,7 +90,7 @@ impl HostSockets {
             return None;
         }
         let flow = cx.new_flow();
-        self.table.insert(now, DIALING, flow.0, flow, Connection { socket, since: now });
+        self.table.insert(now, DIALING, flow.0, flow, Connection { socket, since: now, who });
         cx.output(Output::DialSocket { flow, socket });
         Some(flow)
     }
@@ -101,7 +109,8 @@ impl HostSockets {
             Ok(()) => {
                 connection.since = now;
                 if let Some(HostSocket { host, guest }) = named(cx, connection.socket) {
-                    cx.event(EventBody::SocketOpened { flow, host, guest });
+                    let process = connection.who.map(Process::seen_from_outside);
+                    cx.event(EventBody::SocketOpened { flow, host, guest, process });
                 }
                 cx.limits.open(flow, cx.limits.whole_run());
                 self.table.touch(now, slot, LIVE);

@@ -230,11 +230,11 @@ impl Connections {
                 None
             }
         };
-        match icmp {
+        cx.report_failed(removed.flow, Protocol::Tcp, ends, &error);
+        cx.answer_failed(now, |cx| match icmp {
             Some(icmp) => cx.emit_error(ends.guest.ip(), icmp, &syn.packet),
             None => emit_reset(cx, ends, &syn.header),
-        }
-        cx.report_failed(removed.flow, Protocol::Tcp, ends, &error);
+        });
     }
 
     pub(crate) fn handle_accepted(

@@ -15,7 +15,7 @@ use std::time::Duration;
 use cofferdam_gate::{Gate, GateConfig, Output, SocketError, Way};
 use cofferdam_model::{
     BucketConfig, BudgetConfig, CloseReason, Direction, EventBody, FlowCounters, FlowId, HostSocket, LimitKind,
-    LimitsConfig, SocketId, Time,
+    LimitsConfig, Process, SocketId, Time,
 };
 use common::{BOTH, World, at, compile, events, gate_config, ms, packet, public_only};
 
@@ -37,7 +37,7 @@ fn world(limits: LimitsConfig) -> World {
 
 /// A connection that is on its way to the host's socket.
 fn connect(world: &mut World) -> FlowId {
-    let flow = world.gate.handle_socket(world.now, AGENT).unwrap();
+    let flow = world.gate.handle_socket(world.now, AGENT, Some(7)).unwrap();
     assert_eq!(dialed(&world.drain()), [flow]);
     flow
 }
@@ -76,7 +76,10 @@ fn a_connection_is_told_from_its_beginning_to_its_end() {
     let flow = connect(&mut world);
     assert!(world.gate.handle_socket_dialed(world.now, flow, Ok(())));
     let (host, guest) = ("/host/agent".to_owned(), "/run/agent".to_owned());
-    assert_eq!(events(&world.drain()), [&EventBody::SocketOpened { flow, host, guest }]);
+    assert_eq!(
+        events(&world.drain()),
+        [&EventBody::SocketOpened { flow, host, guest, process: Some(Process::seen_from_outside(7)) }]
+    );
     world.now = world.now + ms(30);
     let counters = FlowCounters { bytes_out: 3, bytes_in: 4, ..FlowCounters::default() };
     world.gate.handle_closed(world.now, flow, CloseReason::Remote, counters);
@@ -89,7 +92,7 @@ fn a_connection_is_told_from_its_beginning_to_its_end() {
 #[test]
 fn a_socket_that_nobody_named_is_no_socket() {
     let mut world = world(limits());
-    assert_eq!(world.gate.handle_socket(world.now, SocketId(2)), None);
+    assert_eq!(world.gate.handle_socket(world.now, SocketId(2), None), None);
     assert!(world.drain().is_empty());
     assert!(!world.gate.handle_socket_dialed(world.now, FlowId(9), Ok(())));
 }
@@ -169,7 +172,7 @@ fn connections_of_both_kinds_have_one_bound() {
         assert!(syn(&mut world, 1).iter().any(|output| matches!(output, Output::Dial { .. })));
         let flow = connect(&mut world);
         connect(&mut world);
-        assert_eq!(world.gate.handle_socket(world.now, AGENT), None);
+        assert_eq!(world.gate.handle_socket(world.now, AGENT, Some(7)), None);
         assert!(reached(&world.drain()));
         world.now = world.now + ms(2000);
         assert!(reached(&syn(&mut world, 2)), "{family:?}");
@@ -190,11 +193,11 @@ fn budgets_of_the_run_and_rates_hold_here_too() {
     world.gate.limits().exceed(flow, Way::Ingress);
     world.gate.handle_limited(world.now);
     assert!(world.drain().iter().any(|output| matches!(output, Output::CloseUsedUp { flow: ended } if *ended == flow)));
-    assert_eq!(world.gate.handle_socket(world.now, AGENT), None, "nothing is left for another");
+    assert_eq!(world.gate.handle_socket(world.now, AGENT, Some(7)), None, "nothing is left for another");
 
     let mut config = limits();
     config.rates.egress.ops = Some(BucketConfig { size: 1, refill_time: Duration::from_secs(1), one_time_burst: 0 });
     let mut world = self::world(config);
     connect(&mut world);
-    assert_eq!(world.gate.handle_socket(world.now, AGENT), None);
+    assert_eq!(world.gate.handle_socket(world.now, AGENT, Some(7)), None);
 }

@@ -656,6 +656,7 @@ mod tests {
             guest: "10.0.0.2:80".parse().unwrap(),
             remote: "127.0.0.1:5000".parse().unwrap(),
             error: String::new(),
+            process: None,
         };
         teller.tell(&opened, None);
         teller.tell(&opened, None);

@@ -39,7 +39,7 @@ use crate::ports::{self, PortSocket, Ports};
 use crate::relay::{Ended, Relay, Side};
 use crate::seal::{self, Needs, SealError, Sealed};
 use crate::session::Sessions;
-use crate::sockets::HostSockets;
+use crate::sockets::{self, HostSockets};
 use crate::udp::Udp;
 
 /// Packets read from the TUN in one turn.
@@ -865,7 +865,8 @@ impl Gateway {
             let Some(listener) = self.sockets.listener(id) else { return };
             match rustix::net::accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
                 Ok(guest) => {
-                    if let Some(flow) = self.gate.handle_socket(now, id) {
+                    let who = sockets::who(&guest);
+                    if let Some(flow) = self.gate.handle_socket(now, id, who) {
                         self.sockets.hold(flow, guest);
                     }
                     self.drain(now);

@@ -13,6 +13,12 @@ use crate::dialer::{self, Dialed};
 use crate::hash::FlowHash;
 use crate::poller::{Poller, Token, Watch};
 
+/// The process that has made this connection, as this one counts processes; `None` where that has no number for it.
+pub(crate) fn who(connection: &OwnedFd) -> Option<u32> {
+    let peer = rustix::net::sockopt::socket_peercred(connection).ok()?;
+    u32::try_from(peer.pid.as_raw_nonzero().get()).ok()
+}
+
 /// Answers of the dialer that are taken in one turn.
 const ANSWERS: usize = 256;
 

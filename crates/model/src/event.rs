@@ -173,6 +173,21 @@ pub struct Process {
     pub argv0: Option<String>,
 }
 
+impl Process {
+    /// One of which the gateway knows nothing but its number, as it counts itself. Whoever reads the gateway's events puts what the
+    /// sandbox knows of it in its place, or leaves it out.
+    #[must_use]
+    pub fn seen_from_outside(pid: u32) -> Process {
+        Process { pid, comm: String::new(), argv0: None }
+    }
+
+    /// The number outside, where that is all there is. Whoever was found inside has a name, be it of one character.
+    #[must_use]
+    pub fn pid_outside(&self) -> Option<u32> {
+        (self.comm.is_empty() && self.argv0.is_none()).then_some(self.pid)
+    }
+}
+
 /// Where an event comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -326,7 +341,16 @@ pub enum EventBody {
     #[serde(rename = "flow.closed")]
     FlowClosed { flow: FlowId, by: CloseReason, counters: FlowCounters, duration_ms: u64 },
     #[serde(rename = "flow.failed")]
-    FlowFailed { flow: FlowId, protocol: Protocol, guest: SocketAddr, remote: SocketAddr, error: String },
+    FlowFailed {
+        flow: FlowId,
+        protocol: Protocol,
+        guest: SocketAddr,
+        remote: SocketAddr,
+        error: String,
+        /// Who it was, where that was found; see [`Process`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        process: Option<Process>,
+    },
     /// Other rules are in force from here on: how many there are, and how many flows they have ended.
     #[serde(rename = "policy.changed")]
     PolicyChanged { rules: u64, ended: u64 },
@@ -344,6 +368,9 @@ pub enum EventBody {
         host: String,
         /// The path inside.
         guest: String,
+        /// Who it was, where that was found; see [`Process`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        process: Option<Process>,
     },
     #[serde(rename = "socket.closed")]
     SocketClosed { flow: FlowId, by: CloseReason, counters: FlowCounters, duration_ms: u64 },

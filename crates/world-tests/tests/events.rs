@@ -218,6 +218,75 @@ except ConnectionResetError: print("reset")' $address
     ran.exits(0).says("reset\nreset\n2\n");
 }
 
+/// Once is enough: on a machine that is busy a client may be gone before it was seen.
+#[track_caller]
+fn finds_once(script: &str, words: &[&str]) {
+    for _ in 0..20 {
+        let (sandbox, file) = sandbox("");
+        let ran = sandbox.sh(script);
+        ran.exits(0);
+        if !events(&file, words).is_empty() {
+            return;
+        }
+    }
+    panic!("{words:?} is in no event");
+}
+
+#[test]
+fn who_pings_and_who_is_refused_is_told() {
+    for family in Family::BOTH {
+        let (flag, web, inside) = (family.flag(), family.web(), family.inside());
+        let ping = r#","comm":"ping","argv0":"ping"}"#;
+        let script =
+            format!("ping {flag} -c 1 -W 5 {web} >/dev/null; ping {flag} -c 1 -W 1 {inside} >/dev/null || true");
+        finds_once(&script, &["\"flow.opened\"", "\"protocol\":\"icmp", ping]);
+        finds_once(&script, &["\"flow.denied\"", "\"protocol\":\"icmp", ping]);
+        // Nobody listens there.
+        let script = format!("curl -s http://{}:4/ || true", family.in_url(web));
+        finds_once(&script, &["\"flow.failed\"", "\"comm\":\"curl\""]);
+    }
+}
+
+#[test]
+fn who_connects_to_a_socket_of_the_host_is_told() {
+    let ran = World::shared().script(
+        r#"
+        D=$XDG_STATE_HOME
+        python3 $WORLD/files/host_sockets.py serve $D/s > $D/said 2>&1 &
+        servers="$servers $!"
+        until_ grep -qs up $D/said
+        # It stays for a moment: who is gone before it was seen is nobody.
+        connect='import socket, time
+s = socket.socket(socket.AF_UNIX); s.connect("/run/s"); time.sleep(0.5)'
+        $C run --events $D/run.jsonl --no-cwd --quiet --host-socket $D/s:/run/s -- sh -c 'python3 -c "$1"; true' sh "$connect"
+        # On a machine that is busy the first word of its command line may be missing.
+        grep -o '"socket.opened".*' $D/run.jsonl | sed 's/.*"guest"/"guest"/; s/,"argv0":"python3"//'
+        # In a sandbox that stays it is the number that the sandbox counts by, in a run with a network of its own that of the run.
+        $C create --no-cwd --host-socket $D/s:/run/s s >/dev/null
+        $C exec --quiet s -- python3 -c "$connect"
+        $C stop s
+        $C log --json s | grep -o '"socket.opened".*' | sed 's/.*"guest"/"guest"/; s/"pid":[0-9]*/"pid":N/; s/,"argv0":"python3"//'
+        "#,
+    );
+    let who = |pid: &str| format!("\"guest\":\"/run/s\",\"process\":{{\"pid\":{pid},\"comm\":\"python3\"}}}}\n");
+    assert_eq!(ran.exits(0).stdout(), format!("{}{}", who("3"), who("N")), "{ran}");
+}
+
+#[test]
+fn a_thousand_idle_processes_hide_nobody() {
+    for family in Family::BOTH {
+        let idle = "import os, signal, sys
+for _ in range(1100):
+    if os.fork() == 0:
+        signal.pause()
+        os._exit(0)
+os.system('curl -s -m 5 ' + sys.argv[1])
+os.killpg(0, signal.SIGTERM)";
+        let script = format!("setsid -w python3 -c \"{idle}\" http://{}/ || true", family.in_url(family.inside()));
+        finds_once(&script, &["\"flow.denied\"", "\"comm\":\"curl\""]);
+    }
+}
+
 #[test]
 fn a_program_that_hides_is_denied_and_told_all_the_same() {
     for (family, word) in [(Family::V4, "4"), (Family::V6, "6")] {
