@@ -161,7 +161,7 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     pub evidence: EvidenceArgs,
     /// Make a sandbox that stays, with the program as its main command, and print its name.
-    #[arg(short, long, hide_short_help = true, conflicts_with_all = ["events", "pcap", "json_summary", "fail_on_deny", "tty", "timeout"])]
+    #[arg(short, long, hide_short_help = true, conflicts_with_all = ["events", "otlp", "pcap", "json_summary", "fail_on_deny", "tty", "timeout"])]
     pub detach: bool,
     /// The name of that sandbox.
     #[arg(long, value_name = "NAME", requires = "detach", hide_short_help = true)]
@@ -401,6 +401,11 @@ pub(crate) struct EvidenceArgs {
     /// unix:PATH is a stream socket on which somebody has to listen when the run starts.
     #[arg(long, value_name = "FILE")]
     pub events: Option<PathBuf>,
+    /// Send events and metrics to the OpenTelemetry collector at this URL, as OTLP over HTTP in JSON.
+    ///
+    /// http://HOST:PORT or https://, in a program that was built with the feature otlp.
+    #[arg(long, value_name = "ENDPOINT", hide_short_help = true)]
+    pub otlp: Option<String>,
     /// Write the packets of the sandbox's link to FILE, as pcapng, with the decision about each flow as a comment.
     ///
     /// Wireshark and tshark read it. It holds everything that the program sends and receives, passwords and all.

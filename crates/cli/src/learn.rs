@@ -146,7 +146,8 @@ fn watch(
     };
     let capture = run::open_capture(evidence.pcap.as_deref(), &options.network, roots)?;
     let tap = Tap { learner: Arc::clone(&learner), begun: Vec::new(), file };
-    let finished = once(options.clone(), EventLog::to(Box::new(tap)), capture, evidence)?;
+    let log = run::exported(EventLog::to(Box::new(tap)), evidence.otlp.as_deref())?;
+    let finished = once(options.clone(), log, capture, evidence)?;
     let learner = std::mem::take(&mut *learner.lock().unwrap_or_else(PoisonError::into_inner));
     Ok((finished, learner))
 }

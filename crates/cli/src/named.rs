@@ -308,7 +308,7 @@ fn exec_one(mut args: ExecArgs, matches: &ArgMatches, mut to_caller: Option<&mut
     let spec = session.spec();
     let options = spec.run_options(Vec::new(), Vec::new()).map_err(|error| Refusal::setup(output::chain(&error)))?;
     let roots = evidence.roots(&options);
-    let log = run::open_log(evidence.events.as_deref(), &roots)?;
+    let log = run::exported(run::open_log(evidence.events.as_deref(), &roots)?, evidence.otlp.as_deref())?;
     let report = evidence.json_summary.as_deref().map(|path| run::open_report(path, &roots)).transpose()?;
     let capture = match &asked.network {
         None if evidence.pcap.is_some() => return Err(Refusal::from(&RunError::CapturesSession)),

@@ -39,7 +39,7 @@ pub(crate) fn run(args: RunArgs, matches: &ArgMatches) -> u8 {
         options.fail_on_deny = evidence.fail_on_deny;
         // What the run leaves behind is opened before it starts: a run whose evidence has no place does not happen.
         let roots = evidence.roots(&options);
-        let log = open_log(evidence.events.as_deref(), &roots)?;
+        let log = exported(open_log(evidence.events.as_deref(), &roots)?, evidence.otlp.as_deref())?;
         let report = evidence.json_summary.as_deref().map(|path| open_report(path, &roots)).transpose()?;
         let capture = open_capture(evidence.pcap.as_deref(), &options.network, &roots)?;
         let screen = match options.terminal {
@@ -310,6 +310,29 @@ pub(crate) fn open_log(path: Option<&Path>, roots: &[PathBuf]) -> Result<EventLo
             },
             None => Ok(EventLog::to(Box::new(open_report(path, roots)?.1))),
         },
+    }
+}
+
+/// The same log, and the collector that was asked for.
+#[cfg(feature = "otlp")]
+pub(crate) fn exported(log: EventLog, endpoint: Option<&str>) -> Result<EventLog, Refusal> {
+    use cofferdam_control::otlp::{Endpoint, Exporter};
+    let Some(text) = endpoint else { return Ok(log) };
+    match text.parse::<Endpoint>() {
+        Ok(endpoint) => Ok(log.exported(Exporter::new(endpoint, env!("CARGO_PKG_VERSION")))),
+        Err(error) => Err(Refusal::setup(format!("--otlp: {}", output::chain(&error)))),
+    }
+}
+
+/// The same log.
+#[cfg(not(feature = "otlp"))]
+pub(crate) fn exported(log: EventLog, endpoint: Option<&str>) -> Result<EventLog, Refusal> {
+    match endpoint {
+        None => Ok(log),
+        Some(_) => {
+            let text = "--otlp: this program was built without it; build one that has it with `cargo build --release --features otlp`";
+            Err(Refusal::setup(text.to_owned()))
+        }
     }
 }
 

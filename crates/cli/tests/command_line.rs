@@ -365,6 +365,17 @@ fn a_policy_is_explained_tested_and_tried() {
     assert_eq!((piped.status, piped.stdout.as_str()), (0, "stdin: 1 row holds\n"));
 }
 
+#[cfg(not(feature = "otlp"))]
+#[test]
+fn a_program_without_a_feature_says_how_to_build_one_with_it() {
+    for verb in [&["run"][..], &["learn"]] {
+        let args = [verb, &["--no-cwd", "--otlp", "http://localhost:4318", "--", "true"]].concat();
+        let output = run_in(std::path::Path::new("/"), &args);
+        assert_eq!((output.status, output.stdout.as_str()), (125, ""));
+        assert!(output.stderr.contains("cargo build --release --features otlp"), "{}", output.stderr);
+    }
+}
+
 #[test]
 fn programs_are_told_why_nothing_was_done() {
     let state = tempfile::tempdir().unwrap();

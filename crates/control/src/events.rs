@@ -1,8 +1,11 @@
-//! Who gets the event stream of a run: the reader of `--events`, and the run's folder in the [store](crate::store).
+//! Who gets the event stream of a run: the reader of `--events`, the run's folder in the [store](crate::store), and with the feature
+//! `otlp` a collector.
 //!
 //! They are given the same bytes and know nothing of each other: one that stands still or fails loses its own lines, has them
 //! counted, and holds up nobody.
 
+#[cfg(feature = "otlp")]
+pub mod otlp;
 mod sink;
 
 use std::io::Write;
@@ -22,6 +25,8 @@ pub struct EventLog {
     /// How the run is to be recorded, until it is.
     wanted: Option<RecordAs>,
     record: Option<(Recording, Sink)>,
+    #[cfg(feature = "otlp")]
+    collector: Option<(otlp::Told, Sink)>,
 }
 
 impl EventLog {
@@ -41,6 +46,14 @@ impl EventLog {
     #[must_use]
     pub fn recorded(self, record: RecordAs) -> EventLog {
         EventLog { wanted: Some(record), ..self }
+    }
+
+    /// The same, and a collector gets them.
+    #[cfg(feature = "otlp")]
+    #[must_use]
+    pub fn exported(self, exporter: otlp::Exporter) -> EventLog {
+        let told = exporter.told();
+        EventLog { collector: Some((told, Sink::at_pace(Box::new(exporter), otlp::PACE))), ..self }
     }
 
     /// Begins the record, when there is to be one. Called once the program runs: what comes to be here is in no process of a
@@ -102,11 +115,23 @@ impl EventLog {
             sink.finish();
             notices.extend(incomplete("the event log", "its reader", sink.lost(), sink.take_error()));
         }
+        #[cfg(feature = "otlp")]
+        if let Some((told, mut sink)) = self.collector.take() {
+            sink.finish();
+            let (lost, error) = (sink.lost(), sink.take_error());
+            // With it ends the exporter, which sends its last metrics.
+            drop(sink);
+            notices.extend(incomplete(&told.name(), "the collector", lost, error));
+            notices.extend(told.notice());
+        }
         notices
     }
 
     fn sinks(&mut self) -> impl Iterator<Item = &mut Sink> {
-        self.record.iter_mut().map(|(_, sink)| sink).chain(&mut self.reader)
+        let sinks = self.record.iter_mut().map(|(_, sink)| sink).chain(&mut self.reader);
+        #[cfg(feature = "otlp")]
+        let sinks = sinks.chain(self.collector.iter_mut().map(|(_, sink)| sink));
+        sinks
     }
 }
 

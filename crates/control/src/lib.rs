@@ -44,6 +44,8 @@ pub use cofferdam_backend_ns::{
 pub use cofferdam_backend_vm::{Choice, Kit, KitError, Progress, Wish};
 pub use cofferdam_evidence::summary;
 pub use events::EventLog;
+#[cfg(feature = "otlp")]
+pub use events::otlp;
 pub use host::Host;
 pub use host_sockets::ShareError;
 pub use report::{ReportError, connect_report, create_report};

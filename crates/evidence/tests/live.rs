@@ -68,6 +68,7 @@ fn what_could_not_be_opened_says_why() {
         guest: guest(),
         remote: WEB[0].parse().unwrap(),
         error: "connection refused".to_owned(),
+        process: None,
     };
     // One that was never open is counted and not shown.
     record(&mut live, 1, failed(1));
@@ -112,7 +113,7 @@ fn what_a_name_was_denied_is_a_denial_of_that_name() {
 fn sockets_of_the_host_are_flows() {
     let mut live = Live::default();
     let (host, guest) = ("/run/agent".to_owned(), "/tmp/agent".to_owned());
-    record(&mut live, 1, EventBody::SocketOpened { flow: FlowId(9), host: host.clone(), guest });
+    record(&mut live, 1, EventBody::SocketOpened { flow: FlowId(9), host: host.clone(), guest, process: None });
     assert_eq!(live.open_flows().next().unwrap().destination, Destination::Socket(host.clone()));
     let counters = FlowCounters { bytes_out: 5, bytes_in: 6, ..FlowCounters::default() };
     let end = EventBody::SocketClosed { flow: FlowId(9), by: CloseReason::Guest, counters, duration_ms: 1 };

@@ -12,7 +12,7 @@ use std::time::Duration;
 use crate::{Marked, Ran, Sandbox};
 
 /// What `world/up.sh` and its neighbours need beside them; in the binary, so that a test can be run from anywhere.
-const FILES: [(&str, &str); 31] = [
+const FILES: [(&str, &str); 32] = [
     ("up.sh", include_str!("../world/up.sh")),
     ("enter.sh", include_str!("../world/enter.sh")),
     ("as_guest.sh", include_str!("../world/as_guest.sh")),
@@ -30,6 +30,7 @@ const FILES: [(&str, &str); 31] = [
     ("dnsload.c", include_str!("../world/dnsload.c")),
     ("lookup.c", include_str!("../world/lookup.c")),
     ("lookup.go", include_str!("../world/lookup.go")),
+    ("otlp.py", include_str!("../world/otlp.py")),
     ("make_npm.py", include_str!("../world/make_npm.py")),
     ("make_wheel.py", include_str!("../world/make_wheel.py")),
     ("manners.py", include_str!("../world/manners.py")),

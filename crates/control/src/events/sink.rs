@@ -11,8 +11,8 @@
 //! | writing | write fails       | failed  | the error is kept, the queue and what follows are dropped |
 //! | writing | [`Sink::finish`]  | idle    | what is queued is written while the reader reads          |
 //!
-//! A line that comes alone is written at once. Those that come while one is written, and for [`GATHER`] after, are written
-//! together, [`PIECE`] bytes of whole lines at a time: waking the thread for each of ten thousand lines a second would cost
+//! A line that comes alone is written at once. Those that come while one is written, and for [`Pace::gather`] after, are written
+//! together, [`Pace::piece`] bytes of whole lines at a time: waking the thread for each of ten thousand lines a second would cost
 //! more than all the rest.
 //!
 //! Limits: 8192 lines and 8 MiB wait for the reader; at the end it has five seconds for each piece.
@@ -27,12 +27,18 @@ pub(crate) const MAX_LINES: usize = 8192;
 /// Bytes of the lines that wait: a kilobyte for each, where most have a third of that.
 const MAX_BYTES: usize = MAX_LINES * 1024;
 
-/// What is written with one call, but for a line that is longer: some fifty lines, so that a reader of a few kilobytes a second
-/// still shows that it reads.
-const PIECE: usize = 16 * 1024;
+/// How a sink writes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pace {
+    /// What is written with one call, but for a line that is longer.
+    pub(crate) piece: usize,
+    /// How long lines are gathered behind others.
+    pub(crate) gather: Duration,
+}
 
-/// How long lines are gathered behind others. Who follows along does not see it.
-const GATHER: Duration = Duration::from_millis(10);
+/// For files, pipes and sockets: some fifty lines, so that a reader of a few kilobytes a second still shows that it reads; gathered for
+/// a time that who follows along does not see.
+const STREAM: Pace = Pace { piece: 16 * 1024, gather: Duration::from_millis(10) };
 
 /// How long the end of a run waits for a reader that takes nothing.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -50,6 +56,7 @@ pub(super) struct Sink {
     lost: u64,
     told: u64,
     patience: Duration,
+    pace: Pace,
 }
 
 /// The thread that writes, and what it is given.
@@ -92,13 +99,17 @@ impl std::fmt::Debug for Sink {
 
 impl Sink {
     pub(super) fn to(out: Box<dyn Write + Send>) -> Sink {
-        Sink { out: Some(out), writer: None, error: None, lost: 0, told: 0, patience: PATIENCE }
+        Sink::at_pace(out, STREAM)
+    }
+
+    pub(super) fn at_pace(out: Box<dyn Write + Send>, pace: Pace) -> Sink {
+        Sink { out: Some(out), writer: None, error: None, lost: 0, told: 0, patience: PATIENCE, pace }
     }
 
     /// Takes one line, without its line feed.
     pub(super) fn put(&mut self, line: &[u8], full: Full) {
         if let Some(out) = self.out.take() {
-            match Writer::start(out) {
+            match Writer::start(out, self.pace) {
                 Ok(writer) => self.writer = Some(writer),
                 Err(error) => self.error = Some(error),
             }
@@ -118,7 +129,7 @@ impl Sink {
         waiting.text.extend_from_slice(line);
         waiting.text.push(b'\n');
         waiting.lines += 1;
-        if waiting.idle || (before < PIECE && waiting.text.len() >= PIECE) {
+        if waiting.idle || (before < self.pace.piece && waiting.text.len() >= self.pace.piece) {
             waiting.idle = false;
             writer.queue.changed.notify_all();
         }
@@ -193,10 +204,10 @@ pub(super) enum Full {
 }
 
 impl Writer {
-    fn start(out: Box<dyn Write + Send>) -> io::Result<Writer> {
+    fn start(out: Box<dyn Write + Send>, pace: Pace) -> io::Result<Writer> {
         let queue = Arc::new(Queue::default());
         let taken = Arc::clone(&queue);
-        let thread = thread::Builder::new().name("events".to_owned()).spawn(move || taken.write_to(out))?;
+        let thread = thread::Builder::new().name("events".to_owned()).spawn(move || taken.write_to(out, pace))?;
         Ok(Writer { queue, thread })
     }
 }
@@ -223,10 +234,10 @@ impl Queue {
     }
 
     /// Writes what comes until no more will, and gives `out` back when all of it went well.
-    fn write_to(&self, mut out: Box<dyn Write + Send>) -> Option<Box<dyn Write + Send>> {
+    fn write_to(&self, mut out: Box<dyn Write + Send>, pace: Pace) -> Option<Box<dyn Write + Send>> {
         let mut batch = Vec::new();
         while self.take(&mut batch) {
-            for piece in Pieces(&batch) {
+            for piece in (Pieces { rest: &batch, most: pace.piece }) {
                 let result = out.write_all(piece).and_then(|()| out.flush());
                 if !self.wrote(piece, result) {
                     return None;
@@ -237,8 +248,8 @@ impl Queue {
                 batch = Vec::new();
             }
             let waiting = self.lock();
-            let is_early = |waiting: &mut Waiting| !waiting.closed && waiting.text.len() < PIECE;
-            drop(self.changed.wait_timeout_while(waiting, GATHER, is_early));
+            let is_early = |waiting: &mut Waiting| !waiting.closed && waiting.text.len() < pace.piece;
+            drop(self.changed.wait_timeout_while(waiting, pace.gather, is_early));
         }
         Some(out)
     }
@@ -282,23 +293,26 @@ impl Queue {
     }
 }
 
-/// Whole lines, as many as are a [`PIECE`].
-struct Pieces<'a>(&'a [u8]);
+/// Whole lines, as many as are a piece.
+struct Pieces<'a> {
+    rest: &'a [u8],
+    most: usize,
+}
 
 impl<'a> Iterator for Pieces<'a> {
     type Item = &'a [u8];
 
     fn next(&mut self) -> Option<&'a [u8]> {
-        let Pieces(rest) = self;
+        let Pieces { rest, most } = self;
         if rest.is_empty() {
             return None;
         }
-        let fits = rest.get(..PIECE).unwrap_or(rest);
+        let fits = rest.get(..*most).unwrap_or(rest);
         let end = |bytes: &[u8]| bytes.iter().rposition(|byte| *byte == b'\n');
         // A longer line goes alone.
         let end = end(fits).or_else(|| rest.iter().position(|byte| *byte == b'\n'));
         let (piece, rest) = rest.split_at_checked(end.map_or(rest.len(), |end| end + 1)).unwrap_or((rest, &[]));
-        self.0 = rest;
+        self.rest = rest;
         Some(piece)
     }
 }
@@ -355,7 +369,7 @@ mod tests {
         }
         let (sender, calls) = std::sync::mpsc::channel();
         let mut sink = Sink::to(Box::new(Calls(sender)));
-        let long = vec![b'l'; PIECE + 1];
+        let long = vec![b'l'; STREAM.piece + 1];
         for number in 0..5000 {
             sink.put(format!("{number:0100}").as_bytes(), Full::Lose);
         }
@@ -363,7 +377,7 @@ mod tests {
         drop(sink);
         let calls: Vec<Vec<u8>> = calls.iter().collect();
         assert!(calls.len() < 100, "{} calls", calls.len());
-        assert!(calls.iter().all(|call| call.ends_with(b"\n") && call.len() <= PIECE + 2));
+        assert!(calls.iter().all(|call| call.ends_with(b"\n") && call.len() <= STREAM.piece + 2));
         assert_eq!(calls.iter().map(Vec::len).sum::<usize>(), 5000 * 101 + long.len() + 1);
         assert_eq!(calls.last().unwrap().len(), long.len() + 1);
     }
