@@ -237,8 +237,9 @@ fn who_pings_and_who_is_refused_is_told() {
     for family in Family::BOTH {
         let (flag, web, inside) = (family.flag(), family.web(), family.inside());
         let ping = r#","comm":"ping","argv0":"ping"}"#;
-        let script =
-            format!("ping {flag} -c 1 -W 5 {web} >/dev/null; ping {flag} -c 1 -W 1 {inside} >/dev/null || true");
+        let script = format!(
+            "ping {flag} -c 3 -i 0.2 -W 5 {web} >/dev/null; ping {flag} -c 3 -i 0.2 -W 1 {inside} >/dev/null || true"
+        );
         finds_once(&script, &["\"flow.opened\"", "\"protocol\":\"icmp", ping]);
         finds_once(&script, &["\"flow.denied\"", "\"protocol\":\"icmp", ping]);
         // Nobody listens there.
