@@ -25,8 +25,7 @@ use cofferdam_policy::file::{self, FlagItem};
 
 use crate::args::{
     BackendWord, CreateArgs, ExecArgs, LimitArgs, ModeWord, NetworkArgs, NetworkLimitArgs, PlaceArgs, PolicySetArgs,
-    PolicyShowArgs,
-    RmArgs, RunArgs, StartArgs, StopArgs,
+    PolicyShowArgs, RmArgs, RunArgs, StartArgs, StopArgs,
 };
 use crate::output::{self, Screen};
 use crate::refusal::{EXIT_FAILED, Refusal, each};

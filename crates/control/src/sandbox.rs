@@ -398,7 +398,18 @@ impl Sandbox {
         if let Backend::Vm(_) = backend {
             cofferdam_backend_vm::check(&spec)?;
         }
-        Ok(Sandbox { spec, command, policy, summary, fail_on_deny, said: Vec::new(), allowed, advice, watches, backend })
+        Ok(Sandbox {
+            spec,
+            command,
+            policy,
+            summary,
+            fail_on_deny,
+            said: Vec::new(),
+            allowed,
+            advice,
+            watches,
+            backend,
+        })
     }
 
     /// Runs the program to its end. Call it while the process has one thread: it forks. What it may do on the network can be
@@ -441,7 +452,8 @@ impl Sandbox {
         tell: &mut dyn FnMut(&str),
         companion: &mut dyn Companion,
     ) -> Result<Finished, RunError> {
-        let Sandbox { spec, command, policy, summary, fail_on_deny, said, allowed, advice, watches: _, backend: _ } = self;
+        let Sandbox { spec, command, policy, summary, fail_on_deny, said, allowed, advice, watches: _, backend: _ } =
+            self;
         let gateways = spec.network.as_ref().map(|network| Arc::clone(&network.gateway.policy));
         let guest = spec.network.as_ref().map(|network| guest_addresses(&network.gateway.link)).unwrap_or_default();
         for text in &said {
