@@ -145,6 +145,7 @@ fn is_notable(body: &EventBody) -> bool {
             | EventBody::FlowDenied { .. }
             | EventBody::FlowClosed { .. }
             | EventBody::FlowShown { .. }
+            | EventBody::FlowProgress { .. }
             | EventBody::PolicyChanged { .. }
             | EventBody::PortPublished { .. }
             | EventBody::PortWithdrawn { .. }
