@@ -261,7 +261,7 @@ fn a_failed_dial_looks_like_what_happened() {
             let mut world = World::new();
             let flow = dial(&mut world, guest(family), web(family));
             let outputs = world.dialed(flow, Err(error));
-            assert_eq!(names(&outputs), ["emit", "failed"], "{error}");
+            assert_eq!(names(&outputs), ["failed", "emit"], "{error}");
             let [seen]: [Seen; 1] = emitted(&outputs).try_into().unwrap();
             match code {
                 None => assert_reset(&seen, guest(family), web(family), 1001),
@@ -284,7 +284,7 @@ fn a_dial_for_want_of_descriptors_is_reset_and_told_as_a_limit() {
     let mut world = World::new();
     let flow = dial(&mut world, guest(Family::V4), web(Family::V4));
     let outputs = world.dialed(flow, Err(DialError::Resources));
-    assert_eq!(names(&outputs), ["limit", "emit", "failed"]);
+    assert_eq!(names(&outputs), ["limit", "failed", "emit"]);
     assert!(matches!(events(&outputs)[0], EventBody::LimitReached { limit: LimitKind::Descriptors, .. }));
     assert_reset(&emitted(&outputs)[0], guest(Family::V4), web(Family::V4), 1001);
 }
@@ -296,7 +296,7 @@ fn a_dial_ends_with_connect_timeout() {
         let flow = dial(&mut world, guest(family), web(family));
         assert!(world.pass(ms(4999)).is_empty());
         let outputs = world.pass(ms(1));
-        assert_eq!(names(&outputs), ["abandon", "emit", "failed"]);
+        assert_eq!(names(&outputs), ["abandon", "failed", "emit"]);
         let (kind, code, _) = emitted(&outputs)[0].icmp_error().to_owned();
         assert_eq!((kind, code), if family == Family::V4 { (3, 1) } else { (1, 3) });
         assert!(world.dialed(flow, Ok(())).is_empty(), "an answer that comes too late");
