@@ -1,7 +1,7 @@
 //! Events for an OpenTelemetry collector: OTLP over HTTP, as JSON.
 //!
-//! An [`Exporter`] is a reader of the event stream like a file is: its [`Sink`](super::sink::Sink) has a bounded queue and a thread,
-//! and gives it whole lines. Each piece of them becomes one request for logs; every [`METRICS`], and at the end, one for
+//! An [`Exporter`] is a reader of the event stream like a file is: its `Sink` has a bounded queue and a thread,
+//! and gives it whole lines. Each piece of them becomes one request for logs; every `METRICS`, and at the end, one for
 //! metrics follows.
 //!
 //! | State | Event                                 | Next  | Effect                                             |
@@ -12,7 +12,7 @@
 //! | down  | lines after it                        | up    | as above; the time doubles until one is taken      |
 //!
 //! Nobody waits for the collector but this thread, and the end of a run does for what is queued: at most sixteen pieces of half a
-//! megabyte, each for [`http::LIMIT`] twice, and no longer once one was not taken. What was not taken is counted and told once.
+//! megabyte, each for `http::LIMIT` twice, and no longer once one was not taken. What was not taken is counted and told once.
 //!
 //! Here is no secret: an event has none. An endpoint with a password in it is refused, since command lines are for everybody to read.
 
