@@ -349,7 +349,9 @@ fn open(directory: &OwnedFd, path: &str, flags: OFlags) -> Result<OwnedFd, Errno
 
 fn read_comm(process: &OwnedFd) -> Option<String> {
     let line = read_start(process, "comm").ok()?;
-    Some(String::from_utf8_lossy(line.strip_suffix(b"\n").unwrap_or(&line)).into_owned())
+    let name = String::from_utf8_lossy(line.strip_suffix(b"\n").unwrap_or(&line)).into_owned();
+    // One without a name is what a process of outside is told as (`Process::seen_from_outside`).
+    Some(if name.is_empty() { "?".to_owned() } else { name })
 }
 
 fn read_start(process: &OwnedFd, file: &str) -> io::Result<Vec<u8>> {

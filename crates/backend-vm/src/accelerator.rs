@@ -4,8 +4,8 @@
 //! instruction. So a machine like the one that is wanted is started with it, with a deadline, and what came of it is noted for as
 //! long as this host has not been started anew.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
@@ -82,7 +82,10 @@ impl Cache {
         };
         let text = serde_json::to_vec(&note).unwrap_or_default();
         let new = self.path.with_extension(format!("{}.new", std::process::id()));
-        if fs::write(&new, text).and_then(|()| fs::rename(&new, &self.path)).is_err() {
+        // Nothing that lies there already is written to, nor what it leads to.
+        let written =
+            File::options().write(true).create_new(true).open(&new).and_then(|mut file| file.write_all(&text));
+        if written.and_then(|()| fs::rename(&new, &self.path)).is_err() {
             let _absent = fs::remove_file(&new);
         }
     }

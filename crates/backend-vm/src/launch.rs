@@ -160,6 +160,18 @@ pub fn check(spec: &SandboxSpec) -> Result<(), LaunchError> {
     if let Some(Mount { source, .. }) = spec.place.mounts.iter().find(|mount| !mount.source.is_dir()) {
         return refused("--mount", &format!("{} is no directory, and a guest is shown whole ones", source.display()));
     }
+    let shown = shown(&spec.place);
+    for (number, inner) in shown.iter().enumerate() {
+        // A share is whole: what is mounted over a part of it in the guest, root there takes away again.
+        if let Some(outer) = shown.iter().take(number).find(|outer| inner.target.starts_with(&outer.target)) {
+            let why = format!(
+                "{} is in {}, of which root in a guest sees everything; mount it beside that, or use --no-cwd",
+                inner.target.display(),
+                outer.target.display()
+            );
+            return refused("--mount", &why);
+        }
+    }
     if spec.limits.memory.is_some_and(|bytes| mebibytes(bytes) < LEAST_MEMORY) {
         return refused("--memory", &format!("a guest needs {LEAST_MEMORY}M at least"));
     }
@@ -196,10 +208,9 @@ fn monitored(
     ];
     let shares = shown.iter().enumerate();
     mounts.extend(shares.map(|(number, mount)| Mount { target: share_path(number), ..mount.clone() }));
-    let devices = match accelerator {
-        Accelerator::Kvm => vec!["kvm", "vhost-net"],
-        Accelerator::Tcg => vec!["vhost-net"],
-    };
+    let kvm = (accelerator == Accelerator::Kvm).then_some("kvm");
+    let vhost = spec.network.is_some().then_some("vhost-net");
+    let devices = kvm.into_iter().chain(vhost).collect();
     let place = Place { mounts, view: View::Qemu, devices, ..Place::default() };
     // The guest's memory is bounded by QEMU.
     let limits = ResourceLimits { memory: None, ..spec.limits.clone() };

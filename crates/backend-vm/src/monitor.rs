@@ -51,6 +51,13 @@ const NO_9P: &str = "; directories are shared by 9p, which Debian's cloud kernel
 /// After QEMU has ended, what it said is still in the sockets: how often each is read at most.
 const LAST_READS: usize = 64;
 
+/// Signals that do not end who gets them: they stop it, have it go on, or do nothing.
+const STAYS: [Signal; 8] =
+    [Signal::STOP, Signal::TSTP, Signal::TTIN, Signal::TTOU, Signal::CONT, Signal::CHILD, Signal::URG, Signal::WINCH];
+
+/// How many bytes may wait for a guest that says it has room and does not fetch them.
+const MOST_WAITING: usize = 1 << 20;
+
 /// What becomes signals of the program in the guest.
 const PASSED_ON: [Signal; 6] = [Signal::INT, Signal::QUIT, Signal::HUP, Signal::TERM, Signal::USR1, Signal::USR2];
 
@@ -501,7 +508,8 @@ impl<'a> Run<'a> {
         if self.status.is_some() {
             return sources;
         }
-        if self.input_open && self.guest.host.room(self.call) > 0 {
+        // The room is what the guest says that it has; what it does not fetch waits here.
+        if self.input_open && self.guest.host.room(self.call) > 0 && self.guest.host.output().len() < MOST_WAITING {
             sources.push((Source::Input, rustix::stdio::stdin(), PollFlags::IN));
         }
         // The agent before the end of QEMU: what it says explains that.
@@ -638,7 +646,7 @@ fn end_as(status: Status) -> u8 {
     match status {
         Status::Code(code) => code,
         Status::Signal(signal) => {
-            if let Some(signal) = Signal::from_named_raw(signal.into()) {
+            if let Some(signal) = Signal::from_named_raw(signal.into()).filter(|signal| !STAYS.contains(signal)) {
                 let _unknown = process::reset_signals(&[]);
                 let _failed = rustix::process::kill_process(rustix::process::getpid(), signal);
             }

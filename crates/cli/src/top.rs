@@ -147,13 +147,16 @@ impl Top {
     ) -> io::Result<End> {
         let theme = Theme { colours: output::colour_wanted() };
         let mut more = false;
+        let mut drawn: Option<Instant> = None;
         loop {
             if self.looked.is_none_or(|looked| looked.elapsed() >= LOOK) && self.app.follows_all {
                 // A folder that cannot be read for once is read the next time.
                 let _again = self.look();
             }
-            if !more {
+            // Also while there is more to be read: nobody acts on what is not shown.
+            if !more || drawn.is_none_or(|drawn| drawn.elapsed() >= TURN) {
                 terminal.draw(|frame| draw(frame, &self.app, theme))?;
+                drawn = Some(Instant::now());
             }
             let patience = if more { Duration::ZERO } else { TURN };
             match self.wait(signals, patience)? {
@@ -172,6 +175,7 @@ impl Top {
             }
             while let Ok(answer) = self.answers.1.try_recv() {
                 self.hear(answer);
+                drawn = None;
             }
             more = self.read();
         }

@@ -143,7 +143,7 @@ impl Changeable {
     /// Everything that is wrong with it.
     pub fn with_policy(self, items: &[FlagItem], ipv6: Option<bool>) -> Result<Proposal, ChangeError> {
         let spec = self.spec.with_policy(items, ipv6)?;
-        let network = NetworkConfig { ceilings: self.network.ceilings.clone(), ..spec.network()? };
+        let network = spec.network()?;
         self.propose(spec, network, Vec::new())
     }
 
@@ -391,10 +391,15 @@ mod tests {
             let remark = proposal.remark().unwrap();
             assert!(remark.contains("default egress deny") && remark.contains("floor"), "{remark}");
             proposal.apply().unwrap();
-            // Whoever leaves it out is not heard in that.
+            // Whoever leaves it out is not heard.
             let mut without = Changeable::open(state, run).unwrap();
             without.network.ceilings.clear();
-            without.with_rule("allow@c.example").unwrap().apply().unwrap();
+            let refused = without.with_rule("allow@c.example").unwrap().apply().unwrap_err();
+            assert!(refused.to_string().contains("ceilings"), "{refused}");
+            // Another policy of flags is within it too.
+            let items = [FlagItem::Allow("c.example".to_owned())];
+            let proposal = Changeable::open(state, run).unwrap().with_policy(&items, None).unwrap();
+            proposal.apply().unwrap();
             assert_eq!(Changeable::open(state, run).unwrap().network().ceilings.len(), 1);
         });
         assert_eq!(world.door.network().ceilings, [floor]);

@@ -53,4 +53,4 @@ pub use sandbox::{
     Backend, DEFAULT_UID, EXIT_DENIED, EXIT_SETUP, Finished, HOST_ALIASES, RunError, RunOptions, Sandbox, VmOptions,
     policy_text,
 };
-pub use state::{StateError, check_hidden};
+pub use state::{StateError, check_guests, check_hidden, make_guests};

@@ -113,6 +113,34 @@ pub(crate) fn make_root(root: &Path) -> Result<(), StateError> {
     fs::set_permissions(root, fs::Permissions::from_mode(0o700)).map_err(io_error("close to others", root))
 }
 
+/// The folder of what virtual machines start from, made and closed to others.
+///
+/// # Errors
+/// When it cannot be made, or others can write to it.
+pub fn make_guests(state: &Path) -> Result<PathBuf, StateError> {
+    let root = state.join(GUESTS);
+    make_root(&root)?;
+    Ok(root)
+}
+
+/// Checks that nobody else could have written what guests of one kind start from: a folder in that of [`make_guests`]. One that is
+/// not there yet holds nothing.
+///
+/// # Errors
+/// When somebody could.
+pub fn check_guests(state: &Path, kind: &str) -> Result<PathBuf, StateError> {
+    let root = state.join(GUESTS);
+    let place = root.join(kind);
+    for path in [state, &root, &place] {
+        match open_entry(path) {
+            Ok(directory) => check_owner(&directory, path)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+            Err(error) => return Err(io_error("open", path)(error)),
+        }
+    }
+    Ok(place)
+}
+
 /// A directory that somebody else can write to would let them choose what is mounted into sandboxes of ours, and what is read
 /// as ours.
 pub(crate) fn check_owner(directory: &OwnedFd, path: &Path) -> Result<(), StateError> {

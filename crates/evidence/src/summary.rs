@@ -758,7 +758,7 @@ pub fn escaped_json(text: &str) -> String {
 
 /// Characters that reorder or hide text: bidirectional controls, zero-width ones, line separators.
 fn is_invisible(c: char) -> bool {
-    matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+    matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
 /// The word that serde writes for a fieldless variant.

@@ -334,6 +334,9 @@ fn what_a_guest_cannot_be_given_is_refused_by_name() {
         ("--rootfs /usr", "--rootfs"),
         ("--memory 16M", "--memory"),
         ("--mount /etc/os-release:/mnt/release", "--mount"),
+        // Root in the guest would take the inner one away.
+        ("--mount /usr:/mnt/a --mount /usr/lib:/mnt/a/b:ro", "--mount"),
+        ("--mount /usr:/mnt/a --mount /usr/lib:/mnt/a:ro", "--mount"),
     ] {
         let ran = guest(flags).run(&["true"]);
         ran.exits(125).complains(name).within(Duration::from_secs(10));

@@ -115,6 +115,11 @@ impl App {
         true
     }
 
+    /// The sandbox that a rule for this run is kept by, where it is one that stays.
+    pub(super) fn sandbox_of(&self, id: &RunId) -> Option<&str> {
+        self.runs.iter().find(|run| run.about.id == *id)?.about.sandbox.as_deref()
+    }
+
     /// The next event of a run.
     pub(super) fn record(&mut self, id: &RunId, event: &Event) {
         if let Some(run) = self.runs.iter_mut().find(|run| run.about.id == *id) {

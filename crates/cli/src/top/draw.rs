@@ -24,13 +24,14 @@ const SECOND: u64 = 1_000_000_000;
 
 const HELP: &str = "\
 Tab, ↑ ↓        which list, and what of it
-a               allow what is selected, for this run
+a               allow what is selected
 d               deny it
 p               show the rules that were made
 q, ^C           leave; the rules are printed then
 
 A rule is shown before it is applied, and comes before
-the run's own. It lasts to the end of the run.";
+those there are. It lasts to the end of the run; with a
+sandbox that stays, it stays there.";
 
 /// How things look: with colours, or without any.
 #[derive(Debug, Clone, Copy)]
@@ -217,11 +218,17 @@ fn draw_dialog(frame: &mut Frame<'_>, area: Rect, app: &App, dialog: &Dialog, th
         Dialog::Asking { rule } => ("one moment", vec![Line::raw(rule.clone())]),
         Dialog::Applying { rule } => ("one moment", vec![Line::raw(format!("{rule} is being put in force"))]),
         Dialog::Confirm { run, rule, remark } => {
-            let mut lines = vec![Line::raw(format!("for run {run}, before its own rules:")), Line::raw("")];
+            let (whose, title) = match app.sandbox_of(run) {
+                Some(name) => {
+                    (format!("for sandbox {name}, where it stays, before its other rules:"), "a rule for a sandbox")
+                }
+                None => (format!("for run {run}, before its own rules, until it ends:"), "a rule for this run"),
+            };
+            let mut lines = vec![Line::raw(whose), Line::raw("")];
             lines.push(Line::styled(format!("  {rule}"), Theme::strong()));
             lines.extend(remark.iter().map(|remark| Line::styled(escaped(remark), theme.bad())));
             lines.extend([Line::raw(""), Line::raw("Enter, y  apply it      Esc, n  leave it")]);
-            ("a rule for this run", lines)
+            (title, lines)
         }
         Dialog::Made if app.made.is_empty() => ("rules that were made", vec![Line::raw("none")]),
         Dialog::Made => {

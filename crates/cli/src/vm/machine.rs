@@ -40,7 +40,9 @@ fn folder(architecture: Architecture) -> Result<PathBuf, Refusal> {
 
 /// What a run in a virtual machine is made from here.
 pub(crate) fn options() -> Result<VmOptions, Refusal> {
-    let folder = folder(this_host("--backend vm cannot be used")?)?;
+    let architecture = this_host("--backend vm cannot be used")?;
+    let folder = cofferdam_control::check_guests(&state::directory()?, architecture.word())
+        .map_err(|error| Refusal::setup(format!("--backend vm cannot be used: {error}")))?;
     let path = std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into());
     let kit = Kit::find(&path, &folder.join(KERNEL), &folder.join(INITRAMFS))
         .map_err(|error| Refusal::setup(format!("--backend vm cannot be used: {error}")))?;

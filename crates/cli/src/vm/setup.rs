@@ -57,6 +57,8 @@ const DIRECTORIES: [(&str, u32); 14] = [
 enum SetupError {
     #[error("there are no virtual machines for processors of type {0}")]
     Architecture(&'static str),
+    #[error(transparent)]
+    State(#[from] cofferdam_control::StateError),
     #[error("cannot {what} {path}", path = .path.display())]
     File { what: &'static str, path: PathBuf, source: io::Error },
     #[error("cannot execute {program}: {remedy}")]
@@ -99,8 +101,7 @@ fn write(args: &VmSetupArgs, state: &Path) -> Result<(PathBuf, String), SetupErr
         Some(ArchitectureWord::Aarch64) => Architecture::Aarch64,
         None => own_architecture().ok_or(SetupError::Architecture(std::env::consts::ARCH))?,
     };
-    let folder = state.join("vm");
-    fs::create_dir_all(&folder).map_err(of("make", &folder))?;
+    let folder = cofferdam_control::make_guests(state)?;
     let work = WorkFolder::new(folder.join(format!(".setup-{}", std::process::id())))?;
     let parts = find(args, architecture, &work.0)?;
     let kernel = read(&parts.kernel)?;

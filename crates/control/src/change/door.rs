@@ -142,8 +142,12 @@ impl Door {
         if network.host_sockets != self.network.host_sockets {
             return Err(refused("a run has the host sockets that it was started with".to_owned()));
         }
+        if network.ceilings != self.network.ceilings {
+            return Err(refused(
+                "a run has the ceilings that it was started with; leave them out, or as they are".to_owned(),
+            ));
+        }
         resolvers::check_change(&self.network.dns.nameservers, &network.dns.nameservers).map_err(refused)?;
-        let network = NetworkConfig { ceilings: self.network.ceilings.clone(), ..network };
         let spec = before.with_network(&network).map_err(|error| refused(chain(&error)))?;
         let Some(commands) = commands else { return Err(refused("its gateway has ended".to_owned())) };
         let number = commands

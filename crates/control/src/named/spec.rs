@@ -151,7 +151,7 @@ impl NamedSpec {
     }
 
     /// The same with another policy: that of `items`. What they do not name of limits, resolvers and the link stays, and so do
-    /// published ports and sockets of the host.
+    /// published ports, sockets of the host, and the ceilings where a file brings no others.
     ///
     /// # Errors
     /// Everything that is wrong with either network.
@@ -160,6 +160,10 @@ impl NamedSpec {
         let mut network = file::replacing(&before, items).map_err(SpecError::Network)?;
         network.interface.ipv6 = ipv6.or(network.interface.ipv6);
         network.ports = before.ports;
+        // Flags have no ceilings: what they leave unsaid must not open what these close.
+        if network.ceilings.is_empty() {
+            network.ceilings = before.ceilings;
+        }
         network.host_sockets = before.host_sockets;
         self.with_network(&network)
     }
@@ -303,6 +307,8 @@ fn check_variables(variables: &BTreeMap<String, String>) -> Result<(), SpecError
 
 #[cfg(test)]
 mod tests {
+    use cofferdam_model::{Layer, PolicyLayer};
+
     use super::*;
 
     #[test]
@@ -346,6 +352,23 @@ mod tests {
         assert_eq!(off.limits.max_connections, 7);
         let on = none.with_policy(&flags(&["b.example"]), None).unwrap().network().unwrap();
         assert!(on.enabled && on.limits.max_connections == 7);
+    }
+
+    #[test]
+    fn another_policy_stays_within_the_ceilings() {
+        let allowed = |name: &str| file::from_flags(&[FlagItem::Allow(name.to_owned())]).unwrap();
+        let ceiling = |name: &str| PolicyLayer {
+            layer: Layer::Floor,
+            policy: allowed(name).policy,
+            deny_doh: None,
+            rebind_protection: true,
+        };
+        let network = NetworkConfig { ceilings: vec![ceiling("a.example")], ..allowed("a.example") };
+        let before = NamedSpec::default().with_network(&network).unwrap();
+        let after = before.with_policy(&[FlagItem::Allow("b.example".to_owned())], None).unwrap();
+        let after = after.network().unwrap();
+        assert_eq!(after.policy, allowed("b.example").policy);
+        assert_eq!(after.ceilings, [ceiling("a.example")]);
     }
 
     #[test]

@@ -73,7 +73,8 @@ impl Connection<'_> {
     ) -> Result<Status, Failure> {
         let level = Level::parse(query.class).ok_or(Status::INVALID_INFO_CLASS)?;
         let owner = self.server.owner;
-        if query.max_output > MAX_IO {
+        // Several pages in one compound share the room that one may take.
+        if query.max_output > MAX_IO || out.len() > super::MAX_MESSAGE {
             return Err(Status::INVALID_PARAMETER.into());
         }
         let open = self.open_mut(id)?;
