@@ -110,7 +110,7 @@ impl Inspector {
     }
 
     /// The process that pings `peer`, where only one can: a ping names no socket, so that all that are for pings of this family have to be
-    /// of one process. `None` when several have such, or more than [`MAX_PINGS`] are there.
+    /// of one process. `None` when several have such, or more than `MAX_PINGS` are there.
     pub fn find_who_pings(&mut self, peer: IpAddr) -> Option<Process> {
         let (echo, raw, protocols) = match peer.to_canonical() {
             IpAddr::V4(_) => ("icmp", "raw", [IPPROTO_ICMP, IPPROTO_RAW]),
