@@ -12,7 +12,7 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 
-use cofferdam_sys::confine::{self, Answer, Call, Capability, Filter, FilterError, Test};
+use cofferdam_sys::confine::{self, Call, Capability, FilterError, Test};
 
 /// Proof that the process is confined. Only [`seal`] makes one, and the loop takes it.
 #[derive(Debug)]
@@ -54,13 +54,7 @@ pub(crate) fn confine(kept: &[Capability], reach: &[BorrowedFd<'_>], calls: Vec<
     confine::keep_capabilities(kept).map_err(|source| SealError::Capabilities { source })?;
     confine::no_new_privileges().map_err(|source| SealError::NoNewPrivileges { source })?;
     confine::landlock_connect_beneath(reach).map_err(|source| SealError::Landlock { source })?;
-    let executable = u32::try_from(libc::PROT_EXEC).unwrap_or(4);
-    let mapping = [libc::SYS_mmap, libc::SYS_mprotect].map(|call| Call::new(call).when(2, Test::Bit(executable)));
-    confine::install_seccomp(&Filter::deny(mapping.into(), Answer::Errno(libc::EPERM))?)?;
-    // EPERM rather than a kill: the call does not happen either way, and a library that asks for something it can do
-    // without must not take the sandbox's network down.
-    confine::install_seccomp(&Filter::allow(calls, Answer::Errno(libc::EPERM))?)?;
-    Ok(())
+    Ok(confine::allow_calls(calls)?)
 }
 
 /// What a process that hands sockets to the gateway needs besides what it takes to make them.

@@ -11,9 +11,7 @@
 
 use std::io;
 
-use cofferdam_sys::confine::{
-    self, Answer, Call, Capability, Filter, FilterError, PathAccess, Test, has_capability, install_seccomp,
-};
+use cofferdam_sys::confine::{self, Call, Capability, FilterError, PathAccess, Test, has_capability};
 use cofferdam_sys::file::SYS_FCHMODAT2;
 
 use crate::share::{ShareAccess, Shares};
@@ -71,10 +69,7 @@ pub fn confine(shares: &Shares) -> Result<Confined, ConfineError> {
         .collect();
     confine::landlock_opened(&roots).map_err(|source| ConfineError::Landlock { source })?;
     drop(roots);
-    let executable = u32::try_from(libc::PROT_EXEC).unwrap_or(4);
-    let mapping = [libc::SYS_mmap, libc::SYS_mprotect].map(|call| Call::new(call).when(2, Test::Bit(executable)));
-    install_seccomp(&Filter::deny(mapping.into(), Answer::Errno(libc::EPERM))?)?;
-    install_seccomp(&Filter::allow(calls(), Answer::Errno(libc::EPERM))?)?;
+    confine::allow_calls(calls())?;
     Ok(Confined(()))
 }
 

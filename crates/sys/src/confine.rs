@@ -321,6 +321,19 @@ pub fn install_seccomp(filter: &Filter) -> Result<(), FilterError> {
     seccompiler::apply_filter(&filter.program).map_err(FilterError::Install)
 }
 
+/// Leaves the calling thread and everything it starts these calls alone, and no memory that can be executed. What is not among
+/// them fails with EPERM rather than ending the process: it does not happen either way, and a library that asks for something
+/// it can do without must not take the process down. Sets `no_new_privs`.
+///
+/// # Errors
+/// Those of seccomp(2).
+pub fn allow_calls(calls: Vec<Call>) -> Result<(), FilterError> {
+    let executable = u32::try_from(libc::PROT_EXEC).unwrap_or(4);
+    let mapping = [libc::SYS_mmap, libc::SYS_mprotect].map(|call| Call::new(call).when(2, Test::Bit(executable)));
+    install_seccomp(&Filter::deny(mapping.into(), Answer::Errno(libc::EPERM))?)?;
+    install_seccomp(&Filter::allow(calls, Answer::Errno(libc::EPERM))?)
+}
+
 /// How much of a Landlock ruleset the kernel enforces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Landlock {
