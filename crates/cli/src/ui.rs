@@ -16,14 +16,11 @@ pub(crate) fn ui(args: &UiArgs) -> u8 {
         Ok(ui) => ui,
         Err(error) => return Refusal::setup(output::chain(&error)).with_status(EXIT_FAILED).tell(false),
     };
-    let links: String = ui.links().iter().map(|link| format!("{link}\n")).collect();
-    let status = output::print(&links);
+    let status = output::print(&format!("{}\n", ui.link()));
     if status != 0 {
         return status;
     }
-    output::say(
-        "open one of these links in a browser on this machine: the first that is opened makes both void. Ctrl-C ends it",
-    );
+    output::say("open this link in a browser on this machine: it works once. Ctrl-C ends it");
     match ui.serve() {
         Ok(never) => match never {},
         Err(error) => output::fail(&output::chain(&error), EXIT_FAILED),

@@ -4,11 +4,11 @@
 //! |---|---|---|
 //! | token | the printed URL, once | everybody who has not seen the terminal |
 //! | session | a cookie, `HttpOnly` and `SameSite=Strict` | scripts that get at the page's own storage |
-//! | key | the page that the token opened, and its storage in the browser; said in a header | cookies belong to a host and not to a port: what is published at another port of 127.0.0.1 is sent the cookie as well |
+//! | key | the page that the token opened, and its storage in the browser; said in a header | cookies belong to a host and not to a port: what listens at another port of the page's address, as all do that listen on 0.0.0.0, is sent the cookie as well |
 //!
 //! The token becomes the other two and is void. Whatever is asked for beyond a page that says so needs both. And whoever asks:
 //!
-//! - `Host` names this address and port, or `localhost`: a name that somebody else's DNS leads here (rebinding) does not;
+//! - `Host` is this address and port: a name that somebody else's DNS leads here (rebinding) is not;
 //! - `Sec-Fetch-Site`, where a browser says it, is not another site's, nor another port's, but for following the printed link;
 //! - a change is a `POST` of JSON with an `Origin` that is `Host`'s.
 
@@ -16,8 +16,8 @@ use std::net::SocketAddr;
 
 use crate::secret::{NoRandom, Secret};
 
-/// The cookie's name; its end is the port, since two of these pages would overwrite each other's.
-const COOKIE: &str = "cofferdam-";
+/// The cookie's name.
+const COOKIE: &str = "cofferdam";
 
 /// Of a request, what the door looks at.
 #[derive(Debug, Clone, Copy, Default)]
@@ -78,8 +78,7 @@ pub(crate) enum Refused {
 
 #[derive(Debug)]
 pub(crate) struct Door {
-    hosts: Vec<String>,
-    cookie: String,
+    host: String,
     token: Secret,
     is_used: bool,
     session: Secret,
@@ -87,13 +86,10 @@ pub(crate) struct Door {
 }
 
 impl Door {
-    /// A door of these addresses, which have one port.
-    pub(crate) fn new(addresses: &[SocketAddr]) -> Result<Door, NoRandom> {
-        let port = addresses.first().map_or(0, SocketAddr::port);
-        let mut hosts: Vec<String> = addresses.iter().map(SocketAddr::to_string).collect();
-        hosts.push(format!("localhost:{port}"));
+    /// The door of the page at this address.
+    pub(crate) fn new(address: SocketAddr) -> Result<Door, NoRandom> {
         let (token, session, key) = (Secret::new()?, Secret::new()?, Secret::new()?);
-        Ok(Door { hosts, cookie: format!("{COOKIE}{port}"), token, is_used: false, session, key })
+        Ok(Door { host: address.to_string(), token, is_used: false, session, key })
     }
 
     /// What opens the page, once.
@@ -108,12 +104,12 @@ impl Door {
 
     /// The header that gives a browser its cookie.
     pub(crate) fn set_cookie(&self) -> String {
-        format!("{}={}; HttpOnly; SameSite=Strict; Path=/", self.cookie, self.session.reveal())
+        format!("{COOKIE}={}; HttpOnly; SameSite=Strict; Path=/", self.session.reveal())
     }
 
     /// Whether somebody may have what is asked for. A token that is right is void afterwards.
     pub(crate) fn admit<'a>(&mut self, head: &Head<'a>) -> Result<Asked<'a>, Refused> {
-        if !head.host.is_some_and(|host| self.hosts.iter().any(|known| known.eq_ignore_ascii_case(host))) {
+        if head.host != Some(&self.host) {
             return Err(Refused::Host);
         }
         let asked = match (head.path, head.is_post) {
@@ -132,8 +128,7 @@ impl Door {
             return Err(Refused::Session);
         }
         if head.is_post {
-            let own = head.host.map(|host| format!("http://{host}"));
-            if head.origin.is_none() || head.origin != own.as_deref() {
+            if head.origin.and_then(|origin| origin.strip_prefix("http://")) != Some(&self.host) {
                 return Err(Refused::Site);
             }
             let is_json = head.content_type.is_some_and(|kind| kind.eq_ignore_ascii_case("application/json"));
@@ -162,7 +157,7 @@ impl Door {
     fn has_session(&self, head: &Head<'_>) -> bool {
         let cookies = head.cookie.unwrap_or_default().split(';').filter_map(|cookie| cookie.trim().split_once('='));
         // Whoever serves another port of this host may have set one of the same name: each counts.
-        cookies.filter(|(name, _)| *name == self.cookie).any(|(_, value)| self.session.is(value))
+        cookies.filter(|(name, _)| *name == COOKIE).any(|(_, value)| self.session.is(value))
     }
 }
 
@@ -182,11 +177,10 @@ fn parameter<'a>(query: &'a str, name: &str) -> Option<&'a str> {
 mod tests {
     use super::*;
 
-    const V4: &str = "127.0.0.1:4000";
-    const V6: &str = "[::1]:4000";
+    const HERE: &str = "127.93.184.7:4000";
 
     fn door() -> Door {
-        Door::new(&[V4.parse().unwrap(), V6.parse().unwrap()]).unwrap()
+        Door::new(HERE.parse().unwrap()).unwrap()
     }
 
     fn query(door: &Door) -> String {
@@ -200,17 +194,15 @@ mod tests {
 
     #[test]
     fn a_token_opens_the_page_once() {
-        for host in [V4, V6, "localhost:4000", "LOCALHOST:4000"] {
-            let mut door = door();
-            let query = query(&door);
-            let first = Head { path: "/", query: &query, host: Some(host), ..Head::default() };
-            assert_eq!(door.admit(&first), Ok(Asked::Enter), "{host}");
-            assert_eq!(door.admit(&first), Err(Refused::Used), "{host}");
-            let cookie = format!("other=1; {}", cookie(&door));
-            assert_eq!(door.admit(&Head { cookie: Some(&cookie), ..first }), Err(Refused::Open), "{host}");
-            let again = Head { query: "", cookie: Some(&cookie), ..first };
-            assert_eq!(door.admit(&again), Ok(Asked::Page), "{host}");
-        }
+        let mut door = door();
+        let query = query(&door);
+        let first = Head { path: "/", query: &query, host: Some(HERE), ..Head::default() };
+        assert_eq!(door.admit(&first), Ok(Asked::Enter));
+        assert_eq!(door.admit(&first), Err(Refused::Used));
+        let cookie = format!("other=1; {}", cookie(&door));
+        assert_eq!(door.admit(&Head { cookie: Some(&cookie), ..first }), Err(Refused::Open));
+        let again = Head { query: "", cookie: Some(&cookie), ..first };
+        assert_eq!(door.admit(&again), Ok(Asked::Page));
     }
 
     #[test]
@@ -219,14 +211,14 @@ mod tests {
         let right = query(&door);
         let almost = format!("{}0", &right[..right.len() - 1]);
         for query in ["token=", "token=0", "token", "", "x=1", &right[..right.len() - 1], &format!("{right}0")] {
-            let head = Head { path: "/", query, host: Some(V4), ..Head::default() };
+            let head = Head { path: "/", query, host: Some(HERE), ..Head::default() };
             assert!(matches!(door.admit(&head), Err(Refused::Token | Refused::Session)), "{query}");
         }
         if almost != right {
-            let head = Head { path: "/", query: &almost, host: Some(V4), ..Head::default() };
+            let head = Head { path: "/", query: &almost, host: Some(HERE), ..Head::default() };
             assert_eq!(door.admit(&head), Err(Refused::Token));
         }
-        let head = Head { path: "/", query: &right, host: Some(V4), ..Head::default() };
+        let head = Head { path: "/", query: &right, host: Some(HERE), ..Head::default() };
         assert_eq!(door.admit(&head), Ok(Asked::Enter));
     }
 
@@ -237,14 +229,15 @@ mod tests {
         for host in [
             None,
             Some(""),
-            Some("127.0.0.1"),
-            Some("127.0.0.1:4001"),
+            Some("127.93.184.7"),
+            Some("127.93.184.7:4001"),
             Some("rebound.example:4000"),
-            Some("127.0.0.1.rebound.example:4000"),
-            Some("127.0.0.1:4000@rebound.example"),
-            Some("[::1]"),
-            Some("[::2]:4000"),
-            Some("localhost"),
+            Some("127.93.184.7.rebound.example:4000"),
+            Some("127.93.184.7:4000@rebound.example"),
+            Some("127.0.0.1:4000"),
+            Some("[::1]:4000"),
+            Some("[::ffff:127.93.184.7]:4000"),
+            Some("localhost:4000"),
             Some("localhost.:4000"),
         ] {
             let head =
@@ -258,72 +251,69 @@ mod tests {
     fn what_is_shown_needs_the_cookie_and_the_key() {
         let mut door = door();
         let (cookie, key) = (cookie(&door), door.key().reveal().to_owned());
-        for host in [V4, V6] {
-            let head = Head {
-                path: "/api/run",
-                query: "run=last&since=7",
-                host: Some(host),
-                cookie: Some(&cookie),
-                key: Some(&key),
-                ..Head::default()
-            };
-            assert_eq!(door.admit(&head), Ok(Asked::Run(Query { run: "last", since: 7 })));
-            for (path, asked) in [("/api/overview", Ok(Asked::Overview)), ("/api/other", Err(Refused::Absent))] {
-                assert_eq!(door.admit(&Head { path, ..head }), asked);
-            }
-            let swapped = cookie.replace(|c: char| c.is_ascii_digit(), "f");
-            for refused in [
-                Head { cookie: None, ..head },
-                Head { key: None, ..head },
-                Head { cookie: Some(&swapped), ..head },
-                Head { key: Some(""), ..head },
-                Head { cookie: Some(&key), key: Some(&cookie), ..head },
-            ] {
-                assert_eq!(door.admit(&refused), Err(Refused::Session), "{refused:?}");
-            }
-            // Both, by whoever has them and is another page: of a published port, which is the same site, or of anybody's.
-            for site in ["same-site", "cross-site", "none"] {
-                assert_eq!(door.admit(&Head { site: Some(site), ..head }), Err(Refused::Site), "{site}");
-            }
-            assert!(door.admit(&Head { site: Some("same-origin"), ..head }).is_ok());
+        let head = Head {
+            path: "/api/run",
+            query: "run=last&since=7",
+            host: Some(HERE),
+            cookie: Some(&cookie),
+            key: Some(&key),
+            ..Head::default()
+        };
+        assert_eq!(door.admit(&head), Ok(Asked::Run(Query { run: "last", since: 7 })));
+        for (path, asked) in [("/api/overview", Ok(Asked::Overview)), ("/api/other", Err(Refused::Absent))] {
+            assert_eq!(door.admit(&Head { path, ..head }), asked);
         }
+        let swapped = cookie.replace(|c: char| c.is_ascii_digit(), "f");
+        for refused in [
+            Head { cookie: None, ..head },
+            Head { key: None, ..head },
+            Head { cookie: Some(&swapped), ..head },
+            Head { key: Some(""), ..head },
+            Head { cookie: Some(&key), key: Some(&cookie), ..head },
+        ] {
+            assert_eq!(door.admit(&refused), Err(Refused::Session), "{refused:?}");
+        }
+        // Both, by whoever has them and is another page: of a published port, which is the same site, or of anybody's.
+        for site in ["same-site", "cross-site", "none"] {
+            assert_eq!(door.admit(&Head { site: Some(site), ..head }), Err(Refused::Site), "{site}");
+        }
+        assert!(door.admit(&Head { site: Some("same-origin"), ..head }).is_ok());
     }
 
     #[test]
     fn a_change_comes_from_the_page_itself() {
         let mut door = door();
         let (cookie, key) = (cookie(&door), door.key().reveal().to_owned());
-        for (host, origin) in [(V4, "http://127.0.0.1:4000"), (V6, "http://[::1]:4000")] {
-            let head = Head {
-                is_post: true,
-                path: "/api/allow",
-                host: Some(host),
-                origin: Some(origin),
-                cookie: Some(&cookie),
-                key: Some(&key),
-                content_type: Some("application/json"),
-                ..Head::default()
-            };
-            assert_eq!(door.admit(&head), Ok(Asked::Allow));
-            for other in [
-                None,
-                Some("null"),
-                Some("http://127.0.0.1:8080"),
-                Some("https://127.0.0.1:4000"),
-                Some("http://localhost:4000"),
-            ] {
-                assert_eq!(door.admit(&Head { origin: other, ..head }), Err(Refused::Site), "{other:?}");
-            }
-            for kind in
-                [None, Some("text/plain"), Some("application/x-www-form-urlencoded"), Some("multipart/form-data")]
-            {
-                assert_eq!(door.admit(&Head { content_type: kind, ..head }), Err(Refused::Form), "{kind:?}");
-            }
-            assert_eq!(door.admit(&Head { is_post: false, ..head }), Err(Refused::Method));
-            assert_eq!(door.admit(&Head { key: None, ..head }), Err(Refused::Session));
+        let head = Head {
+            is_post: true,
+            path: "/api/allow",
+            host: Some(HERE),
+            origin: Some("http://127.93.184.7:4000"),
+            cookie: Some(&cookie),
+            key: Some(&key),
+            content_type: Some("application/json"),
+            ..Head::default()
+        };
+        assert_eq!(door.admit(&head), Ok(Asked::Allow));
+        for other in [
+            None,
+            Some("null"),
+            Some("http://127.93.184.7:8080"),
+            Some("http://127.0.0.1:4000"),
+            Some("https://127.93.184.7:4000"),
+            Some("http://localhost:4000"),
+        ] {
+            assert_eq!(door.admit(&Head { origin: other, ..head }), Err(Refused::Site), "{other:?}");
         }
+        for kind in
+            [None, Some("text/plain"), Some("application/x-www-form-urlencoded"), Some("multipart/form-data")]
+        {
+            assert_eq!(door.admit(&Head { content_type: kind, ..head }), Err(Refused::Form), "{kind:?}");
+        }
+        assert_eq!(door.admit(&Head { is_post: false, ..head }), Err(Refused::Method));
+        assert_eq!(door.admit(&Head { key: None, ..head }), Err(Refused::Session));
         assert_eq!(
-            door.admit(&Head { is_post: true, path: "/", host: Some(V4), ..Head::default() }),
+            door.admit(&Head { is_post: true, path: "/", host: Some(HERE), ..Head::default() }),
             Err(Refused::Method)
         );
     }
@@ -331,6 +321,6 @@ mod tests {
     #[test]
     fn the_cookie_is_for_no_script_and_no_other_site() {
         let set = door().set_cookie();
-        assert!(set.starts_with("cofferdam-4000=") && set.ends_with("; HttpOnly; SameSite=Strict; Path=/"), "{set}");
+        assert!(set.starts_with("cofferdam=") && set.ends_with("; HttpOnly; SameSite=Strict; Path=/"), "{set}");
     }
 }

@@ -14,10 +14,16 @@ pub(crate) struct Secret(String);
 #[error("the system's random source gave nothing: {0}")]
 pub struct NoRandom(getrandom::Error);
 
+/// Bytes that nobody knows beforehand.
+pub(crate) fn random<const N: usize>() -> Result<[u8; N], NoRandom> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(NoRandom)?;
+    Ok(bytes)
+}
+
 impl Secret {
     pub(crate) fn new() -> Result<Secret, NoRandom> {
-        let mut bytes = [0; LEN];
-        getrandom::fill(&mut bytes).map_err(NoRandom)?;
+        let mut bytes = random::<LEN>()?;
         let text = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
         bytes.zeroize();
         Ok(Secret(text))

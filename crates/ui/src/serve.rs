@@ -1,5 +1,9 @@
 //! The server: HTTP/1.1 on the loopback, by one thread, for one browser.
 //!
+//! Its address is drawn from 127.0.0.0/8 at each start. An origin is an address and a port, and a browser keeps what a page of an
+//! origin has left there (a service worker, a cache, a cookie) for whoever has that origin next. What sandboxes publish is at 127.0.0.1,
+//! or wherever else somebody has said: the page is never there, whatever port it is given.
+//!
 //! Each connection is for one request and one answer, and all of it has [`PATIENCE`]: the page asks once a second, which is not worth
 //! keeping connections for, and nothing that is opened and left alone stays. At [`MAX_CONNECTIONS`] nobody is accepted until one
 //! has ended.
@@ -7,7 +11,7 @@
 use std::cell::RefCell;
 use std::convert::Infallible;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -32,7 +36,7 @@ use tokio::task::LocalSet;
 
 use crate::change::{self, Allow, Ask, Failed};
 use crate::door::{Asked, Door, Head, Query, Refused};
-use crate::secret::{NoRandom, Secret};
+use crate::secret::{self, NoRandom, Secret};
 use crate::watch::Watch;
 use crate::{page, view};
 
@@ -52,9 +56,6 @@ pub(crate) const MAX_BODY: usize = 4096;
 /// Changes that wait for a supervisor at once; more wait for these.
 const MAX_CHANGES: usize = 2;
 
-/// How often another port is tried that both families have.
-const TRIES: usize = 8;
-
 /// The header by which the page says its key.
 const KEY: HeaderName = HeaderName::from_static("x-cofferdam-key");
 const SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
@@ -73,8 +74,6 @@ pub struct Config {
 pub enum BindError {
     #[error("cannot listen on {address}")]
     Listen { address: SocketAddr, source: io::Error },
-    #[error("this machine has no loopback address to listen on")]
-    NoLoopback,
     #[error("cannot serve on {address}")]
     Serve { address: SocketAddr, source: io::Error },
     #[error("the system gave no event loop")]
@@ -86,7 +85,8 @@ pub enum BindError {
 /// A page that listens.
 #[derive(Debug)]
 pub struct Ui {
-    listeners: Vec<(SocketAddr, TcpListener)>,
+    address: SocketAddr,
+    listener: TcpListener,
     state: State,
 }
 
@@ -100,24 +100,25 @@ struct State {
 }
 
 impl Ui {
-    /// Listens on the loopback addresses that this machine has, with one port.
+    /// Listens on an address of the loopback that is drawn anew each time.
     ///
     /// # Errors
-    /// When the port is taken, or there is no loopback.
+    /// When the port is taken at every address of this machine, or there is no loopback.
     pub fn bind(config: Config) -> Result<Ui, BindError> {
-        let listeners = listen(config.port)?;
-        let addresses: Vec<SocketAddr> = listeners.iter().map(|(address, _)| *address).collect();
-        let Config { state, port: _ } = config;
+        let Config { state, port } = config;
+        // Nobody else listens there, now or while this does: an address of its own does not share a port with 0.0.0.0.
+        let address = SocketAddr::new(draw_address()?.into(), port.unwrap_or(0));
+        let bound = TcpListener::bind(address).and_then(|listener| Ok((listener.local_addr()?, listener)));
+        let (address, listener) = bound.map_err(|source| BindError::Listen { address, source })?;
         let (watch, registry) = (Watch::new(RunStore::at(&state)), Registry::at(&state));
-        let state = State { state, door: Door::new(&addresses)?, watch, registry };
-        Ok(Ui { listeners, state })
+        let state = State { state, door: Door::new(address)?, watch, registry };
+        Ok(Ui { address, listener, state })
     }
 
-    /// The link that opens the page, once, at each address.
+    /// The link that opens the page, once.
     #[must_use]
-    pub fn links(&self) -> Vec<String> {
-        let token = self.state.door.token().reveal();
-        self.listeners.iter().map(|(address, _)| format!("http://{address}/?token={token}")).collect()
+    pub fn link(&self) -> String {
+        format!("http://{}/?token={}", self.address, self.state.door.token().reveal())
     }
 
     /// Serves until the process ends.
@@ -128,60 +129,31 @@ impl Ui {
         let mut runtime = tokio::runtime::Builder::new_current_thread();
         runtime.enable_io().enable_time().max_blocking_threads(MAX_CHANGES);
         let runtime = runtime.build().map_err(BindError::Runtime)?;
-        let state = Rc::new(RefCell::new(self.state));
-        let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        let local = LocalSet::new();
-        let listeners = self.listeners;
-        local.block_on(&runtime, async move {
-            for (address, listener) in listeners {
-                let serve = |source| BindError::Serve { address, source };
-                listener.set_nonblocking(true).map_err(serve)?;
-                let listener = tokio::net::TcpListener::from_std(listener).map_err(serve)?;
-                tokio::task::spawn_local(accept(listener, Rc::clone(&state), Arc::clone(&room)));
-            }
-            std::future::pending().await
+        let Ui { address, listener, state } = self;
+        LocalSet::new().block_on(&runtime, async move {
+            let serve = |source| BindError::Serve { address, source };
+            listener.set_nonblocking(true).map_err(serve)?;
+            let listener = tokio::net::TcpListener::from_std(listener).map_err(serve)?;
+            let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+            accept(listener, Rc::new(RefCell::new(state)), room).await
         })
     }
 }
 
-fn listen(port: Option<u16>) -> Result<Vec<(SocketAddr, TcpListener)>, BindError> {
-    const LOOPBACK: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
-    let mut last = Err(BindError::NoLoopback);
-    for _ in 0..TRIES {
-        let mut listeners: Vec<(SocketAddr, TcpListener)> = Vec::new();
-        last = LOOPBACK.into_iter().try_for_each(|address| {
-            // The second one has the port that the first was given.
-            let given = listeners.first().map(|(address, _)| address.port());
-            let address = SocketAddr::new(address, given.or(port).unwrap_or(0));
-            let bound = TcpListener::bind(address).and_then(|listener| Ok((listener.local_addr()?, listener)));
-            match bound {
-                Ok(bound) => listeners.push(bound),
-                // A machine without this family.
-                Err(error)
-                    if matches!(error.kind(), io::ErrorKind::AddrNotAvailable | io::ErrorKind::Unsupported)
-                        || error.raw_os_error() == Some(AFNOSUPPORT) => {}
-                Err(source) => return Err(BindError::Listen { address, source }),
-            }
-            Ok(())
-        });
-        match &last {
-            Ok(()) if listeners.is_empty() => return Err(BindError::NoLoopback),
-            Ok(()) => return Ok(listeners),
-            // That port is somebody's in the other family.
-            Err(BindError::Listen { source, .. }) if port.is_none() && source.kind() == io::ErrorKind::AddrInUse => {}
-            Err(_) => break,
-        }
-    }
-    last.and(Err(BindError::NoLoopback))
+/// One of sixteen million. What machines use themselves (127.0.0.1, 127.0.0.53, 127.0.1.1) is below 127.16.0.0.
+fn draw_address() -> Result<Ipv4Addr, NoRandom> {
+    let [second, third, last] = secret::random()?;
+    Ok(Ipv4Addr::new(127, second.max(16), third, last.clamp(1, 254)))
 }
 
-/// `EAFNOSUPPORT`, for which std has no word.
-const AFNOSUPPORT: i32 = 97;
-
-async fn accept(listener: tokio::net::TcpListener, state: Rc<RefCell<State>>, room: Arc<Semaphore>) {
+async fn accept(
+    listener: tokio::net::TcpListener,
+    state: Rc<RefCell<State>>,
+    room: Arc<Semaphore>,
+) -> Result<Infallible, BindError> {
     loop {
-        // It is never closed.
-        let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
+        // The semaphore is never closed.
+        let permit = Arc::clone(&room).acquire_owned().await;
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(_) => {
@@ -446,9 +418,10 @@ mod tests {
 
     use super::*;
 
-    /// A page that is served for as long as the tests go on, and its links.
+    /// A page that is served for as long as the tests go on, and its link.
     struct Served {
-        links: Vec<String>,
+        at: SocketAddr,
+        path: String,
         key: String,
         cookie: String,
         _state: tempfile::TempDir,
@@ -458,24 +431,16 @@ mod tests {
         fn start() -> Served {
             let state = tempfile::tempdir().unwrap();
             let ui = Ui::bind(Config { state: state.path().to_owned(), port: None }).unwrap();
-            let (links, door) = (ui.links(), &ui.state.door);
+            let (link, door) = (ui.link(), &ui.state.door);
             let cookie = door.set_cookie().split(';').next().unwrap().to_owned();
             let key = door.key().reveal().to_owned();
             thread::spawn(move || ui.serve().map(|never| match never {}));
-            Served { links, key, cookie, _state: state }
+            let (host, path) = link.strip_prefix("http://").unwrap().split_once('/').unwrap();
+            Served { at: host.parse().unwrap(), path: format!("/{path}"), key, cookie, _state: state }
         }
 
-        /// Each address with its port, and the link's path.
-        fn doors(&self) -> Vec<(SocketAddr, String)> {
-            let split = |link: &String| {
-                let (host, path) = link.strip_prefix("http://").unwrap().split_once('/').unwrap();
-                (host.parse().unwrap(), format!("/{path}"))
-            };
-            self.links.iter().map(split).collect()
-        }
-
-        fn change(&self, at: SocketAddr, body: &str) -> String {
-            let (key, cookie, len) = (&self.key, &self.cookie, body.len());
+        fn change(&self, body: &str) -> String {
+            let (at, key, cookie, len) = (self.at, &self.key, &self.cookie, body.len());
             let fields = format!(
                 "Origin: http://{at}\r\nCookie: {cookie}\r\nX-Cofferdam-Key: {key}\r\nContent-Type: application/json\r\nContent-Length: {len}\r\n"
             );
@@ -498,92 +463,97 @@ mod tests {
     }
 
     #[test]
-    fn the_page_comes_once_with_its_cookie_and_may_do_nothing_else() {
-        for family in [0, 1] {
-            let served = Served::start();
-            let doors = served.doors();
-            assert_eq!(doors.len(), 2, "this machine has both loopback addresses");
-            let (at, path) = &doors[family];
-            let answer = say(*at, &format!("GET {path} HTTP/1.1\r\nHost: {at}\r\n\r\n"));
-            assert_eq!(status(&answer), "200", "{answer}");
-            let (head, page) = answer.split_once("\r\n\r\n").unwrap();
-            let head = head.to_ascii_lowercase();
-            for field in [
-                "cache-control: no-store",
-                "x-content-type-options: nosniff",
-                "referrer-policy: no-referrer",
-                "x-frame-options: deny",
-                "cross-origin-opener-policy: same-origin",
-                "cross-origin-resource-policy: same-origin",
-                "content-security-policy: default-src 'none'; script-src 'nonce-",
-                "; httponly; samesite=strict; path=/",
-            ] {
-                assert!(head.contains(field), "{field}: {head}");
+    fn the_page_is_at_an_address_of_its_own_which_nobody_else_can_have_meanwhile() {
+        let (one, other) = (Served::start(), Served::start());
+        for served in [&one, &other] {
+            let SocketAddr::V4(at) = served.at else { panic!("{}", served.at) };
+            assert!(at.ip().is_loopback() && at.ip().octets()[1] >= 16, "{at}");
+            // As a port is published that is for everybody.
+            for everywhere in ["0.0.0.0", "::"] {
+                let everywhere = SocketAddr::new(everywhere.parse().unwrap(), at.port());
+                let refused = TcpListener::bind(everywhere).unwrap_err();
+                assert_eq!(refused.kind(), io::ErrorKind::AddrInUse, "{everywhere}");
             }
-            assert!(page.contains(&served.key) && !page.contains("http://www.w3.org/1999"), "{page}");
-            assert!(!page.contains("NONCE") && !page.contains("/*SCRIPT*/") && !page.contains("<!--KEY-->"));
-            // Neither for the other address.
-            for (at, path) in &doors {
-                let answer = say(*at, &format!("GET {path} HTTP/1.1\r\nHost: {at}\r\n\r\n"));
-                assert_eq!(status(&answer), "403");
-                assert!(answer.contains("This link was used") && !answer.contains(&served.key));
-            }
-            let again = say(*at, &format!("GET / HTTP/1.1\r\nHost: {at}\r\nCookie: {}\r\n\r\n", served.cookie));
-            assert_eq!(status(&again), "200");
-            assert!(!again.contains(&served.key), "it is said once");
         }
+        assert_ne!(one.at.ip(), other.at.ip(), "once in sixteen million times");
+    }
+
+    #[test]
+    fn the_page_comes_once_with_its_cookie_and_may_do_nothing_else() {
+        let served = Served::start();
+        let (at, path) = (served.at, &served.path);
+        let answer = say(at, &format!("GET {path} HTTP/1.1\r\nHost: {at}\r\n\r\n"));
+        assert_eq!(status(&answer), "200", "{answer}");
+        let (head, page) = answer.split_once("\r\n\r\n").unwrap();
+        let head = head.to_ascii_lowercase();
+        for field in [
+            "cache-control: no-store",
+            "x-content-type-options: nosniff",
+            "referrer-policy: no-referrer",
+            "x-frame-options: deny",
+            "cross-origin-opener-policy: same-origin",
+            "cross-origin-resource-policy: same-origin",
+            "content-security-policy: default-src 'none'; script-src 'nonce-",
+            "; httponly; samesite=strict; path=/",
+        ] {
+            assert!(head.contains(field), "{field}: {head}");
+        }
+        assert!(page.contains(&served.key) && !page.contains("http://www.w3.org/1999"), "{page}");
+        assert!(!page.contains("NONCE") && !page.contains("/*SCRIPT*/") && !page.contains("<!--KEY-->"));
+        let answer = say(at, &format!("GET {path} HTTP/1.1\r\nHost: {at}\r\n\r\n"));
+        assert_eq!(status(&answer), "403");
+        assert!(answer.contains("This link was used") && !answer.contains(&served.key));
+        let again = say(at, &format!("GET / HTTP/1.1\r\nHost: {at}\r\nCookie: {}\r\n\r\n", served.cookie));
+        assert_eq!(status(&again), "200");
+        assert!(!again.contains(&served.key), "it is said once");
     }
 
     #[test]
     fn what_is_too_long_is_refused() {
         let served = Served::start();
-        for (at, _) in served.doors() {
-            let fields = "X-Field: x\r\n".repeat(MAX_FIELDS + 1);
-            assert_eq!(status(&say(at, &format!("GET / HTTP/1.1\r\nHost: {at}\r\n{fields}\r\n"))), "431");
-            let long = "x".repeat(MAX_HEAD);
-            for head in [
-                format!("GET / HTTP/1.1\r\nHost: {at}\r\nX-Long: {long}"),
-                format!("GET /{long}{long} HTTP/1.1\r\nHost: {at}"),
-            ] {
-                let answer = say(at, &format!("{head}\r\n\r\n"));
-                // What was not read when the connection is closed resets it, and that may be faster than the answer.
-                assert!(matches!(status(&answer), "431" | ""), "{answer}");
-            }
-            assert_eq!(status(&served.change(at, &" ".repeat(MAX_BODY + 1))), "413");
-            assert_eq!(status(&served.change(at, &" ".repeat(MAX_BODY))), "400");
+        let at = served.at;
+        let fields = "X-Field: x\r\n".repeat(MAX_FIELDS + 1);
+        assert_eq!(status(&say(at, &format!("GET / HTTP/1.1\r\nHost: {at}\r\n{fields}\r\n"))), "431");
+        let long = "x".repeat(MAX_HEAD);
+        for head in [
+            format!("GET / HTTP/1.1\r\nHost: {at}\r\nX-Long: {long}"),
+            format!("GET /{long}{long} HTTP/1.1\r\nHost: {at}"),
+        ] {
+            let answer = say(at, &format!("{head}\r\n\r\n"));
+            // What was not read when the connection is closed resets it, and that may be faster than the answer.
+            assert!(matches!(status(&answer), "431" | ""), "{answer}");
         }
+        assert_eq!(status(&served.change(&" ".repeat(MAX_BODY + 1))), "413");
+        assert_eq!(status(&served.change(&" ".repeat(MAX_BODY))), "400");
     }
 
     #[test]
     fn what_is_no_change_and_no_request_is_refused() {
         let served = Served::start();
-        for (at, _) in served.doors() {
-            for body in ["", "{}", "[]", r#"{"run":"x"}"#, r#"{"run":"x","rule":"y","more":1}"#, &"[".repeat(4000)] {
-                assert_eq!(status(&served.change(at, body)), "400", "{body}");
-            }
-            assert_eq!(status(&served.change(at, r#"{"run":"../x","rule":"allow@a.example"}"#)), "404");
-            for (request, expected) in [
-                ("PUT / HTTP/1.1\r\nHost: HOST\r\n\r\n", "405"),
-                ("GET /etc/passwd HTTP/1.1\r\nHost: HOST\r\n\r\n", "404"),
-                ("GET /api/overview HTTP/1.1\r\nHost: HOST\r\n\r\n", "403"),
-                ("GET / HTTP/1.0\r\n\r\n", "403"),
-                ("GET / HTTP/1.1\r\nHost: HOST\r\nHost: HOST\r\n\r\n", "403"),
-                ("GET http://HOST/ HTTP/1.1\r\nHost: rebound.example\r\n\r\n", "403"),
-                ("nonsense\r\n\r\n", "400"),
-            ] {
-                let answer = say(at, &request.replace("HOST", &at.to_string()));
-                assert_eq!(status(&answer), expected, "{request}");
-            }
+        for body in ["", "{}", "[]", r#"{"run":"x"}"#, r#"{"run":"x","rule":"y","more":1}"#, &"[".repeat(4000)] {
+            assert_eq!(status(&served.change(body)), "400", "{body}");
+        }
+        assert_eq!(status(&served.change(r#"{"run":"../x","rule":"allow@a.example"}"#)), "404");
+        for (request, expected) in [
+            ("PUT / HTTP/1.1\r\nHost: HOST\r\n\r\n", "405"),
+            ("GET /etc/passwd HTTP/1.1\r\nHost: HOST\r\n\r\n", "404"),
+            ("GET /api/overview HTTP/1.1\r\nHost: HOST\r\n\r\n", "403"),
+            ("GET / HTTP/1.0\r\n\r\n", "403"),
+            ("GET / HTTP/1.1\r\nHost: HOST\r\nHost: HOST\r\n\r\n", "403"),
+            ("GET http://HOST/ HTTP/1.1\r\nHost: rebound.example\r\n\r\n", "403"),
+            ("nonsense\r\n\r\n", "400"),
+        ] {
+            let answer = say(served.at, &request.replace("HOST", &served.at.to_string()));
+            assert_eq!(status(&answer), expected, "{request}");
         }
     }
 
     #[test]
     fn a_port_that_is_taken_is_named() {
-        let served = Served::start();
+        let everywhere = TcpListener::bind("0.0.0.0:0").unwrap();
+        let port = everywhere.local_addr().unwrap().port();
         let state = tempfile::tempdir().unwrap();
-        for (at, _) in served.doors() {
-            let refused = Ui::bind(Config { state: state.path().to_owned(), port: Some(at.port()) }).unwrap_err();
-            assert!(refused.to_string().contains(&at.port().to_string()), "{refused}");
-        }
+        let refused = Ui::bind(Config { state: state.path().to_owned(), port: Some(port) }).unwrap_err();
+        assert!(refused.to_string().contains(&port.to_string()), "{refused}");
     }
 }

@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use cofferdam_world_tests::{Family, Ran, World};
 
-/// Helpers of the scripts here: `page` starts the page, whose links are in `links`; `link FAMILY` is one of them; `browse` drives a
+/// Helpers of the scripts here: `page` starts the page; `link` is its link; `browse` drives a
 /// browser, which is a plain user's also where Cofferdam is root's: nothing of it needs more.
 const HELPERS: &str = r#"
     page() {
-        $C ui </dev/null >links 2>said & ui=$!; servers="$servers $ui"
+        $C ui </dev/null >link 2>said & ui=$!; servers="$servers $ui"
         until_ grep -qs 'Ctrl-C' said
     }
-    link() { grep -F "//$1" links; }
+    link() { cat link; }
     browse() { "$WORLD/files/as_guest.sh" /usr/bin/python3 $WORLD/files/browser.py "$@"; }
     newest() { ls "$XDG_STATE_HOME/cofferdam/runs" | tail -1; }
 "#;
@@ -25,10 +25,6 @@ fn script(text: &str) -> Ran {
     let world = World::shared();
     // A browser on a busy machine takes its time.
     world.script_in(world.sandbox().patience(Duration::from_secs(300)), &format!("{HELPERS}{text}"))
-}
-
-fn host(family: Family) -> String {
-    family.in_url(family.loopback())
 }
 
 /// A program whose name is HTML, with a flow that moves something, one that rests, and denials; it ends with its input.
@@ -71,11 +67,10 @@ END
             $C run --quiet --net-default-egress deny --net-rule 'allow@{web}:tcp:7+7109' -- python3 busy.py '<img src=x onerror=alert(1)>' <input >out 2>&1 &
             exec 9>input
             until_ grep -q up out
-            browse shows "$(link '{host}')"
+            browse shows "$(link)"
             exec 9>&-
             "#,
             busy = busy(family),
-            host = host(family),
         ));
         ran.exits(0).says("address /\n").says("title python3 busy.py <img src=x onerror=alert(1)>\n");
         ran.says(&format!("flow {web}:7 tcp\n")).says(&format!("flow {web}:7109 tcp\n"));
@@ -101,12 +96,11 @@ fn a_denial_is_allowed_with_keys_alone_and_the_next_try_goes_through() {
             page
             $C run --no-cwd --quiet --net-default-egress deny -- sh -c '
                 until curl -s -m 5 -o /dev/null http://{web}/; do sleep 0.2; done; echo through' >out 2>&1 & run=$!
-            browse allows "$(link '{host}')" '{web}:80'
+            browse allows "$(link)" '{web}:80'
             wait $run
             cat out
             $C log last --json | grep -c policy.changed
             "#,
-            host = host(family),
         ));
         ran.exits(0).says("back True\n").says(&format!("rule allow@{web}:tcp:80\n")).says("error \n");
         ran.says("through\n1\n").says("complaints []\n");
@@ -116,22 +110,30 @@ fn a_denial_is_allowed_with_keys_alone_and_the_next_try_goes_through() {
 #[test]
 fn the_link_opens_the_page_once_and_nothing_else_does() {
     for family in Family::BOTH {
-        let host = host(family);
+        // A program's page at another port of the page's own address, where one is that listens everywhere; or of another address.
+        let (bind, near) = match family {
+            Family::V4 => ("0.0.0.0", "$address"),
+            Family::V6 => ("::1", "[::1]"),
+        };
         let ran = script(&format!(
             r#"
             page
+            at=$(sed 's/?.*//' link)
+            address=$(echo "$at" | sed 's/^http:..//; s/:.*//') port=$(echo "$at" | sed 's/.*:\([0-9]*\).$/\1/')
             mkdir near && echo near > near/index.html
-            serve python3 -m http.server 21980 --bind '{loopback}' --directory near
-            until_ curl -s -o /dev/null 'http://{host}:21980/'
-            browse enters "$(link '{host}')" 'http://{host}:21980/'
-            at=$(link '{host}' | sed 's/?.*//')
+            serve python3 -m http.server 21980 --bind '{bind}' --directory near
+            until_ curl -s -o /dev/null "http://{near}:21980/"
+            browse enters "$(link)" "http://{near}:21980/"
+            case $address in 127.0.*) echo near ;; 127.*) echo apart ;; esac
+            # Nobody can have its port while it is there.
+            $C run --no-cwd -p "0.0.0.0:$port:80" -- true 2>taken || grep -c "is taken" taken
             code() {{ curl -s -o body -w '%{{http_code}}\n' "$@"; }}
-            echo "host $(code -H 'Host: rebound.example' "$(link '{host}')")"
+            echo "host $(code -H 'Host: rebound.example' "$(link)")"
             echo "post $(code -X POST -H 'Content-Type: application/json' -d '{{}}' "${{at}}api/allow")"
             echo "put $(code -X PUT -d x "$at")"
             echo "head $(code -H "X-Long: $(head -c 20000 /dev/zero | tr '\0' a)" "$at")"
             # Somebody who says nothing is not waited for, and keeps nobody out.
-            python3 - '{loopback}' "$(echo "$at" | sed 's/.*:\([0-9]*\)\/$/\1/')" <<'END'
+            python3 - "$address" "$port" <<'END'
 import socket, sys
 slow = [socket.create_connection((sys.argv[1], int(sys.argv[2]))) for _ in range(40)]
 for one in slow: one.settimeout(30)
@@ -139,10 +141,8 @@ print("slow", sum(one.recv(100)[:12] in (b"", b"HTTP/1.1 408") for one in slow))
 END
             echo "after $(code "$at")"
             # No other address, and not from the world.
-            echo "lan $(curl -s -m 5 -o /dev/null -w '%{{http_code}}' "$(echo "$at" | sed 's/{escaped}/{outer}/')")"
+            echo "lan $(curl -s -m 5 -o /dev/null -w '%{{http_code}}' "http://{outer}:$port/")"
             "#,
-            loopback = family.loopback(),
-            escaped = host.replace('[', "\\[").replace(']', "\\]"),
             outer = family.in_url(family.host()),
         ));
         ran.exits(0)
@@ -155,6 +155,7 @@ END
         ran.says("host 403\n").says("post 403\n").says("put 405\n");
         // What was not read when the connection is closed resets it, and that may be faster than the answer.
         assert!(["431", "000"].iter().any(|code| ran.stdout().contains(&format!("head {code}"))), "{ran}");
+        ran.says("apart\n1\n");
         ran.says("slow 40\n").says("after 403\n").says("lan 000");
     }
 }
@@ -166,7 +167,7 @@ fn a_run_that_ends_or_is_removed_while_it_is_shown_is_told() {
         page
         $C run --no-cwd --no-net -- true
         mkfifo input
-        browse removed "$(link 127.0.0.1)" <input >out & browser=$!
+        browse removed "$(link)" <input >out & browser=$!
         exec 9>input
         until_ grep -q up out
         $C log rm "$(newest)"
@@ -178,7 +179,7 @@ fn a_run_that_ends_or_is_removed_while_it_is_shown_is_told() {
         $C run --no-cwd --net-default-egress deny -- sh -c 'read line; exit 3' <more & run=$!
         exec 8>more
         until_ eval '$C log 2>/dev/null | grep -q running'
-        browse ends "$(link '[::1]')" >ended & browser=$!
+        browse ends "$(link)" >ended & browser=$!
         until_ grep -q up ended
         echo >&8
         wait $browser
@@ -217,11 +218,10 @@ END
             $C run --quiet -- python3 many.py <input >out 2>&1 &
             exec 9>input
             until_ grep -q up out || until_ grep -q up out
-            browse frames "$(link '{host}')" 1000
+            browse frames "$(link)" 1000
             exec 9>&-
             "#,
             address = family.web(),
-            host = host(family),
         ));
         ran.exits(0).says("complaints []\n").says("news True\n");
         let stdout = ran.stdout();
@@ -273,7 +273,7 @@ END
         exec 9>input
         until_ grep -q up out
         mkdir -m 777 pictures
-        browse pictures "$(link 127.0.0.1)" "$PWD/pictures"
+        browse pictures "$(link)" "$PWD/pictures"
         for scheme in light dark; do test "$(head -c 4 pictures/ui-$scheme.png | tail -c 3)" = PNG; done
         cmp -s pictures/ui-light.png pictures/ui-dark.png || echo different
         folder='{folder}'

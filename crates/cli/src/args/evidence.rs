@@ -72,8 +72,7 @@ pub(crate) struct LogRmArgs {
 pub(crate) const UI_EXAMPLES: &str = "\
 Examples:
   cofferdam ui                           # then open the link that it prints
-  cofferdam ui --port 8900               # always there
-  ssh -L 8900:127.0.0.1:8900 machine cofferdam ui --port 8900
+  cofferdam ui --port 8900               # at this port of the address in the link
 
 The link opens the page once, in one browser on this machine; nobody else may
 ask for anything. It shows sandboxes and runs, the flows of a run as they go on,
@@ -82,7 +81,7 @@ the run ends. Ctrl-C ends it; runs do not notice.";
 
 #[derive(Debug, Args)]
 pub(crate) struct UiArgs {
-    /// Listen on this port of 127.0.0.1 and ::1, and not on one that is free.
+    /// Listen on this port of the page's address, and not on one that is free.
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub port: Option<u16>,
 }
