@@ -5,19 +5,20 @@
 //! or wherever else somebody has said: the page is never there, whatever port it is given.
 //!
 //! Each connection is for one request and one answer, and all of it has [`PATIENCE`]: the page asks once a second, which is not worth
-//! keeping connections for, and nothing that is opened and left alone stays. At [`MAX_CONNECTIONS`] nobody is accepted until one
-//! has ended.
+//! keeping connections for, and nothing that is opened and left alone stays. Whoever has not said anything that the door lets in
+//! is a stranger. Of those there are [`MAX_STRANGERS`], and the oldest makes room for the next, so that nobody keeps the page's own
+//! browser away by connecting; [`GRACE`] is time enough for that one to say who it is. Beside them [`MAX_CONNECTIONS`] are answered.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use cofferdam_control::named::Registry;
@@ -32,7 +33,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
-use tokio::task::LocalSet;
+use tokio::task::{AbortHandle, LocalSet};
 
 use crate::change::{self, Allow, Ask, Failed};
 use crate::door::{Asked, Door, Head, Query, Refused};
@@ -40,8 +41,12 @@ use crate::secret::{self, NoRandom, Secret};
 use crate::watch::Watch;
 use crate::{page, view};
 
-/// Connections at once. A browser has six for one host.
+/// Requests that are answered at once. A browser has six connections for one host.
 pub(crate) const MAX_CONNECTIONS: usize = 32;
+/// Connections that have not said anything that is let in.
+pub(crate) const MAX_STRANGERS: usize = 64;
+/// What each of them has before another one takes its place. A browser says its request with the connection.
+const GRACE: Duration = Duration::from_millis(100);
 /// For a request and its answer. Changing a policy may take as long as the run's supervisor does.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(75);
 /// For all of the request.
@@ -134,8 +139,7 @@ impl Ui {
             let serve = |source| BindError::Serve { address, source };
             listener.set_nonblocking(true).map_err(serve)?;
             let listener = tokio::net::TcpListener::from_std(listener).map_err(serve)?;
-            let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-            accept(listener, Rc::new(RefCell::new(state)), room).await
+            accept(listener, Rc::new(RefCell::new(state)), Rc::new(Room::new())).await
         })
     }
 }
@@ -146,14 +150,59 @@ fn draw_address() -> Result<Ipv4Addr, NoRandom> {
     Ok(Ipv4Addr::new(127, second.max(16), third, last.clamp(1, 254)))
 }
 
+/// Who is connected.
+struct Room {
+    /// Oldest first.
+    strangers: RefCell<VecDeque<Stranger>>,
+    answered: Semaphore,
+}
+
+struct Stranger {
+    number: u64,
+    since: Instant,
+    connection: AbortHandle,
+}
+
+impl Room {
+    fn new() -> Room {
+        Room { strangers: RefCell::default(), answered: Semaphore::new(MAX_CONNECTIONS) }
+    }
+
+    /// Waits until there is room for one more stranger.
+    async fn make_room(&self) {
+        loop {
+            let oldest = {
+                let mut strangers = self.strangers.borrow_mut();
+                strangers.retain(|stranger| !stranger.connection.is_finished());
+                if strangers.len() < MAX_STRANGERS {
+                    return;
+                }
+                let Some(oldest) = strangers.front() else { return };
+                let due = oldest.since + GRACE;
+                if due <= Instant::now() {
+                    oldest.connection.abort();
+                    strangers.pop_front();
+                    return;
+                }
+                due
+            };
+            tokio::time::sleep_until(oldest.into()).await;
+        }
+    }
+
+    /// This one is let in.
+    fn know(&self, number: u64) {
+        self.strangers.borrow_mut().retain(|stranger| stranger.number != number);
+    }
+}
+
 async fn accept(
     listener: tokio::net::TcpListener,
     state: Rc<RefCell<State>>,
-    room: Arc<Semaphore>,
+    room: Rc<Room>,
 ) -> Result<Infallible, BindError> {
-    loop {
-        // The semaphore is never closed.
-        let permit = Arc::clone(&room).acquire_owned().await;
+    for number in 0.. {
+        room.make_room().await;
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(_) => {
@@ -162,19 +211,29 @@ async fn accept(
                 continue;
             }
         };
-        let state = Rc::clone(&state);
-        tokio::task::spawn_local(async move {
+        let guest = Guest { number, state: Rc::clone(&state), room: Rc::clone(&room) };
+        let serving = tokio::task::spawn_local(async move {
             // How a connection ended is the browser's affair.
-            let _ended = tokio::time::timeout(PATIENCE, connection(stream, state)).await;
-            drop(permit);
+            let _ended = tokio::time::timeout(PATIENCE, connection(stream, guest)).await;
         });
+        let stranger = Stranger { number, since: Instant::now(), connection: serving.abort_handle() };
+        room.strangers.borrow_mut().push_back(stranger);
     }
+    std::future::pending().await
 }
 
-async fn connection(stream: TcpStream, state: Rc<RefCell<State>>) {
+/// Whose connection it is.
+#[derive(Clone)]
+struct Guest {
+    number: u64,
+    state: Rc<RefCell<State>>,
+    room: Rc<Room>,
+}
+
+async fn connection(stream: TcpStream, guest: Guest) {
     let service = service_fn(move |request| {
-        let state = Rc::clone(&state);
-        async move { Ok::<_, Infallible>(answer(request, &state).await) }
+        let guest = guest.clone();
+        async move { Ok::<_, Infallible>(answer(request, &guest).await) }
     });
     let mut builder = http1::Builder::new();
     builder.keep_alive(false).max_buf_size(MAX_HEAD).max_headers(MAX_FIELDS).half_close(false);
@@ -184,7 +243,8 @@ async fn connection(stream: TcpStream, state: Rc<RefCell<State>>) {
 }
 
 /// Answers one request.
-async fn answer(request: Request<Incoming>, state: &RefCell<State>) -> Response<Once> {
+async fn answer(request: Request<Incoming>, guest: &Guest) -> Response<Once> {
+    let Guest { number, state, room } = guest;
     let headers = request.headers().clone();
     let method = request.method().clone();
     let target = request.uri().clone();
@@ -202,10 +262,15 @@ async fn answer(request: Request<Incoming>, state: &RefCell<State>) -> Response<
         key: only(&headers, &KEY),
         content_type: only(&headers, &header::CONTENT_TYPE),
     };
-    let asked = state.borrow_mut().door.admit(&head);
+    let asked = match state.borrow_mut().door.admit(&head) {
+        Err(refused) => return refuse(refused),
+        Ok(asked) => asked,
+    };
+    room.know(*number);
+    // It is never closed; those who wait for it know the key.
+    let _permit = room.answered.acquire().await;
     match asked {
-        Err(refused) => refuse(refused),
-        Ok(Asked::Enter) => {
+        Asked::Enter => {
             let state = state.borrow();
             let mut response = html(StatusCode::OK, |nonce| page::page(nonce, Some(state.door.key().reveal())));
             if let Ok(cookie) = HeaderValue::from_str(&state.door.set_cookie()) {
@@ -213,14 +278,14 @@ async fn answer(request: Request<Incoming>, state: &RefCell<State>) -> Response<
             }
             response
         }
-        Ok(Asked::Page) => html(StatusCode::OK, |nonce| page::page(nonce, None)),
-        Ok(Asked::Overview) => {
+        Asked::Page => html(StatusCode::OK, |nonce| page::page(nonce, None)),
+        Asked::Overview => {
             let state = state.borrow();
             json(StatusCode::OK, &view::overview(state.watch.store(), &state.registry))
         }
-        Ok(Asked::Run(query)) => show(&mut state.borrow_mut(), query),
-        Ok(Asked::Propose) => change(request.into_body(), state, change::propose).await,
-        Ok(Asked::Allow) => change(request.into_body(), state, change::allow).await,
+        Asked::Run(query) => show(&mut state.borrow_mut(), query),
+        Asked::Propose => change(request.into_body(), state, change::propose).await,
+        Asked::Allow => change(request.into_body(), state, change::allow).await,
     }
 }
 
@@ -506,6 +571,24 @@ mod tests {
         let again = say(at, &format!("GET / HTTP/1.1\r\nHost: {at}\r\nCookie: {}\r\n\r\n", served.cookie));
         assert_eq!(status(&again), "200");
         assert!(!again.contains(&served.key), "it is said once");
+    }
+
+    #[test]
+    fn nobody_is_kept_away_by_those_who_connect_and_say_nothing() {
+        let served = Served::start();
+        let at = served.at;
+        let silent: Vec<_> =
+            (0..2 * MAX_STRANGERS).map(|_| std::net::TcpStream::connect(at).unwrap()).collect();
+        let (key, cookie) = (&served.key, &served.cookie);
+        let fields = format!("Host: {at}\r\nCookie: {cookie}\r\nX-Cofferdam-Key: {key}\r\n");
+        assert_eq!(status(&say(at, &format!("GET /api/overview HTTP/1.1\r\n{fields}\r\n"))), "200");
+        // Its turn did not come by everybody's time running out: those who came last are there still, and others made room.
+        let ended = |mut stream: &std::net::TcpStream| {
+            stream.set_nonblocking(true).unwrap();
+            stream.read(&mut [0; 16]).map_err(|error| error.kind())
+        };
+        assert_eq!(ended(silent.last().unwrap()), Err(io::ErrorKind::WouldBlock));
+        assert_eq!(ended(&silent[0]), Ok(0));
     }
 
     #[test]
