@@ -155,6 +155,7 @@ impl Top {
             }
             // Also while there is more to be read: nobody acts on what is not shown.
             if !more || drawn.is_none_or(|drawn| drawn.elapsed() >= TURN) {
+                self.app.settle();
                 terminal.draw(|frame| draw(frame, &self.app, theme))?;
                 drawn = Some(Instant::now());
             }

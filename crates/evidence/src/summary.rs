@@ -136,6 +136,10 @@ struct Denied {
     nameless: Option<FlightProtocol>,
 }
 
+/// What a group of denials is known by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TargetId(Key);
+
 /// One group of denials, as data: the form of `--json-summary`.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct DeniedTarget {
@@ -155,6 +159,9 @@ pub struct DeniedTarget {
     pub decision: Option<String>,
     /// Names of the processes that tried: of those that were found, and eight at most.
     pub programs: Vec<String>,
+    /// Which group it is, for who looks on: the same whatever else of it changes.
+    #[serde(skip)]
+    pub id: TargetId,
     /// Id of the last of these decisions, for who looks on while they come.
     #[serde(skip)]
     pub last_decision: Option<String>,
@@ -478,6 +485,7 @@ impl Summary {
             Service::Ping | Service::Lookup => None,
         };
         DeniedTarget {
+            id: TargetId(key.clone()),
             target,
             port,
             protocols: denied.protocols(),

@@ -4,9 +4,9 @@ use std::collections::VecDeque;
 
 use cofferdam_control::change::rule_about;
 use cofferdam_control::store::{About, RunId, RunState};
-use cofferdam_control::summary::{DeniedTarget, escaped};
+use cofferdam_control::summary::{DeniedTarget, TargetId, escaped};
 use cofferdam_evidence::live::{Destination, Flow, Live};
-use cofferdam_model::{Action, Direction, Event, Layer, Protocol};
+use cofferdam_model::{Action, Direction, Event, FlowId, Layer, Protocol};
 
 use super::keys::Key;
 
@@ -79,8 +79,10 @@ pub(super) enum Effect {
 pub(super) struct App {
     pub(super) runs: Vec<Run>,
     pub(super) pane: Pane,
-    /// Places in the three lists.
-    selected: [usize; 3],
+    /// Of each list, what is selected. Lists change their order while somebody looks: it is the thing, and not the place.
+    selected_run: Selected<RunId>,
+    selected_flow: Selected<FlowId>,
+    selected_denial: Selected<TargetId>,
     pub(super) dialog: Option<Dialog>,
     /// What was said last.
     pub(super) message: Option<String>,
@@ -95,7 +97,9 @@ impl App {
         App {
             runs: Vec::new(),
             pane: Pane::Blocked,
-            selected: [0; 3],
+            selected_run: Selected::at(0),
+            selected_flow: Selected::at(0),
+            selected_denial: Selected::at(0),
             dialog: None,
             message: None,
             made: VecDeque::new(),
@@ -108,10 +112,10 @@ impl App {
         if self.runs.len() >= MAX_RUNS {
             let Some(place) = self.runs.iter().position(|run| run.state != RunState::Running) else { return false };
             self.runs.remove(place);
-            self.clamp();
         }
         let live = Live::new(about.advice);
         self.runs.push(Run { about, state, live, now: 0 });
+        self.settle();
         true
     }
 
@@ -154,7 +158,7 @@ impl App {
 
     /// The run whose flows are shown.
     pub(super) fn run(&self) -> Option<&Run> {
-        self.runs.get(self.place(Pane::Runs))
+        self.runs.get(self.selected_run.place)
     }
 
     /// The flows of that run: those that move most first, then the youngest.
@@ -174,22 +178,24 @@ impl App {
         self.run().map(|run| run.live.denied()).unwrap_or_default()
     }
 
-    /// The selected place of a list, within it as it was when a key was pressed last.
-    pub(super) fn place(&self, pane: Pane) -> usize {
-        let [runs, flows, blocked] = self.selected;
-        match pane {
-            Pane::Runs => runs.min(self.runs.len().saturating_sub(1)),
-            Pane::Flows => flows,
-            Pane::Blocked => blocked,
+    /// What is selected stays so, wherever it is in its list by now. Called before it is drawn: keys act on what was seen.
+    pub(super) fn settle(&mut self) {
+        let runs = self.runs.iter().map(|run| run.about.id.clone()).collect();
+        if self.selected_run.settle(runs) {
+            (self.selected_flow, self.selected_denial) = (Selected::at(0), Selected::at(0));
         }
+        let flows = self.flows().into_iter().map(|flow| flow.id).collect();
+        self.selected_flow.settle(flows);
+        let denials = self.blocked().into_iter().map(|denied| denied.id).collect();
+        self.selected_denial.settle(denials);
     }
 
-    fn place_mut(&mut self) -> &mut usize {
-        let [runs, flows, blocked] = &mut self.selected;
-        match self.pane {
-            Pane::Runs => runs,
-            Pane::Flows => flows,
-            Pane::Blocked => blocked,
+    /// The place in a list of what is selected there.
+    pub(super) fn place(&self, pane: Pane) -> usize {
+        match pane {
+            Pane::Runs => self.selected_run.place,
+            Pane::Flows => self.selected_flow.place,
+            Pane::Blocked => self.selected_denial.place,
         }
     }
 
@@ -199,12 +205,6 @@ impl App {
             Pane::Flows => self.flows().len(),
             Pane::Blocked => self.blocked().len(),
         }
-    }
-
-    fn clamp(&mut self) {
-        let last = self.len().saturating_sub(1);
-        let place = self.place_mut();
-        *place = (*place).min(last);
     }
 
     /// A key was pressed.
@@ -256,19 +256,21 @@ impl App {
         } else {
             first
         };
-        self.clamp();
     }
 
     fn go(&mut self, to: impl FnOnce(usize) -> usize) {
-        self.clamp();
-        let place = self.place_mut();
-        let before = *place;
-        *place = to(before);
-        self.clamp();
-        if self.pane == Pane::Runs && self.place(Pane::Runs) != before {
-            let [_, flows, blocked] = &mut self.selected;
-            (*flows, *blocked) = (0, 0);
+        self.settle();
+        let before = self.place(self.pane);
+        let place = to(before).min(self.len().saturating_sub(1));
+        if place == before {
+            return;
         }
+        match self.pane {
+            Pane::Runs => self.selected_run = Selected::at(place),
+            Pane::Flows => self.selected_flow = Selected::at(place),
+            Pane::Blocked => self.selected_denial = Selected::at(place),
+        }
+        self.settle();
     }
 
     fn propose(&mut self, action: Action) -> Option<Effect> {
@@ -286,19 +288,21 @@ impl App {
 
     /// The rule about what is selected, or why there is none.
     fn rule(&self, action: Action) -> Result<(RunId, String), String> {
-        let run = self.run().ok_or("nothing runs")?;
+        let is_selected = |run: &&Run| self.selected_run.is(&run.about.id);
+        let run = self.runs.iter().find(is_selected).ok_or("nothing runs")?;
         if run.state != RunState::Running {
             return Err(format!("{} goes on no more: its policy cannot be changed", short(&run.about.id)));
         }
         let rule = match self.pane {
             Pane::Runs => return Err("select a flow or something that was blocked first (Tab)".to_owned()),
+            Pane::Flows if self.selected_flow.thing.is_none() => return Err("there is no flow to select".to_owned()),
             Pane::Flows => {
-                let flows = self.flows();
-                rule_of_flow(action, flows.get(self.place(Pane::Flows)).ok_or("there is no flow to select")?)?
+                let flow = run.live.open_flows().find(|flow| self.selected_flow.is(&flow.id));
+                rule_of_flow(action, flow.ok_or("the flow that was selected has ended")?)?
             }
             Pane::Blocked => {
-                let blocked = self.blocked();
-                rule_of_denial(action, blocked.get(self.place(Pane::Blocked)).ok_or("nothing was blocked")?)?
+                let denied = run.live.denied().into_iter().find(|denied| self.selected_denial.is(&denied.id));
+                rule_of_denial(action, &denied.ok_or("nothing was blocked")?)?
             }
         };
         Ok((run.about.id.clone(), rule))
@@ -343,6 +347,36 @@ impl App {
             rules.map(|(_, rule)| format!("--net-rule '{rule}'\n")).collect::<String>()
         };
         runs.into_iter().map(|run| format!("# made for run {run}\n{}", of(run))).collect()
+    }
+}
+
+/// What is selected of a list.
+#[derive(Debug)]
+struct Selected<T> {
+    /// Where it was when the list was looked at last.
+    place: usize,
+    /// `None`: whatever is at that place.
+    thing: Option<T>,
+}
+
+impl<T: PartialEq> Selected<T> {
+    fn at(place: usize) -> Selected<T> {
+        Selected { place, thing: None }
+    }
+
+    fn is(&self, thing: &T) -> bool {
+        self.thing.as_ref() == Some(thing)
+    }
+
+    /// The list is this one by now. What has gone leaves its place to another. Whether that is so.
+    fn settle(&mut self, list: Vec<T>) -> bool {
+        if let Some(place) = list.iter().position(|thing| self.is(thing)) {
+            self.place = place;
+            return false;
+        }
+        self.place = self.place.min(list.len().saturating_sub(1));
+        self.thing = list.into_iter().nth(self.place);
+        true
     }
 }
 

@@ -2,7 +2,7 @@ use std::net::SocketAddr;
 
 use cofferdam_control::store::{About, RunId};
 use cofferdam_model::{
-    Direction, Event, EventBody, EventSource, FlowCounters, FlowId, FlowProgress, Group, Process, RuleText,
+    CloseReason, Direction, Event, EventBody, EventSource, FlowCounters, FlowId, FlowProgress, Group, Process, RuleText,
 };
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
@@ -86,11 +86,13 @@ fn app() -> App {
         app.record(&run, &event(second, body));
     }
     app.set_now(&run, 3 * SECOND);
+    app.settle();
     app
 }
 
-fn shown(app: &App, width: u16, height: u16) -> Vec<String> {
+fn shown(app: &mut App, width: u16, height: u16) -> Vec<String> {
     let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
+    app.settle();
     terminal.draw(|frame| draw(frame, app, FLAT)).unwrap();
     let buffer = terminal.backend().buffer().clone();
     let line = |y| (0..width).map(|x| buffer[(x, y)].symbol()).collect::<String>().trim_end().to_owned();
@@ -104,7 +106,7 @@ fn has(lines: &[String], words: &[&str]) {
 
 #[test]
 fn everything_is_there_in_eighty_by_twenty_four() {
-    let lines = shown(&app(), 80, 24);
+    let lines = shown(&mut app(), 80, 24);
     has(&lines, &["cofferdam top", "1 running"]);
     has(&lines, &["▸", "k3f9xa", "./agent --fast", "running", "2", "3"]);
     has(&lines, &["FLOWS 2", "PROGRAM"]);
@@ -136,16 +138,16 @@ fn any_size_is_drawn_without_harm_with_every_dialog() {
             for (width, height) in
                 [(1, 1), (10, 3), (30, 5), (40, 10), (79, 15), (80, 16), (200, 60), (1, 60), (200, 1)]
             {
-                shown(&app, width, height);
+                shown(&mut app, width, height);
             }
         }
-        shown(&App::new(true), 80, 24);
+        shown(&mut App::new(true), 80, 24);
     }
     app.dialog = None;
-    has(&shown(&app, 20, 4), &["too small"]);
+    has(&shown(&mut app, 20, 4), &["too small"]);
     // A low window has the list that has the keys.
     app.pane = Pane::Flows;
-    let lines = shown(&app, 60, 8);
+    let lines = shown(&mut app, 60, 8);
     has(&lines, &["FLOWS 2"]);
     assert!(!lines.iter().any(|line| line.contains("BLOCKED")));
 }
@@ -158,10 +160,10 @@ fn words_of_the_guest_cannot_write_on_the_screen() {
     let evil = "\u{1b}]0;x\u{7}\u{202e}\n";
     app.record(&run, &event(1, opened(1, Direction::Egress, "93.184.215.14:443", &[evil], evil)));
     app.record(&run, &event(1, denied("198.51.100.7:443", &[evil], evil)));
-    for line in shown(&app, 120, 30) {
+    for line in shown(&mut app, 120, 30) {
         assert!(!line.chars().any(|c| c.is_control() || c == '\u{202e}'), "{line:?}");
     }
-    has(&shown(&app, 120, 30), &["u{1b}"]);
+    has(&shown(&mut app, 120, 30), &["u{1b}"]);
 }
 
 #[test]
@@ -171,7 +173,7 @@ fn a_denial_is_allowed_after_a_yes_and_the_rule_is_kept() {
     assert_eq!(app.press(Key::Char('a')), Some(Effect::Propose { run: id(FIRST), rule: rule.clone() }));
     assert_eq!(app.press(Key::Char('a')), None, "one thing at a time");
     app.proposed(&id(FIRST), Ok((rule.clone(), Some("it will be denied all the same, by x (floor)".to_owned()))));
-    let lines = shown(&app, 80, 24);
+    let lines = shown(&mut app, 80, 24);
     has(&lines, &[&rule]);
     has(&lines, &["denied all the same"]);
     assert_eq!(app.press(Key::Char('n')), Some(Effect::Forget));
@@ -179,13 +181,13 @@ fn a_denial_is_allowed_after_a_yes_and_the_rule_is_kept() {
     app.proposed(&id(FIRST), Ok((rule.clone(), None)));
     assert_eq!(app.press(Key::Enter), Some(Effect::Apply));
     app.applied(&id(FIRST), rule.clone(), Ok(()));
-    has(&shown(&app, 80, 24), &["in force", &rule]);
+    has(&shown(&mut app, 80, 24), &["in force", &rule]);
     app.applied(&id(FIRST), "deny@b.example:tcp:80".to_owned(), Ok(()));
     let text = "# made for run 20261126T080000Z-k3f9xa\n\
                 --net-rule 'deny@b.example:tcp:80'\n--net-rule 'allow@telemetry.example.com:tcp:443'\n";
     assert_eq!(app.made_text(), text, "the last one stands before the others");
     assert_eq!(app.press(Key::Char('p')), None);
-    has(&shown(&app, 80, 24), &["--net-rule 'allow@telemetry.example.com:tcp:443'"]);
+    has(&shown(&mut app, 80, 24), &["--net-rule 'allow@telemetry.example.com:tcp:443'"]);
 }
 
 #[test]
@@ -195,9 +197,77 @@ fn a_flow_is_denied_by_its_name_and_by_its_address_where_it_has_none() {
     let propose = |rule: &str| Some(Effect::Propose { run: id(FIRST), rule: rule.to_owned() });
     assert_eq!(app.press(Key::Char('d')), propose("deny@api.example.org:tcp:443"));
     app.proposed(&id(FIRST), Err("no".to_owned()));
-    has(&shown(&app, 80, 24), &["no"]);
+    has(&shown(&mut app, 80, 24), &["no"]);
     app.press(Key::Down);
     assert_eq!(app.press(Key::Char('d')), propose("deny@[2606:2800:21f:cb07::14]:tcp:80"));
+}
+
+/// The line that is shown in reverse.
+fn highlighted(app: &mut App) -> String {
+    let mut terminal = Terminal::new(TestBackend::new(80, 24)).unwrap();
+    app.settle();
+    terminal.draw(|frame| draw(frame, app, FLAT)).unwrap();
+    let buffer = terminal.backend().buffer();
+    let is_reversed = |y: &u16| buffer[(0, *y)].modifier.contains(Modifier::REVERSED);
+    let lines: Vec<u16> = (0..24).filter(is_reversed).collect();
+    let [y] = lines[..] else { panic!("{lines:?}") };
+    (0..80).map(|x| buffer[(x, y)].symbol()).collect()
+}
+
+#[test]
+fn what_is_selected_stays_so_wherever_it_goes_in_its_list_and_is_what_keys_act_on() {
+    let mut app = app();
+    let propose = |rule: &str| Some(Effect::Propose { run: id(FIRST), rule: rule.to_owned() });
+    app.press(Key::Down);
+    assert!(highlighted(&mut app).contains("203.0.113.9:25"));
+    let more = |app: &mut App| {
+        for _ in 0..5 {
+            app.record(&id(FIRST), &event(4, denied("203.0.113.9:25", &[], "agent")));
+            app.record(&id(FIRST), &event(4, denied("192.0.2.1:1", &[], "agent")));
+        }
+    };
+    // It is the first by now, whether that was drawn already or not.
+    more(&mut app);
+    assert_eq!(app.press(Key::Char('d')), propose("deny@203.0.113.9:tcp:25"));
+    app.proposed(&id(FIRST), Err("no".to_owned()));
+    assert!(highlighted(&mut app).contains("203.0.113.9:25"));
+    assert_eq!(app.press(Key::Char('d')), propose("deny@203.0.113.9:tcp:25"));
+    app.proposed(&id(FIRST), Err("no".to_owned()));
+    app.press(Key::Down);
+    assert!(highlighted(&mut app).contains("192.0.2.1:1 "));
+
+    app.press(Key::Tab);
+    app.press(Key::Tab);
+    assert_eq!(app.pane, Pane::Flows);
+    assert!(highlighted(&mut app).contains("api.example.org"));
+    app.record(&id(FIRST), &event(4, moved(2, 90_000_000)));
+    app.set_now(&id(FIRST), 4 * SECOND);
+    assert_eq!(app.press(Key::Char('d')), propose("deny@api.example.org:tcp:443"));
+    app.proposed(&id(FIRST), Err("no".to_owned()));
+    assert!(highlighted(&mut app).contains("api.example.org"));
+    // It ends: the other one is what is selected only once that was seen.
+    let counters = FlowCounters::default();
+    let closed = EventBody::FlowClosed { flow: FlowId(1), by: CloseReason::Guest, counters, duration_ms: 1 };
+    app.record(&id(FIRST), &event(5, closed));
+    assert_eq!(app.press(Key::Char('d')), None);
+    assert!(app.message.as_deref().unwrap().contains("has ended"));
+    assert!(highlighted(&mut app).contains("2606:2800"));
+    assert_eq!(app.press(Key::Char('d')), propose("deny@[2606:2800:21f:cb07::14]:tcp:80"));
+}
+
+#[test]
+fn a_run_stays_selected_when_another_one_makes_room() {
+    let mut app = App::new(true);
+    let name = |number: usize| format!("20261126T080000Z-{number:06}");
+    for number in 0..64 {
+        app.add(about(&name(number), &["x"]), RunState::Running);
+    }
+    app.pane = Pane::Runs;
+    app.press(Key::PageDown);
+    assert!(highlighted(&mut app).contains("000010"));
+    app.set_state(&id(&name(3)), RunState::Ended);
+    assert!(app.add(about(FIRST, &["y"]), RunState::Running));
+    assert!(highlighted(&mut app).contains("000010"));
 }
 
 #[test]
@@ -207,13 +277,16 @@ fn what_has_no_rule_says_why() {
     app.record(&id(FIRST), &event(4, moved(3, 90_000_000)));
     app.set_now(&id(FIRST), 4 * SECOND);
     app.pane = Pane::Flows;
+    // It moves most, so it is the first.
+    app.settle();
+    app.press(Key::PageUp);
     assert_eq!(app.press(Key::Char('d')), None);
     assert!(app.message.as_deref().unwrap().contains("only where a program goes"));
     app.pane = Pane::Runs;
     assert_eq!(app.press(Key::Char('a')), None);
     assert!(app.message.as_deref().unwrap().contains("select a flow"));
     app.set_state(&id(FIRST), RunState::Ended);
-    has(&shown(&app, 80, 24), &["k3f9xa has ended"]);
+    has(&shown(&mut app, 80, 24), &["k3f9xa has ended"]);
     app.pane = Pane::Blocked;
     assert_eq!(app.press(Key::Char('a')), None);
     assert!(app.message.as_deref().unwrap().contains("goes on no more"));
@@ -223,18 +296,18 @@ fn what_has_no_rule_says_why() {
 fn runs_come_end_and_are_removed_while_they_are_shown() {
     let mut app = app();
     app.add(about(SECOND_RUN, &["make"]), RunState::Running);
-    has(&shown(&app, 80, 24), &["2 running"]);
+    has(&shown(&mut app, 80, 24), &["2 running"]);
     for (state, word) in [(RunState::Died, "died"), (RunState::Removed, "removed")] {
         app.set_state(&id(SECOND_RUN), state);
-        has(&shown(&app, 80, 24), &["q7m2ab", word]);
+        has(&shown(&mut app, 80, 24), &["q7m2ab", word]);
     }
-    has(&shown(&app, 80, 24), &["1 running"]);
+    has(&shown(&mut app, 80, 24), &["1 running"]);
     // The other run's flows are shown when it is selected.
     app.pane = Pane::Runs;
     app.press(Key::Down);
-    has(&shown(&app, 80, 24), &["FLOWS 0"]);
+    has(&shown(&mut app, 80, 24), &["FLOWS 0"]);
     app.press(Key::Up);
-    has(&shown(&app, 80, 24), &["FLOWS 2"]);
+    has(&shown(&mut app, 80, 24), &["FLOWS 2"]);
     // A rule that waits for a run that has ended is not asked about any more.
     app.dialog = Some(Dialog::Confirm { run: id(FIRST), rule: "allow@x".to_owned(), remark: None });
     app.set_state(&id(FIRST), RunState::Ended);
