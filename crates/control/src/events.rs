@@ -117,6 +117,7 @@ impl EventLog {
         }
         #[cfg(feature = "otlp")]
         if let Some((told, mut sink)) = self.collector.take() {
+            told.end();
             sink.finish();
             let (lost, error) = (sink.lost(), sink.take_error());
             // With it ends the exporter, which sends its last metrics.

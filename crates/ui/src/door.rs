@@ -305,9 +305,7 @@ mod tests {
         ] {
             assert_eq!(door.admit(&Head { origin: other, ..head }), Err(Refused::Site), "{other:?}");
         }
-        for kind in
-            [None, Some("text/plain"), Some("application/x-www-form-urlencoded"), Some("multipart/form-data")]
-        {
+        for kind in [None, Some("text/plain"), Some("application/x-www-form-urlencoded"), Some("multipart/form-data")] {
             assert_eq!(door.admit(&Head { content_type: kind, ..head }), Err(Refused::Form), "{kind:?}");
         }
         assert_eq!(door.admit(&Head { is_post: false, ..head }), Err(Refused::Method));

@@ -577,8 +577,7 @@ mod tests {
     fn nobody_is_kept_away_by_those_who_connect_and_say_nothing() {
         let served = Served::start();
         let at = served.at;
-        let silent: Vec<_> =
-            (0..2 * MAX_STRANGERS).map(|_| std::net::TcpStream::connect(at).unwrap()).collect();
+        let silent: Vec<_> = (0..2 * MAX_STRANGERS).map(|_| std::net::TcpStream::connect(at).unwrap()).collect();
         let (key, cookie) = (&served.key, &served.cookie);
         let fields = format!("Host: {at}\r\nCookie: {cookie}\r\nX-Cofferdam-Key: {key}\r\n");
         assert_eq!(status(&say(at, &format!("GET /api/overview HTTP/1.1\r\n{fields}\r\n"))), "200");

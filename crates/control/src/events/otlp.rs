@@ -11,8 +11,8 @@
 //! | down  | lines before the time of the next try | down  | the same, and nobody is asked                      |
 //! | down  | lines after it                        | up    | as above; the time doubles until one is taken      |
 //!
-//! Nobody waits for the collector but this thread, and the end of a run does for what is queued: at most sixteen pieces of half a
-//! megabyte, each for `http::LIMIT` twice, and no longer once one was not taken. What was not taken is counted and told once.
+//! Nobody waits for the collector but this thread, and the end of a run does for what is queued, up to `FAREWELL` in all: what is
+//! not sent by then is not taken. What was not taken is counted and told once.
 //!
 //! Here is no secret: an event has none. An endpoint with a password in it is refused, since command lines are for everybody to read.
 
@@ -20,7 +20,7 @@ mod encode;
 mod http;
 
 use std::io::{self, Write};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -31,7 +31,7 @@ use super::sink::Pace;
 use crate::summary::{Advice, Summary};
 
 use encode::Resource;
-use http::{Client, Reply};
+use http::{Client, LIMIT, Reply};
 
 pub use http::{Endpoint, EndpointError};
 
@@ -43,8 +43,13 @@ const AGAIN: Duration = Duration::from_millis(200);
 const REST: Duration = Duration::from_secs(1);
 const LONGEST_REST: Duration = Duration::from_secs(60);
 
-/// Lines for one request, and how long they are gathered: some 1,500 events, which are a megabyte and a half there.
-pub(crate) const PACE: Pace = Pace { piece: 512 * 1024, gather: Duration::from_secs(1) };
+/// How long the end of a run waits for the collector: for what is queued and for the last metrics, whatever it does.
+const FAREWELL: Duration = Duration::from_secs(10);
+
+/// Lines for one request, and how long they are gathered: some 1,500 events, which are a megabyte and a half there. It is this
+/// exporter that keeps to [`FAREWELL`], and is waited for beyond it.
+pub(crate) const PACE: Pace =
+    Pace { piece: 512 * 1024, gather: Duration::from_secs(1), patience: Duration::from_secs(15) };
 
 /// Sends events to a collector.
 pub struct Exporter {
@@ -60,6 +65,8 @@ pub struct Exporter {
     /// Nobody is asked before.
     resting: Option<Instant>,
     outcome: Arc<Mutex<Outcome>>,
+    /// By when all is to be done, once the run has ended.
+    end: Arc<OnceLock<Instant>>,
 }
 
 /// What became of what was sent.
@@ -75,6 +82,7 @@ pub(crate) struct Outcome {
 pub(crate) struct Told {
     endpoint: String,
     outcome: Arc<Mutex<Outcome>>,
+    end: Arc<OnceLock<Instant>>,
 }
 
 impl Exporter {
@@ -94,11 +102,13 @@ impl Exporter {
             rest: REST,
             resting: None,
             outcome: Arc::default(),
+            end: Arc::default(),
         }
     }
 
     pub(crate) fn told(&self) -> Told {
-        Told { endpoint: self.client.endpoint().to_string(), outcome: Arc::clone(&self.outcome) }
+        let (outcome, end) = (Arc::clone(&self.outcome), Arc::clone(&self.end));
+        Told { endpoint: self.client.endpoint().to_string(), outcome, end }
     }
 
     fn send_logs(&mut self, lines: &[u8]) {
@@ -146,10 +156,10 @@ impl Exporter {
             return Err(self.outcome().reason.clone().unwrap_or_default());
         }
         let body = body.to_string();
-        let mut reply = self.client.post(path, body.as_bytes());
+        let mut reply = self.client.post(path, body.as_bytes(), self.until()?);
         if reply.as_ref().is_ok_and(Reply::may_be_repeated) {
             thread::sleep(AGAIN);
-            reply = self.client.post(path, body.as_bytes());
+            reply = self.client.post(path, body.as_bytes(), self.until()?);
         }
         let taken = reply.and_then(Reply::taken);
         match &taken {
@@ -160,6 +170,17 @@ impl Exporter {
             }
         }
         taken
+    }
+
+    /// By when a request that begins at this moment has to be done.
+    fn until(&self) -> Result<Instant, String> {
+        let now = Instant::now();
+        let until = now + LIMIT;
+        match self.end.get() {
+            Some(end) if *end <= now => Err(format!("it was late {} s after the end of the run", FAREWELL.as_secs())),
+            Some(end) => Ok(until.min(*end)),
+            None => Ok(until),
+        }
     }
 
     fn not_taken(&self, count: u64, reason: String) {
@@ -206,6 +227,11 @@ impl std::fmt::Debug for Exporter {
 }
 
 impl Told {
+    /// The run has ended: from here on [`FAREWELL`] goes by.
+    pub(crate) fn end(&self) {
+        self.end.get_or_init(|| Instant::now() + FAREWELL);
+    }
+
     /// What a person should be told, once the exporter has ended.
     pub(crate) fn notice(&self) -> Option<String> {
         let outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
@@ -223,7 +249,50 @@ impl Told {
     }
 }
 
+impl Drop for Told {
+    /// Whoever forgets about the exporter waits no longer for it.
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
 /// Nanoseconds since 1970.
 fn now() -> u128 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn what_is_late_after_the_end_is_counted_and_nobody_is_asked() {
+        for loopback in ["127.0.0.1:0", "[::1]:0"] {
+            let collector = TcpListener::bind(loopback).unwrap();
+            let endpoint = format!("http://{}", collector.local_addr().unwrap()).parse().unwrap();
+            let mut exporter = Exporter::new(endpoint, "1");
+            let told = exporter.told();
+            told.end.set(Instant::now()).unwrap();
+            let line = r#"{"v":1,"type":"gateway.notice","time":"then","mono_ns":7,"source":"gateway","message":"x"}"#;
+            exporter.write_all(format!("{line}\n{line}\n").as_bytes()).unwrap();
+            drop(exporter);
+            let notice = told.notice().unwrap();
+            assert!(notice.ends_with("2 events were not taken: it was late 10 s after the end of the run"), "{notice}");
+            collector.set_nonblocking(true).unwrap();
+            assert_eq!(collector.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        }
+    }
+
+    #[test]
+    fn the_end_of_a_run_is_when_no_request_goes_on_beyond_it() {
+        let exporter = Exporter::new("http://127.0.0.1:9".parse().unwrap(), "1");
+        let before = Instant::now();
+        assert!(exporter.until().unwrap() >= before + LIMIT);
+        let told = exporter.told();
+        told.end.set(before + LIMIT / 2).unwrap();
+        told.end();
+        assert_eq!(exporter.until().unwrap(), before + LIMIT / 2, "it does not begin anew");
+    }
 }

@@ -15,7 +15,7 @@
 //! together, [`Pace::piece`] bytes of whole lines at a time: waking the thread for each of ten thousand lines a second would cost
 //! more than all the rest.
 //!
-//! Limits: 8192 lines and 8 MiB wait for the reader; at the end it has five seconds for each piece.
+//! Limits: 8192 lines and 8 MiB wait for the reader; at the end it has [`Pace::patience`] for each piece.
 
 use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -34,14 +34,13 @@ pub(crate) struct Pace {
     pub(crate) piece: usize,
     /// How long lines are gathered behind others.
     pub(crate) gather: Duration,
+    /// How long the end of a run waits for a reader that takes no piece.
+    pub(crate) patience: Duration,
 }
 
 /// For files, pipes and sockets: some fifty lines, so that a reader of a few kilobytes a second still shows that it reads; gathered for
 /// a time that who follows along does not see.
-const STREAM: Pace = Pace { piece: 16 * 1024, gather: Duration::from_millis(10) };
-
-/// How long the end of a run waits for a reader that takes nothing.
-const PATIENCE: Duration = Duration::from_secs(5);
+const STREAM: Pace = Pace { piece: 16 * 1024, gather: Duration::from_millis(10), patience: Duration::from_secs(5) };
 
 /// Writes lines, whole ones with every call, so that a reader that follows along sees whole lines.
 ///
@@ -55,7 +54,6 @@ pub(super) struct Sink {
     /// Lines that were lost, and how many of them somebody was told of.
     lost: u64,
     told: u64,
-    patience: Duration,
     pace: Pace,
 }
 
@@ -103,7 +101,7 @@ impl Sink {
     }
 
     pub(super) fn at_pace(out: Box<dyn Write + Send>, pace: Pace) -> Sink {
-        Sink { out: Some(out), writer: None, error: None, lost: 0, told: 0, patience: PATIENCE, pace }
+        Sink { out: Some(out), writer: None, error: None, lost: 0, told: 0, pace }
     }
 
     /// Takes one line, without its line feed.
@@ -169,7 +167,7 @@ impl Sink {
         while !waiting.ended {
             let written = waiting.written;
             let (next, timeout) =
-                queue.changed.wait_timeout(waiting, self.patience).unwrap_or_else(PoisonError::into_inner);
+                queue.changed.wait_timeout(waiting, self.pace.patience).unwrap_or_else(PoisonError::into_inner);
             waiting = next;
             if timeout.timed_out() && waiting.written == written && !waiting.ended {
                 self.lost = self.lost.saturating_add(u64::try_from(waiting.lines()).unwrap_or(u64::MAX));
@@ -411,7 +409,7 @@ mod tests {
     fn the_end_does_not_wait_for_a_reader_that_stands_still() {
         let (_reader, writer) = io::pipe().unwrap();
         let mut sink = Sink::to(Box::new(writer));
-        sink.patience = Duration::from_millis(50);
+        sink.pace.patience = Duration::from_millis(50);
         let line = vec![b'x'; 9_999];
         for _ in 0..100 {
             sink.put(&line, Full::Lose);

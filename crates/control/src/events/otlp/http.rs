@@ -8,13 +8,15 @@ use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs as _};
 use std::str::FromStr;
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use cofferdam_gateway::{ReadAnchorsError, trust_anchors};
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
-/// How long a request may take, from its connection to the end of its answer. A collector beside the machine takes milliseconds.
+/// How long a request may take, from the look-up of its name to the end of its answer. A collector beside the machine takes milliseconds.
 pub(super) const LIMIT: Duration = Duration::from_secs(2);
 /// The most of an answer that is read. A collector answers with some hundred bytes.
 const LONGEST_ANSWER: usize = 64 * 1024;
@@ -101,13 +103,6 @@ impl Endpoint {
         let Endpoint { host, port, .. } = self;
         if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
     }
-
-    fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
-        match self.host.parse::<IpAddr>() {
-            Ok(address) => Ok(vec![SocketAddr::new(address, self.port)]),
-            Err(_) => Ok((self.host.as_str(), self.port).to_socket_addrs()?.collect()),
-        }
-    }
 }
 
 fn tls() -> Result<Arc<ClientConfig>, EndpointError> {
@@ -149,7 +144,14 @@ pub(super) struct Client {
     endpoint: Endpoint,
     agent: String,
     connection: Option<Connection>,
+    resolve: Resolve,
+    look_up: Option<LookUp>,
 }
+
+/// Asks the system for a host's addresses, for as long as that takes.
+type Resolve = fn(&str, u16) -> io::Result<Vec<SocketAddr>>;
+/// A look-up that goes on, in a thread of its own: nothing breaks it off.
+type LookUp = Receiver<io::Result<Vec<SocketAddr>>>;
 
 enum Connection {
     Plain(TcpStream),
@@ -158,16 +160,16 @@ enum Connection {
 
 impl Client {
     pub(super) fn new(endpoint: Endpoint, version: &str) -> Client {
-        Client { endpoint, agent: format!("cofferdam/{version}"), connection: None }
+        let resolve: Resolve = |host, port| Ok((host, port).to_socket_addrs()?.collect());
+        Client { endpoint, agent: format!("cofferdam/{version}"), connection: None, resolve, look_up: None }
     }
 
     pub(super) fn endpoint(&self) -> &Endpoint {
         &self.endpoint
     }
 
-    /// Sends a body of JSON. An error says why there is no answer.
-    pub(super) fn post(&mut self, path: &str, body: &[u8]) -> Result<Reply, String> {
-        let until = Instant::now() + LIMIT;
+    /// Sends a body of JSON. An error says why there is no answer by then.
+    pub(super) fn post(&mut self, path: &str, body: &[u8], until: Instant) -> Result<Reply, String> {
         if let Some(mut connection) = self.connection.take() {
             // It may have been closed since: then nothing of the request was looked at, and it is sent once more.
             if let Ok(reply) = self.exchange(&mut connection, path, body, until) {
@@ -188,9 +190,35 @@ impl Client {
         reply
     }
 
-    fn connect(&self, until: Instant) -> io::Result<Connection> {
+    /// Where the collector is. One look-up at a time: the next request waits for what the one before has asked.
+    fn addresses(&mut self, until: Instant) -> io::Result<Vec<SocketAddr>> {
+        let Endpoint { host, port, .. } = &self.endpoint;
+        if let Ok(address) = host.parse::<IpAddr>() {
+            return Ok(vec![SocketAddr::new(address, *port)]);
+        }
+        let look_up = match self.look_up.take() {
+            Some(look_up) => look_up,
+            None => {
+                let (resolve, host, port) = (self.resolve, host.clone(), *port);
+                let (answer, look_up) = channel();
+                // Whoever asked may have gone.
+                thread::Builder::new().name("look-up".to_owned()).spawn(move || answer.send(resolve(&host, port)))?;
+                look_up
+            }
+        };
+        match look_up.recv_timeout(left(until)?) {
+            Ok(found) => found,
+            Err(RecvTimeoutError::Timeout) => {
+                self.look_up = Some(look_up);
+                Err(io::Error::other("the look-up of its name takes too long"))
+            }
+            Err(RecvTimeoutError::Disconnected) => Err(io::Error::other("the look-up of its name has failed")),
+        }
+    }
+
+    fn connect(&mut self, until: Instant) -> io::Result<Connection> {
         let mut last = io::ErrorKind::NotFound.into();
-        for address in self.endpoint.addresses()? {
+        for address in self.addresses(until)? {
             match TcpStream::connect_timeout(&address, left(until)?) {
                 Err(error) => last = error,
                 Ok(stream) => {
@@ -338,9 +366,13 @@ impl Write for Connection {
 #[cfg(test)]
 mod tests {
     use std::net::TcpListener;
-    use std::thread;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
+
+    fn soon() -> Instant {
+        Instant::now() + LIMIT
+    }
 
     #[test]
     fn an_endpoint_is_a_host_with_a_port() {
@@ -396,6 +428,23 @@ mod tests {
     }
 
     #[test]
+    fn a_look_up_that_does_not_end_is_not_waited_for_and_not_made_twice() {
+        static LOOK_UPS: AtomicUsize = AtomicUsize::new(0);
+        let mut client = Client::new("http://collector.example:4318".parse().unwrap(), "1");
+        client.resolve = |_, _| {
+            LOOK_UPS.fetch_add(1, Ordering::SeqCst);
+            loop {
+                thread::park();
+            }
+        };
+        for _ in 0..2 {
+            let why = client.post("/v1/logs", b"{}", Instant::now() + Duration::from_millis(50)).unwrap_err();
+            assert_eq!(why, "the look-up of its name takes too long");
+        }
+        assert_eq!(LOOK_UPS.load(Ordering::SeqCst), 1);
+    }
+
+    #[test]
     fn over_tls_the_certificate_is_checked() {
         let certified = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned(), "::1".to_owned()]).unwrap();
         let key = rustls::pki_types::PrivateKeyDer::try_from(certified.signing_key.serialize_der()).unwrap();
@@ -436,7 +485,7 @@ mod tests {
                     .with_no_client_auth();
                 let plain: Endpoint = format!("http://{address}").parse().unwrap();
                 let mut client = Client::new(Endpoint { tls: Some(Arc::new(config)), ..plain }, "1");
-                let answer = client.post("/v1/logs", b"{}");
+                let answer = client.post("/v1/logs", b"{}", soon());
                 match trusted {
                     true => assert_eq!(answer.unwrap().status, 200),
                     false => assert!(answer.unwrap_err().contains("certificate")),
@@ -472,12 +521,12 @@ mod tests {
             });
             let mut client = Client::new(endpoint.parse().unwrap(), "1");
             for _ in 0..3 {
-                assert_eq!(client.post("/v1/logs", b"{}").unwrap().status, 200);
+                assert_eq!(client.post("/v1/logs", b"{}", soon()).unwrap().status, 200);
             }
             let seen = serving.join().unwrap();
             assert_eq!(seen.len(), 3);
             assert!(seen[0].starts_with("POST /base/v1/logs HTTP/1.1\r\nHost: "), "{}", seen[0]);
-            assert!(client.post("/v1/logs", b"{}").is_err(), "nobody listens any more");
+            assert!(client.post("/v1/logs", b"{}", soon()).is_err(), "nobody listens any more");
         }
     }
 }
