@@ -42,10 +42,10 @@ pub struct Moved {
 }
 
 impl Mark {
-    /// Of a flow that has carried something for another carrier.
+    /// Of a flow that another carrier goes on with: what was told of it stays told, and what was not is to be.
     #[must_use]
-    pub fn at(counters: &FlowCounters) -> Mark {
-        Mark { turn: 0, bytes: bytes(counters) }
+    pub fn handed_over(self) -> Mark {
+        Mark { turn: 0, ..self }
     }
 }
 
@@ -227,11 +227,21 @@ mod tests {
     }
 
     #[test]
-    fn a_flow_that_changes_hands_has_moved_nothing_by_that() {
-        let mut movers = Movers::default();
-        let counters = FlowCounters { bytes_out: 100, ..FlowCounters::default() };
-        movers.note(FlowId(1), &mut Mark::at(&counters), &counters);
-        assert!(movers.is_empty());
+    fn of_a_flow_that_changes_hands_all_that_was_not_told_is() {
+        let (mut before, mut after) = (Carrier::default(), Carrier::default());
+        before.carry(1, 100, 0);
+        let (mark, counters) = before.flows.remove(&FlowId(1)).unwrap();
+        after.flows.insert(FlowId(1), (mark.handed_over(), counters));
+        after.carry(1, 0, 0);
+        assert_eq!((before.told(), after.told()), (None, Some((vec![(1, 100)], 0))));
+        // What was told before is not movement, by itself.
+        let (mark, counters) = after.flows.remove(&FlowId(1)).unwrap();
+        let mut last = Carrier::default();
+        last.flows.insert(FlowId(1), (mark.handed_over(), counters));
+        last.carry(1, 0, 0);
+        assert!(last.movers.is_empty());
+        last.carry(1, 1, 0);
+        assert_eq!(last.told(), Some((vec![(1, 101)], 0)));
     }
 
     #[test]

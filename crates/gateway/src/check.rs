@@ -84,6 +84,8 @@ pub(crate) struct HandOver {
     pub(crate) guest: OwnedFd,
     pub(crate) remote: OwnedFd,
     pub(crate) counters: FlowCounters,
+    /// What of it was told.
+    pub(crate) mark: Mark,
     /// The end of what each says was read, and not passed on.
     pub(crate) guest_ended: bool,
     pub(crate) remote_ended: bool,
@@ -301,6 +303,7 @@ impl Checks {
                     guest: checked.guest.socket,
                     remote: checked.remote.socket,
                     counters,
+                    mark: checked.mark,
                     guest_ended: checked.guest.ended,
                     remote_ended: checked.remote.ended,
                 };

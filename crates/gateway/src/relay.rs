@@ -257,7 +257,7 @@ impl Relay {
         id: FlowId,
         handed: HandOver,
     ) -> Option<Ended> {
-        let HandOver { guest, remote, counters, guest_ended, remote_ended } = handed;
+        let HandOver { guest, remote, counters, mark, guest_ended, remote_ended } = handed;
         let lane = |bytes, ended| Lane {
             source_ready: true,
             destination_ready: true,
@@ -271,7 +271,7 @@ impl Relay {
             remote: Socket { fd: remote, writes_watched: true },
             up: lane(counters.bytes_out, guest_ended),
             down: lane(counters.bytes_in, remote_ended),
-            mark: Mark::at(&counters),
+            mark: mark.handed_over(),
             first_end: None,
             hungry: false,
             parting: None,
@@ -902,6 +902,22 @@ mod tests {
         world.remote.write_all(b"x").unwrap();
         world.settle();
         assert_eq!(world.guest.read(&mut [0; 4]).unwrap(), 1);
+    }
+
+    #[test]
+    fn what_a_flow_has_moved_before_it_was_adopted_is_told_of() {
+        let mut world = World::new();
+        let Flow { guest, remote, .. } = world.relay.flows.remove(&FLOW).unwrap();
+        let counters = FlowCounters { bytes_out: 517, bytes_in: 1, ..FlowCounters::default() };
+        let (guest, remote) = (guest.fd, remote.fd);
+        let handed =
+            HandOver { guest, remote, counters, mark: Mark::default(), guest_ended: false, remote_ended: false };
+        let mut pace = Pace::new(&mut world.limits, &mut world.queues, world.now);
+        assert!(world.relay.adopt(&world.poller, &mut pace, FLOW, handed).is_none());
+        let mut moved = Moved::default();
+        world.relay.tell_moved(&mut moved);
+        let flows = vec![FlowProgress { flow: FLOW, counters }];
+        assert_eq!(moved.into_event(), Some(EventBody::FlowProgress { flows, more: 0 }));
     }
 
     #[test]

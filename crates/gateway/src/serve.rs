@@ -915,6 +915,7 @@ impl Gateway {
                     guest,
                     remote: host,
                     counters: Default::default(),
+                    mark: Default::default(),
                     guest_ended: false,
                     remote_ended: false,
                 };
