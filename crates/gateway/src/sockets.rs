@@ -15,8 +15,8 @@ use crate::poller::{Poller, Token, Watch};
 
 /// The process that has made this connection, as this one counts processes; `None` where that has no number for it.
 pub(crate) fn who(connection: &OwnedFd) -> Option<u32> {
-    let peer = rustix::net::sockopt::socket_peercred(connection).ok()?;
-    u32::try_from(peer.pid.as_raw_nonzero().get()).ok()
+    let peer = cofferdam_sys::socket::peer(connection).ok()?;
+    u32::try_from(peer.pid?.as_raw_pid()).ok()
 }
 
 /// Answers of the dialer that are taken in one turn.

@@ -1,9 +1,11 @@
 //! What rustix does not offer on sockets: options (`UDP_GRO`, udp(7); path MTU discovery, ip(7)) and the error queue
-//! (`IP_RECVERR`; ip(7)).
+//! (`IP_RECVERR`; ip(7)), and who is at the other end (unix(7)).
 
 use std::io;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use rustix::process::Pid;
 
 use crate::transparent::set_option;
 
@@ -116,6 +118,39 @@ pub fn path_mtu(socket: impl AsFd, ipv6: bool) -> Option<u32> {
     int(socket.as_fd(), level, name).and_then(|value| u32::try_from(value).ok())
 }
 
+/// Who is at the other end of a connection on this machine, or has made it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer {
+    /// As this process counts processes; `None` where it has no number for that one, which is in another pid namespace.
+    pub pid: Option<Pid>,
+    pub uid: u32,
+}
+
+/// Who is, or was when it connected or listened, at the other end (`SO_PEERCRED`). rustix has a type for it that cannot hold the
+/// number 0, which is what the kernel says of a process that has none here.
+///
+/// # Errors
+/// Those of getsockopt(2).
+pub fn peer(socket: impl AsFd) -> io::Result<Peer> {
+    let mut found = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut len = libc::socklen_t::try_from(size_of::<libc::ucred>()).map_err(io::Error::other)?;
+    // SAFETY: value and length are live and of the size that is given; the kernel writes at most that, and any number is one
+    // that the fields can hold.
+    let rc = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut found).cast(),
+            &raw mut len,
+        )
+    };
+    if rc != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(Peer { pid: Pid::from_raw(found.pid), uid: found.uid })
+}
+
 fn int(socket: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int) -> Option<libc::c_int> {
     let mut value: libc::c_int = 0;
     let mut len = INT;
@@ -127,6 +162,9 @@ fn int(socket: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int) -> Option<
 #[cfg(test)]
 mod tests {
     use std::net::UdpSocket;
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+    use std::process::Command;
 
     use super::*;
 
@@ -179,5 +217,26 @@ mod tests {
             a.send(b"x").unwrap();
             assert_eq!(take_queued_error(&a).map(|e| e.errno), Some(libc::ECONNREFUSED));
         }
+    }
+
+    #[test]
+    fn a_peer_that_has_no_number_here_has_none() {
+        const INSIDE: &str = "COFFERDAM_TEST_INSIDE";
+        if std::env::var_os(INSIDE).is_some() {
+            let found = peer(io::stdin()).unwrap();
+            assert_eq!(found.pid, None);
+            return;
+        }
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let found = peer(&ours).unwrap();
+        assert_eq!((found.pid, found.uid), (Some(rustix::process::getpid()), rustix::process::getuid().as_raw()));
+        // This very test, in a pid namespace in which this process is not.
+        let own = std::env::current_exe().unwrap();
+        let mut inside = Command::new("unshare");
+        inside.args(["--user", "--map-root-user", "--pid", "--fork", "--kill-child"]).arg(own);
+        inside.args(["--exact", "socket::tests::a_peer_that_has_no_number_here_has_none"]).env(INSIDE, "1");
+        let output = inside.stdin(OwnedFd::from(theirs)).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && said.contains("1 passed"), "{said}{output:?}");
     }
 }

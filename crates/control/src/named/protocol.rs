@@ -291,8 +291,8 @@ pub(crate) fn read_memory_file(file: OwnedFd) -> io::Result<Vec<u8>> {
 
 /// Whether whoever connected may ask for anything: the same user, in the same user namespace. Its process id, if so.
 pub(crate) fn trusted_peer(connection: &OwnedFd) -> Option<u32> {
-    let peer = rustix::net::sockopt::socket_peercred(connection).ok()?;
-    if peer.uid != rustix::process::geteuid() {
+    let peer = cofferdam_sys::socket::peer(connection).ok()?;
+    if peer.uid != rustix::process::geteuid().as_raw() {
         return None;
     }
     let own = std::fs::read_link("/proc/self/ns/user").ok()?;
@@ -306,7 +306,8 @@ pub(crate) fn trusted_peer(connection: &OwnedFd) -> Option<u32> {
         }
         // A kernel before 6.5.
         Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NOPROTOOPT.raw_os_error()) => {
-            (of(peer.pid)? == own).then(|| peer.pid.as_raw_nonzero().get().unsigned_abs())
+            let pid = peer.pid?;
+            (of(pid)? == own).then(|| pid.as_raw_nonzero().get().unsigned_abs())
         }
         Err(_) => None,
     }
