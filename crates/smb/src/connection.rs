@@ -29,8 +29,10 @@ mod security;
 #[cfg(test)]
 mod tests;
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,7 +46,7 @@ use crate::wire::bytes::{Put, len32, pad, patch};
 use crate::wire::header::{AT_NEXT, Command, FLAG_SIGNED, HEADER, Header, Response};
 use crate::wire::request::{FileId, Request};
 
-use data::WaitingLock;
+use data::{Locks, WaitingLock};
 use listing::Listing;
 use logon::Stage;
 
@@ -125,7 +127,7 @@ struct Open {
     listing: Option<Listing>,
     /// Open for writing for locks alone, where the file is not.
     lock_file: Option<OwnedFd>,
-    locks: Vec<(u64, u64)>,
+    locks: Locks,
 }
 
 /// What may be done with an open file.
@@ -148,6 +150,8 @@ pub struct Connection<'s> {
     trees: BTreeMap<u32, Tree>,
     opens: BTreeMap<u64, Open>,
     waiting: Vec<WaitingLock>,
+    /// How many ranges all open files have locked.
+    locks: Rc<Cell<usize>>,
     credits: u32,
     last_number: u64,
     failed_logons: u8,
@@ -200,6 +204,7 @@ impl<'s> Connection<'s> {
             trees: BTreeMap::new(),
             opens: BTreeMap::new(),
             waiting: Vec::new(),
+            locks: Rc::default(),
             // Enough to begin with.
             credits: 1,
             last_number: 0,

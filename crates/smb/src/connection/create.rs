@@ -6,6 +6,7 @@ use std::sync::Arc;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
+use super::data::Locks;
 use super::logon::POSIX_TAG;
 use super::{Ask, Can, Chain, Connection, Failure, MOST_OPEN, Open, info, security};
 use crate::name::SharePath;
@@ -170,7 +171,7 @@ impl Connection<'_> {
             is_new: opened.action == CREATED,
             listing: None,
             lock_file: None,
-            locks: Vec::new(),
+            locks: Locks::none(&self.locks),
         };
         self.opens.insert(id, open);
         chain.file = Some(id);

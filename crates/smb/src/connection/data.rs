@@ -1,6 +1,8 @@
 //! What is done with an open file: READ, WRITE, FLUSH, LOCK, CANCEL and CLOSE.
 
+use std::cell::Cell;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::rc::Rc;
 
 use cofferdam_sys::file::{self, RangeLock};
 use rustix::fs::OFlags;
@@ -27,6 +29,48 @@ const FAIL_IMMEDIATELY: u32 = 0x10;
 
 /// Most ranges that one open file has locked; Linux's own client sends each range that a program locks.
 const MOST_LOCKS: usize = 1024;
+/// Most that all open files of a connection have together: each is some hundred bytes of the kernel's as well.
+const MOST_LOCKS_IN_ALL: usize = 16 * MOST_LOCKS;
+
+/// The ranges that one open file has locked.
+#[derive(Debug)]
+pub(super) struct Locks {
+    ranges: Vec<(u64, u64)>,
+    /// How many all files of the connection have.
+    all: Rc<Cell<usize>>,
+}
+
+impl Locks {
+    pub(super) fn none(all: &Rc<Cell<usize>>) -> Locks {
+        Locks { ranges: Vec::new(), all: Rc::clone(all) }
+    }
+
+    fn is_full(&self) -> bool {
+        self.ranges.len() >= MOST_LOCKS || self.all.get() >= MOST_LOCKS_IN_ALL
+    }
+
+    fn add(&mut self, range: (u64, u64)) {
+        self.ranges.push(range);
+        self.all.set(self.all.get().saturating_add(1));
+    }
+
+    /// Whether there was such a one.
+    fn remove(&mut self, range: (u64, u64)) -> bool {
+        let held = self.ranges.iter().position(|held| *held == range);
+        if let Some(held) = held {
+            self.ranges.swap_remove(held);
+            self.all.set(self.all.get().saturating_sub(1));
+        }
+        held.is_some()
+    }
+}
+
+impl Drop for Locks {
+    /// The kernel gives them up with the file.
+    fn drop(&mut self) {
+        self.all.set(self.all.get().saturating_sub(self.ranges.len()));
+    }
+}
 
 /// A lock that somebody else stands in the way of.
 #[derive(Debug)]
@@ -284,14 +328,11 @@ fn set_lock(open: &mut Open, lock: RangeLock, range: (u64, u64)) -> Result<(), S
     // To the end, for the kernel, is 0; that is what ranges mean that reach beyond what `off_t` holds.
     let len = i64::try_from(length).ok().filter(|len| start.checked_add(*len).is_some()).unwrap_or(0);
     match lock {
-        RangeLock::Unlock => {
-            let held = open.locks.iter().position(|held| *held == range).ok_or(Status::RANGE_NOT_LOCKED)?;
-            open.locks.swap_remove(held);
-        }
-        RangeLock::Shared | RangeLock::Exclusive if open.locks.len() >= MOST_LOCKS => {
+        RangeLock::Unlock if !open.locks.remove(range) => return Err(Status::RANGE_NOT_LOCKED),
+        RangeLock::Shared | RangeLock::Exclusive if open.locks.is_full() => {
             return Err(Status::INSUFFICIENT_RESOURCES);
         }
-        RangeLock::Shared | RangeLock::Exclusive => {}
+        RangeLock::Unlock | RangeLock::Shared | RangeLock::Exclusive => {}
     }
     // An exclusive lock takes a file that is open for writing, and a shared one a file that is open for reading; clients ask no such thing.
     if !(open.can.read && open.can.write) && open.lock_file.is_none() {
@@ -310,7 +351,7 @@ fn set_lock(open: &mut Open, lock: RangeLock, range: (u64, u64)) -> Result<(), S
     match file::lock_range(file.as_fd(), lock, start, len) {
         Ok(()) => {
             if lock != RangeLock::Unlock {
-                open.locks.push(range);
+                open.locks.add(range);
             }
             Ok(())
         }

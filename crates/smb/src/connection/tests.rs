@@ -710,6 +710,29 @@ fn a_lock_holds_against_other_connections_and_waits_for_them() {
 }
 
 #[test]
+fn locks_are_bounded_for_a_file_and_for_all_of_them() {
+    let folder = Folder::new();
+    fs::write(folder.path("a"), "a").unwrap();
+    let mut client = folder.client("rw");
+    let files: Vec<u64> = (0..17).map(|_| client.open("a", READ | WRITE, 1, 0).unwrap()).collect();
+    // Shared ones, each of its own byte.
+    let fill = |client: &mut Client<'_>, file: u64| {
+        (0..1024).take_while(|byte| client.lock(file, 0x11, *byte, 1).status == Status::SUCCESS).count()
+    };
+    for file in &files[..15] {
+        assert_eq!(fill(&mut client, *file), 1024);
+    }
+    assert_eq!(client.lock(files[0], 0x11, 5000, 1).status, Status::INSUFFICIENT_RESOURCES);
+    assert_eq!(fill(&mut client, files[15]), 1024);
+    assert_eq!(client.lock(files[16], 0x11, 0, 1).status, Status::INSUFFICIENT_RESOURCES);
+    assert_eq!(client.lock(files[3], 0x4, 7, 1).status, Status::SUCCESS);
+    assert_eq!(client.lock(files[16], 0x11, 0, 1).status, Status::SUCCESS, "another has gone");
+    assert_eq!(client.lock(files[16], 0x11, 1, 1).status, Status::INSUFFICIENT_RESOURCES);
+    assert_eq!(client.close(files[4]), Status::SUCCESS);
+    assert_eq!(fill(&mut client, files[16]), 1023, "byte 0 is there already, and closing has made room");
+}
+
+#[test]
 fn a_lock_that_waits_is_cancelled() {
     let folder = Folder::new();
     fs::write(folder.path("a"), "a").unwrap();
