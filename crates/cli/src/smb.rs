@@ -5,16 +5,21 @@
 //! added is there for connections that begin later, since a connection's process is confined to the shares that it began with.
 
 use std::ffi::{OsStr, OsString};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use cofferdam_smb::{Confined, Owner, Password, Server, ShareAccess, Shares, confine, serve};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
 
 use crate::output;
 use crate::refusal::EXIT_FAILED;
+
+/// Longest password. A file with a longer one is not read to its end.
+const LONGEST_PASSWORD: usize = 128;
 
 /// Longest file that names a share: a path, and what stands before it.
 const LONGEST_LINE: usize = 4096 + 4;
@@ -27,7 +32,7 @@ pub(crate) struct SmbServeArgs {
     /// A directory with a file per share: `ro PATH` or `rw PATH`, under its name.
     #[arg(long, value_name = "DIR")]
     shares_dir: Option<PathBuf>,
-    /// A file with the password that clients log on with.
+    /// A file with the password that clients log on with, which is for nobody else to read.
     #[arg(long, value_name = "FILE")]
     password_file: PathBuf,
     /// The user of the guest who is shown as the owner of our files.
@@ -61,12 +66,7 @@ fn silence_shared_stderr() {
 }
 
 fn prepare(args: &SmbServeArgs) -> Result<(Server, Confined), String> {
-    let path = &args.password_file;
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| format!("cannot read the password in {}: {error}", path.display()))?;
-    let password = Password::new(text.trim_end_matches('\n')).ok_or_else(|| {
-        format!("{} is not one line of 1 to 128 graphic ASCII characters, which a password is", path.display())
-    })?;
+    let password = read_password(&args.password_file)?;
     let server =
         Server::new(password, Owner::new(args.uid, args.gid)).map_err(|error| format!("no random numbers: {error}"))?;
     for word in &args.shares {
@@ -79,6 +79,28 @@ fn prepare(args: &SmbServeArgs) -> Result<(Server, Confined), String> {
     }
     let confined = confine(&server.shares).map_err(|error| output::chain(&error))?;
     Ok((server, confined))
+}
+
+/// The password in a file that nobody else reads.
+fn read_password(path: &Path) -> Result<Password, String> {
+    let refused = |error: Errno| format!("cannot read the password in {}: {}", path.display(), io::Error::from(error));
+    // No reader of a pipe waits for who writes to it.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = rustix::fs::open(path, flags, Mode::empty()).map_err(refused)?;
+    let found = rustix::fs::fstat(&file).map_err(refused)?;
+    if FileType::from_raw_mode(found.st_mode) != FileType::RegularFile {
+        return Err(format!("the password in {} is in no regular file", path.display()));
+    }
+    if Mode::from_raw_mode(found.st_mode).intersects(Mode::RWXG | Mode::RWXO) {
+        return Err(format!("the password in {0} is for others to read or change: chmod 600 {0}", path.display()));
+    }
+    let mut text = [0; LONGEST_PASSWORD + 2];
+    let length = rustix::io::pread(&file, &mut text, 0).map_err(refused)?;
+    let text = text.get(..length).unwrap_or_default();
+    let line = std::str::from_utf8(text.strip_suffix(b"\n").unwrap_or(text)).ok();
+    line.and_then(Password::new).ok_or_else(|| {
+        format!("{} is not one line of 1 to 128 graphic ASCII characters, which a password is", path.display())
+    })
 }
 
 fn parse_share(word: &OsStr) -> Option<(String, PathBuf, ShareAccess)> {

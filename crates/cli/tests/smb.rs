@@ -2,8 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails is meant to panic")]
 
-use std::fs;
-use std::os::unix::fs::symlink;
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -37,12 +38,18 @@ impl Folder {
         let shown = folder.path("shown");
         fs::write(folder.path("list/src"), format!("rw {}\n", shown.display())).unwrap();
         fs::write(folder.path("list/docs"), format!("ro {}\n", shown.display())).unwrap();
-        fs::write(folder.path("password"), "correct-horse\n").unwrap();
+        folder.secret("password", "correct-horse\n");
         folder
     }
 
     fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
+    }
+
+    /// A file that nobody else reads.
+    fn secret(&self, name: &str, content: &str) {
+        let mut file = File::options().write(true).create_new(true).mode(0o600).open(self.path(name)).unwrap();
+        file.write_all(content.as_bytes()).unwrap();
     }
 
     fn client(&self, share: &str, options: &[&str]) -> Command {
@@ -192,13 +199,21 @@ fn a_share_goes_while_it_is_used() {
 #[test]
 fn what_cannot_be_served_is_said_before_anything_is() {
     let folder = Folder::new();
-    fs::write(folder.path("empty"), "").unwrap();
+    folder.secret("empty", "");
+    folder.secret("long", &"x".repeat(129));
+    folder.secret("open", "correct-horse\n");
+    fs::set_permissions(folder.path("open"), fs::Permissions::from_mode(0o640)).unwrap();
+    // Nobody writes to it, and nobody waits for that.
+    assert!(Command::new("mkfifo").arg(folder.path("pipe")).status().unwrap().success());
     let shown = format!("a={}", folder.path("shown").display());
     let password = folder.path("password");
     let (good, empty) = (password.to_str().unwrap(), folder.path("empty"));
     for (options, reason) in [
         (vec!["--password-file", "absent"], "cannot read the password in absent"),
         (vec!["--password-file", empty.to_str().unwrap()], "which a password is"),
+        (vec!["--password-file", "long"], "which a password is"),
+        (vec!["--password-file", "open"], "the password in open is for others to read or change: chmod 600 open"),
+        (vec!["--password-file", "pipe"], "the password in pipe is in no regular file"),
         (vec!["--password-file", good, "--share", "a"], "--share a is not NAME=PATH or NAME=PATH:ro"),
         (vec!["--password-file", good, "--share", "a=absent"], "cannot open the folder absent of share \"a\""),
         (vec!["--password-file", good, "--share", "a=password"], "cannot open the folder password of share \"a\""),
