@@ -309,10 +309,11 @@ fn start_monitor(
 /// Reaps and passes signals on until the program has ended or the supervisor is gone.
 fn serve(supervisor: &OwnedFd, lifeline: &OwnedFd, started: &Started, children: &SignalFd) -> Result<(), Fault> {
     let program = started.program;
+    let mut monitor = started.monitor.as_ref();
     loop {
         let sources = [supervisor.as_fd(), lifeline.as_fd(), children.as_fd()];
         let mut fds: Vec<_> = sources.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
-        fds.extend(started.monitor.iter().map(|monitor| PollFd::from_borrowed_fd(monitor.as_fd(), PollFlags::IN)));
+        fds.extend(monitor.iter().map(|monitor| PollFd::from_borrowed_fd(monitor.as_fd(), PollFlags::IN)));
         wire::poll(&mut fds, None).step(|| "wait for events".to_owned())?;
         let mut ready = fds.iter().map(|fd| !fd.revents().is_empty());
         let [message, orphaned, ended, said] = std::array::from_fn(|_| ready.next().unwrap_or(false));
@@ -322,12 +323,16 @@ fn serve(supervisor: &OwnedFd, lifeline: &OwnedFd, started: &Started, children: 
             return Ok(());
         }
         // Before its end: what it says explains that.
-        if said
-            && let Some(monitor) = &started.monitor
-            && let Ok(Received::Message(lost @ Message::Lost { .. }, _)) = wire::receive_ready(monitor)
-        {
-            let _gone = wire::send(supervisor, &lost, &[]);
-            return Ok(());
+        if said && let Some(channel) = monitor {
+            match wire::receive_ready(channel) {
+                Ok(Received::Message(lost @ Message::Lost { .. }, _)) => {
+                    let _gone = wire::send(supervisor, &lost, &[]);
+                    return Ok(());
+                }
+                Ok(Received::Message(..)) => {}
+                // What is closed is ready for ever. Its end is noticed as that of a process.
+                Ok(Received::Closed | Received::Orphaned | Received::Late) | Err(_) => monitor = None,
+            }
         }
         if ended {
             children.next().step(|| "receive the end of processes".to_owned())?;

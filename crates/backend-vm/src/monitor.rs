@@ -315,11 +315,15 @@ impl Guest {
     fn sources(&self) -> Vec<(Source, BorrowedFd<'_>, PollFlags)> {
         let agent = if self.host.output().is_empty() { PollFlags::IN } else { PollFlags::IN | PollFlags::OUT };
         let control = if self.control.is_empty() { PollFlags::IN } else { PollFlags::IN | PollFlags::OUT };
-        let mut sources = vec![
-            (Source::Agent, self.qemu.agent.as_fd(), agent),
-            (Source::Control, self.qemu.control.as_fd(), control),
-            (Source::End, self.qemu.end(), PollFlags::IN),
-        ];
+        // A QEMU that somebody has taken over closes what it likes, and what is closed is ready for ever.
+        let mut sources = Vec::new();
+        if self.qemu.agent_open {
+            sources.push((Source::Agent, self.qemu.agent.as_fd(), agent));
+        }
+        if self.qemu.control_open {
+            sources.push((Source::Control, self.qemu.control.as_fd(), control));
+        }
+        sources.push((Source::End, self.qemu.end(), PollFlags::IN));
         sources.extend(self.qemu.output().map(|output| (Source::Console, output, PollFlags::IN)));
         sources
     }
@@ -365,7 +369,11 @@ impl Guest {
         let mut buffer = [0; CHUNK];
         match rustix::io::read(&self.qemu.agent, &mut buffer) {
             // QEMU's end is noticed as such.
-            Ok(0) | Err(Errno::CONNRESET | Errno::AGAIN | Errno::INTR) => Ok(false),
+            Ok(0) | Err(Errno::CONNRESET) => {
+                self.qemu.agent_open = false;
+                Ok(false)
+            }
+            Err(Errno::AGAIN | Errno::INTR) => Ok(false),
             Ok(len) => {
                 let bytes = buffer.get(..len).unwrap_or_default();
                 self.host.handle_bytes(bytes).map_err(|violation| Trouble::Broken(violation.to_string()))?;
@@ -394,7 +402,11 @@ impl Guest {
     fn read_control(&mut self) -> Result<bool, Trouble> {
         let mut buffer = [0; 4096];
         let len = match rustix::io::read(&self.qemu.control, &mut buffer) {
-            Ok(0) | Err(Errno::CONNRESET | Errno::AGAIN | Errno::INTR) => return Ok(false),
+            Ok(0) | Err(Errno::CONNRESET) => {
+                self.qemu.control_open = false;
+                return Ok(false);
+            }
+            Err(Errno::AGAIN | Errno::INTR) => return Ok(false),
             Ok(len) => len,
             Err(error) => return Err(Trouble::Broken(format!("QEMU cannot be heard: {error}"))),
         };
@@ -653,5 +665,34 @@ fn end_as(status: Status) -> u8 {
             // One that does not end a process, or that there is only in the guest. As a shell counts.
             128_u8.saturating_add(signal.min(127))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cofferdam_guest_protocol::Token;
+
+    use super::*;
+
+    #[test]
+    fn what_qemu_has_closed_is_not_waited_for_while_it_goes_on() {
+        let qemu = Qemu::that_closes_its_channels();
+        let host = Host::new(Token::new([7; Token::LENGTH]));
+        let mut guest = Guest { qemu, host, qmp: Qmp::new(), control: Vec::new(), off: None };
+        for turn in 0.. {
+            assert!(turn < 100, "it is ready again and again");
+            let Ok(ready) = wait(&guest.sources(), Some(Duration::ZERO)) else { panic!("it can be waited for") };
+            if ready.is_empty() {
+                break;
+            }
+            for source in ready {
+                assert!(guest.handle(source).is_ok(), "{source:?}");
+            }
+        }
+        let left: Vec<Source> = guest.sources().iter().map(|(source, ..)| *source).collect();
+        assert_eq!(left, [Source::End], "its end is waited for all the same");
+        guest.qemu.kill();
+        let Ok(ready) = wait(&guest.sources(), Some(Duration::from_secs(10))) else { panic!("it can be waited for") };
+        assert_eq!(ready, [Source::End]);
     }
 }

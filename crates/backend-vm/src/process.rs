@@ -24,6 +24,9 @@ pub(crate) struct Qemu {
     pub(crate) agent: OwnedFd,
     /// Our end of QMP; non-blocking.
     pub(crate) control: OwnedFd,
+    /// Whether QEMU has not closed them.
+    pub(crate) agent_open: bool,
+    pub(crate) control_open: bool,
     /// What it and the guest's console write.
     output: File,
     output_open: bool,
@@ -70,7 +73,17 @@ impl Qemu {
         let pidfd = rustix::process::pidfd_open(pid.ok_or(Errno::SRCH)?, PidfdFlags::empty())?;
         let output = File::from(OwnedFd::from(output));
         rustix::io::ioctl_fionbio(&output, true)?;
-        Ok(Qemu { child, pidfd, agent, control, output, output_open: true, console: Console::default() })
+        Ok(Qemu {
+            child,
+            pidfd,
+            agent,
+            control,
+            agent_open: true,
+            control_open: true,
+            output,
+            output_open: true,
+            console: Console::default(),
+        })
     }
 
     /// Readable when it has ended.
@@ -111,6 +124,21 @@ impl Qemu {
     /// Whether it has ended, and how: in words.
     pub(crate) fn has_ended(&mut self) -> Option<String> {
         self.child.try_wait().ok().flatten().map(how)
+    }
+}
+
+#[cfg(test)]
+impl Qemu {
+    /// A process that has none of them any more, and goes on.
+    pub(crate) fn that_closes_its_channels() -> Qemu {
+        let ((agent, _), (control, _)) = (channel().unwrap(), channel().unwrap());
+        let child = Command::new("sleep").arg("60").stdin(Stdio::null()).spawn().unwrap();
+        let pid = rustix::process::Pid::from_child(&child);
+        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).unwrap();
+        let output = File::from(OwnedFd::from(io::pipe().unwrap().0));
+        let (agent_open, control_open, output_open) = (true, true, true);
+        let console = Console::default();
+        Qemu { child, pidfd, agent, control, agent_open, control_open, output, output_open, console }
     }
 }
 
