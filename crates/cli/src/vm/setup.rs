@@ -1,18 +1,20 @@
 //! `cofferdam vm setup`: finds a kernel, modules, busybox and the agent, and writes down what machines start from.
 //!
 //! What is not given is fetched with the distribution's own client into a folder that goes again, and unpacked there: nothing is
-//! installed, and no root is needed. The two files take the place of those before in one step, or not at all.
+//! installed, and no root is needed. The two files take the place of those before in one step, or not at all. One setup has the
+//! folder at a time, and takes away what one that was killed has left.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, FileType};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use cofferdam_initramfs::{
     Architecture, Archive, DIRECTORY, Group, MODULE_LIST, ModuleInfo, Modules, check_executable,
 };
-use rustix::fs::{CWD, RenameFlags};
+use rustix::fs::{CWD, FlockOperation, Mode, OFlags, RenameFlags};
 
 use crate::args::{ArchitectureWord, VmSetupArgs};
 use crate::output;
@@ -102,11 +104,11 @@ fn write(args: &VmSetupArgs, state: &Path) -> Result<(PathBuf, String), SetupErr
         None => own_architecture().ok_or(SetupError::Architecture(std::env::consts::ARCH))?,
     };
     let folder = cofferdam_control::make_guests(state)?;
-    let work = WorkFolder::new(folder.join(format!(".setup-{}", std::process::id())))?;
-    let parts = find(args, architecture, &work.0)?;
+    let work = WorkFolder::new(&folder)?;
+    let parts = find(args, architecture, &work.path)?;
     let kernel = read(&parts.kernel)?;
     let initramfs = pack(&parts, architecture)?;
-    let made = work.0.join("made");
+    let made = work.path.join("made");
     fs::create_dir(&made).map_err(of("make", &made))?;
     for (name, content) in [(KERNEL, &kernel), (INITRAMFS, &initramfs)] {
         let path = made.join(name);
@@ -129,21 +131,40 @@ impl Parts {
     }
 }
 
-/// A folder that goes with everything in it.
-struct WorkFolder(PathBuf);
+/// What work folders are called. Those of setups that were killed are left.
+const WORK: &str = ".setup-";
+
+/// A folder that goes with everything in it. There is one at a time.
+struct WorkFolder {
+    path: PathBuf,
+    /// The folder that it is in, locked for as long as it is there.
+    _lock: OwnedFd,
+}
 
 impl WorkFolder {
-    fn new(path: PathBuf) -> Result<WorkFolder, SetupError> {
-        // What a process of this number left behind, which is gone.
-        let _absent = fs::remove_dir_all(&path);
+    fn new(folder: &Path) -> Result<WorkFolder, SetupError> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let lock = rustix::fs::open(folder, flags, Mode::empty()).map_err(|error| of("open", folder)(error.into()))?;
+        if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+            output::say("waiting for another setup to end");
+            let locked = rustix::io::retry_on_intr(|| rustix::fs::flock(&lock, FlockOperation::LockExclusive));
+            locked.map_err(|error| of("lock", folder)(error.into()))?;
+        }
+        for entry in fs::read_dir(folder).map_err(of("list", folder))?.flatten() {
+            // Nobody has the lock, so it is nobody's.
+            if entry.file_name().as_encoded_bytes().starts_with(WORK.as_bytes()) {
+                let _stays = fs::remove_dir_all(entry.path());
+            }
+        }
+        let path = folder.join(format!("{WORK}{}", std::process::id()));
         fs::create_dir(&path).map_err(of("make", &path))?;
-        Ok(WorkFolder(path))
+        Ok(WorkFolder { path, _lock: lock })
     }
 }
 
 impl Drop for WorkFolder {
     fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
+        let _ = fs::remove_dir_all(&self.path);
     }
 }
 
@@ -210,7 +231,7 @@ fn find_busybox(architecture: Architecture, work: &Path) -> Result<PathBuf, Setu
     let name = foreign(BUSYBOX_PACKAGE, architecture);
     let unpacked = unpack(&fetch(&name, work, "give one with --busybox FILE")?, &work.join("busybox"))?;
     let busybox =
-        ["bin/busybox", "usr/bin/busybox"].map(|path| unpacked.join(path)).into_iter().find(|path| path.exists());
+        ["bin", "usr/bin"].into_iter().find_map(|place| within(&unpacked, place, "busybox", FileType::is_file));
     busybox.ok_or(SetupError::Lacks { path: unpacked, what: "busybox", remedy: "give one with --busybox FILE" })
 }
 
@@ -274,16 +295,24 @@ fn kernel_of(package: &Path, work: &Path) -> Result<(PathBuf, Option<PathBuf>), 
         what,
         remedy: "it has to be a linux-image package with its modules, as Debian has them",
     };
-    let inside = |folder: &str, begin: &str| {
-        let list = fs::read_dir(unpacked.join(folder)).ok()?;
-        list.flatten()
-            .map(|entry| entry.path())
-            .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(begin)))
-    };
-    let kernel = inside("boot", "vmlinu").ok_or_else(|| lacks("kernel"))?;
-    let modules =
-        inside("lib/modules", "").or_else(|| inside("usr/lib/modules", "")).ok_or_else(|| lacks("modules"))?;
-    Ok((kernel, Some(modules)))
+    let kernel = within(&unpacked, "boot", "vmlinu", FileType::is_file).ok_or_else(|| lacks("kernel"))?;
+    let modules = ["lib/modules", "usr/lib/modules"].into_iter();
+    let modules = modules.filter_map(|place| within(&unpacked, place, "", FileType::is_dir)).next();
+    Ok((kernel, Some(modules.ok_or_else(|| lacks("modules"))?)))
+}
+
+/// Something of this kind in a folder of what was unpacked, whose name begins so. A package may hold anything: what is a link, or
+/// lies behind one, may be anywhere, and what is no file may never end.
+fn within(unpacked: &Path, folder: &str, begin: &str, is_kind: fn(&FileType) -> bool) -> Option<PathBuf> {
+    let kind = |path: &Path| fs::symlink_metadata(path).map(|found| found.file_type());
+    let mut place = unpacked.to_owned();
+    for part in Path::new(folder) {
+        place.push(part);
+        kind(&place).ok().filter(FileType::is_dir)?;
+    }
+    let list = fs::read_dir(place).ok()?.flatten();
+    let named = list.filter(|entry| entry.file_name().as_encoded_bytes().starts_with(begin.as_bytes()));
+    named.map(|entry| entry.path()).find(|path| kind(path).is_ok_and(|kind| is_kind(&kind)))
 }
 
 /// Runs a program to its end and gives what it printed.
@@ -343,7 +372,9 @@ fn pack_modules(folder: &Path, archive: &mut Archive) -> Result<(), SetupError> 
             contents.insert(name.clone(), content);
         }
     }
-    let built_in = fs::read_to_string(folder.join("modules.builtin")).unwrap_or_default();
+    let built_in = folder.join("modules.builtin");
+    let is_file = fs::symlink_metadata(&built_in).is_ok_and(|found| found.is_file());
+    let built_in = if is_file { fs::read_to_string(built_in).unwrap_or_default() } else { String::new() };
     let built_in: BTreeSet<String> =
         built_in.lines().filter_map(|line| Modules::name_of(line.rsplit('/').next()?)).collect();
     let mut list = String::new();
@@ -412,4 +443,51 @@ fn read(path: &Path) -> Result<Vec<u8>, SetupError> {
 fn of(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SetupError {
     let path = path.to_owned();
     move |source| SetupError::File { what, path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn what_a_killed_setup_has_left_goes_and_one_that_works_is_waited_for() {
+        let guests = tempfile::tempdir().unwrap();
+        let at = |name: &str| guests.path().join(name);
+        for left in [".setup-1/kernel/boot", ".setup-99999999", "x86_64"] {
+            fs::create_dir_all(at(left)).unwrap();
+        }
+        let work = WorkFolder::new(guests.path()).unwrap();
+        assert!(!at(".setup-1").exists() && !at(".setup-99999999").exists());
+        assert!(at("x86_64").exists() && work.path.exists());
+        let other = fs::File::open(guests.path()).unwrap();
+        assert!(rustix::fs::flock(&other, FlockOperation::NonBlockingLockExclusive).is_err());
+        drop(work);
+        assert_eq!(fs::read_dir(guests.path()).unwrap().count(), 1);
+        rustix::fs::flock(&other, FlockOperation::NonBlockingLockExclusive).unwrap();
+    }
+
+    #[test]
+    fn of_a_package_files_are_read_and_nothing_else() {
+        let package = tempfile::tempdir().unwrap();
+        let at = |name: &str| package.path().join(name);
+        let kernel = || within(package.path(), "boot", "vmlinu", FileType::is_file);
+        fs::create_dir(at("boot")).unwrap();
+        let fifo = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(CWD, at("boot/vmlinuz-1"), fifo, Mode::RUSR, 0).unwrap();
+        symlink("/etc/passwd", at("boot/vmlinuz-2")).unwrap();
+        fs::create_dir(at("boot/vmlinuz-3")).unwrap();
+        assert_eq!(kernel(), None);
+        fs::write(at("boot/vmlinuz-4"), "kernel").unwrap();
+        assert_eq!(kernel(), Some(at("boot/vmlinuz-4")));
+        // Behind a link everything is somebody else's.
+        fs::rename(at("boot"), at("elsewhere")).unwrap();
+        symlink("elsewhere", at("boot")).unwrap();
+        assert_eq!(kernel(), None);
+        fs::create_dir_all(at("elsewhere/modules/6.1")).unwrap();
+        symlink("elsewhere", at("lib")).unwrap();
+        assert_eq!(within(package.path(), "lib/modules", "", FileType::is_dir), None);
+        assert!(within(package.path(), "elsewhere/modules", "", FileType::is_dir).is_some());
+    }
 }
