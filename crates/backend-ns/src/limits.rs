@@ -7,7 +7,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::ResourceLimits;
+use crate::{ResourceLimits, SandboxSpec, View};
 
 /// The directory names of our cgroups: this, the maker's process id, a dash, a number.
 const PREFIX: &str = "cofferdam-";
@@ -128,9 +128,10 @@ fn settings(limits: &ResourceLimits) -> Vec<Setting> {
 }
 
 /// What a user is told about limits that no cgroup enforces.
-pub(crate) fn notices(limits: &ResourceLimits, reason: &str) -> Vec<String> {
+pub(crate) fn notices(SandboxSpec { limits, place, .. }: &SandboxSpec, reason: &str) -> Vec<String> {
     let mut notices = Vec::new();
-    if limits.memory.is_some() {
+    // That of a virtual machine is bounded by QEMU all the same.
+    if limits.memory.is_some() && place.view != View::Qemu {
         notices.push(format!("the memory limit is not enforced, but for files in memory: {reason}"));
     }
     if limits.cpus.is_some() {

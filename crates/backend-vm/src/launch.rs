@@ -24,6 +24,13 @@ use crate::monitor::{GuestMonitor, Task, terminal_size};
 /// MiB of memory of a guest when nothing is said: enough for a compiler, and taken from the host as the guest uses it.
 pub const DEFAULT_MEMORY: u64 = 1024;
 
+/// Bytes of memory of QEMU and of what stands beside it in its sandbox, besides the guest's: some 100 MiB of QEMU, two copies of an
+/// initramfs, and buffers of devices.
+const QEMU_MEMORY: u64 = 256 << 20;
+
+/// Bytes of the guest's programs as TCG translates them, at most (`tb-size`, qemu(1)).
+const TRANSLATIONS: u64 = 1 << 30;
+
 /// Less than this has no kernel of a distribution start.
 const LEAST_MEMORY: u64 = 128;
 
@@ -212,10 +219,18 @@ fn monitored(
     let vhost = spec.network.is_some().then_some("vhost-net");
     let devices = kvm.into_iter().chain(vhost).collect();
     let place = Place { mounts, view: View::Qemu, devices, ..Place::default() };
-    // The guest's memory is bounded by QEMU.
-    let limits = ResourceLimits { memory: None, ..spec.limits.clone() };
+    let limits = outer_limits(&spec.limits, accelerator);
     let outer = SandboxSpec { env: Vec::new(), workdir: "/".into(), place, limits, ..spec };
     (monitor, outer)
+}
+
+/// The bounds of QEMU's sandbox. The guest's memory is bounded by QEMU; where there is a cgroup, QEMU is as well.
+fn outer_limits(limits: &ResourceLimits, accelerator: Accelerator) -> ResourceLimits {
+    let own = match accelerator {
+        Accelerator::Kvm => QEMU_MEMORY,
+        Accelerator::Tcg => QEMU_MEMORY + TRANSLATIONS,
+    };
+    ResourceLimits { memory: limits.memory.map(|bytes| bytes.saturating_add(own)), ..limits.clone() }
 }
 
 fn vm(spec: &SandboxSpec, kit: &Kit, accelerator: Accelerator, shown: &[Mount]) -> Vm {
@@ -342,5 +357,21 @@ fn exec(spec: &SandboxSpec) -> Exec {
         gid: spec.inside_uid,
         terminal,
         leftover: Leftover::Kill,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn qemu_has_what_its_guest_has_and_an_allowance() {
+        let limits = ResourceLimits { memory: Some(512 << 20), cpus: Some(0.5), ..ResourceLimits::default() };
+        let outer = outer_limits(&limits, Accelerator::Kvm);
+        assert_eq!((outer.memory, outer.cpus), (Some((512 + 256) << 20), Some(0.5)));
+        assert_eq!(outer_limits(&limits, Accelerator::Tcg).memory, Some((512 + 256 + 1024) << 20));
+        let most = ResourceLimits { memory: Some(u64::MAX), ..limits };
+        assert_eq!(outer_limits(&most, Accelerator::Kvm).memory, Some(u64::MAX));
+        assert_eq!(outer_limits(&ResourceLimits::default(), Accelerator::Tcg), ResourceLimits::default());
     }
 }

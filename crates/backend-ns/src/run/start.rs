@@ -218,7 +218,7 @@ impl<'a> Start<'a> {
     fn new(spec: &'a SandboxSpec, identity: Identity) -> Result<Self, LaunchError> {
         let (cgroup, mut notices) = match Cgroup::make(&spec.limits) {
             Ok(cgroup) => (cgroup, Vec::new()),
-            Err(reason) => (None, limits::notices(&spec.limits, &reason)),
+            Err(reason) => (None, limits::notices(spec, &reason)),
         };
         if identity == Identity::Root && spec.limits.pids.is_some() && cgroup.is_none() {
             notices.push("the limit of processes is not enforced: the kernel does not count those of root".to_owned());
@@ -449,7 +449,7 @@ impl<'a> Start<'a> {
         if let Some(cgroup) = &self.processes.cgroup
             && let Err(error) = cgroup.add(pid.as_raw_nonzero().get())
         {
-            self.notices.extend(limits::notices(&self.spec.limits, &error.to_string()));
+            self.notices.extend(limits::notices(self.spec, &error.to_string()));
             self.processes.cgroup = None;
         }
         let trees = take_trees(mounts, pid, &mut self.notices).map_err(own)?;
