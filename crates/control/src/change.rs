@@ -317,12 +317,13 @@ mod tests {
             RunStore::at(self.state.path()).find("last").unwrap()
         }
 
-        /// What somebody does meanwhile, in another thread; the gateway answers every command so.
+        /// What somebody does meanwhile, in another thread; the gateway answers every command so, or none in time.
         fn meanwhile<T: Send>(
             &mut self,
-            answer: Result<(), &str>,
+            answer: impl Into<Option<Result<(), &'static str>>>,
             act: impl FnOnce(&Path, &StoredRun) -> T + Send,
         ) -> T {
+            let answer = answer.into();
             let (over, end) = rustix::pipe::pipe().unwrap();
             let (run, state) = (self.run(), self.state.path().to_owned());
             let (door, commands) = (&mut self.door, &mut self.commands);
@@ -347,6 +348,11 @@ mod tests {
                     }
                     door.handle(&ready[..ready.len() - 1], Some(commands));
                     while let Some(waiting) = door.awaited() {
+                        let Some(answer) = answer else {
+                            door.be_late();
+                            door.handle(&[], Some(commands));
+                            break;
+                        };
                         number = number.max(waiting);
                         door.answered(CommandAnswer { number, result: answer.map_err(str::to_owned) });
                     }
@@ -434,6 +440,20 @@ mod tests {
             assert!(matches!(&error, ChangeError::Refused(why) if why == "too many"), "{error}");
             assert_eq!(Changeable::open(state, run).unwrap().network().policy.rules.len(), 1);
         });
+    }
+
+    #[test]
+    fn a_gateway_that_does_not_answer_holds_up_nobody_for_ever() {
+        let mut world = World::new(&only("a.example"));
+        assert_eq!(world.door.deadline(), None);
+        for _ in 0..2 {
+            world.meanwhile(None, |state, run| {
+                let error = change(state, run, "allow@b.example").unwrap_err();
+                assert!(matches!(&error, ChangeError::Refused(why) if why.contains("does not answer")), "{error}");
+            });
+        }
+        world.meanwhile(Ok(()), |state, run| change(state, run, "allow@b.example").unwrap());
+        assert_eq!(world.door.network().policy.rules.len(), 2);
     }
 
     #[test]

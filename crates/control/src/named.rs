@@ -28,7 +28,7 @@ mod registry;
 mod spec;
 mod told;
 
-pub(crate) use client::{FOR_A_POLICY, PATIENCE};
+pub(crate) use client::{FOR_A_POLICY, LATE, PATIENCE};
 pub use client::{Inspected, RunInfo, enter, inspect, ports, publish, set_policy, stop, withdraw};
 pub use exec::{ExecOptions, Session};
 pub(crate) use keeper::chain;

@@ -7,6 +7,7 @@
 //! | listening | `Policy`, made from what was shown last | the gateway is told |
 //! | changing | `Policy` | refused as busy |
 //! | changing | the gateway has answered | so is whoever asked; what it holds is in force |
+//! | changing | it has not in [`FOR_A_POLICY`] | whoever asked is told that; the next may be tried |
 //!
 //! The layers around the run's own rules stay what they were at the start, whatever is asked.
 //!
@@ -23,7 +24,7 @@ use cofferdam_model::NetworkConfig;
 use rustix::net::SocketFlags;
 
 use crate::named::protocol::{self, Reply, Request};
-use crate::named::{NamedSpec, chain, enforced};
+use crate::named::{FOR_A_POLICY, LATE, NamedSpec, chain, enforced};
 use crate::sandbox::Companion;
 use crate::{RunError, resolvers};
 
@@ -47,6 +48,8 @@ struct Change {
     asked_by: u64,
     spec: NamedSpec,
     network: NetworkConfig,
+    /// When the gateway is not waited for any more.
+    due: Instant,
 }
 
 /// One thing that is waited for.
@@ -73,6 +76,12 @@ impl Door {
     #[cfg(test)]
     pub(super) fn awaited(&self) -> Option<u32> {
         self.change.as_ref().map(|change| change.number)
+    }
+
+    /// The gateway is not waited for any more.
+    #[cfg(test)]
+    pub(super) fn be_late(&mut self) {
+        self.change.iter_mut().for_each(|change| change.due = Instant::now());
     }
 
     /// What is in force.
@@ -153,7 +162,7 @@ impl Door {
         let number = commands
             .replace(&enforced(network.clone()))
             .map_err(|error| refused(format!("its gateway does not listen: {error}")))?;
-        self.change = Some(Change { number, asked_by: id, spec, network });
+        self.change = Some(Change { number, asked_by: id, spec, network, due: Instant::now() + FOR_A_POLICY });
         Ok(())
     }
 
@@ -181,7 +190,7 @@ impl Companion for Door {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        None
+        self.change.as_ref().map(|change| change.due)
     }
 
     fn handle(&mut self, ready: &[bool], mut commands: Option<&mut Commands>) -> Vec<Order> {
@@ -192,6 +201,9 @@ impl Companion for Door {
                 Source::Listener => self.accept(),
                 Source::Connection(id) => self.hear(id, commands.as_deref_mut()),
             }
+        }
+        if let Some(late) = self.change.take_if(|change| change.due <= Instant::now()) {
+            self.end(late.asked_by, Some(&refused(LATE.to_owned())));
         }
         Vec::new()
     }

@@ -20,6 +20,10 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a change of policy may take: it is compiled, and every run has to be within it.
 pub(crate) const FOR_A_POLICY: Duration = Duration::from_secs(60);
 
+/// What they are told then.
+pub(crate) const LATE: &str =
+    "its gateway does not answer; set a policy anew, since this one may yet come to be in force";
+
 /// How long a sandbox may take to be gone once all that ran in it was killed.
 const AFTER_KILL: Duration = Duration::from_secs(10);
 

@@ -39,6 +39,7 @@ use rustix::pipe::PipeFlags;
 use rustix::process::{WaitId, WaitIdOptions};
 use serde::{Deserialize, Serialize};
 
+use super::client::{FOR_A_POLICY, LATE};
 use super::exec::{self, Main};
 use super::narrow::enforced;
 use super::protocol::{self, Entered, FromRun, Link, MAX_RUNS, Reply, Request, RunStatus, Status, ToRun};
@@ -295,6 +296,8 @@ struct Change {
     /// Why it will not be.
     lost: Option<io::Error>,
     step: ChangeStep,
+    /// When the gateway is not waited for any more.
+    due: Instant,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -518,8 +521,8 @@ impl Keeper<'_> {
         if let Some(connection) = self.connections.get_mut(&id) {
             connection.kind = Kind::Waits;
         }
-        self.change =
-            Some(Change { asked_by: id, spec, written: Some(written), lost: None, step: ChangeStep::Gateway(number) });
+        let (step, due) = (ChangeStep::Gateway(number), Instant::now() + FOR_A_POLICY);
+        self.change = Some(Change { asked_by: id, spec, written: Some(written), lost: None, step, due });
         Ok(())
     }
 
@@ -561,6 +564,17 @@ impl Keeper<'_> {
                 why: format!("the policy is in force, but not after a stop, since it cannot be written down: {error}"),
             },
         });
+    }
+
+    /// Waits no longer for a gateway that is late, and for whoever asked no longer than they do.
+    fn give_up(&mut self) {
+        let now = Instant::now();
+        let late = self.published.give_up(now);
+        self.end_port_change(late);
+        let is_late = |change: &Change| matches!(change.step, ChangeStep::Gateway(_)) && change.due <= now;
+        if self.change.as_ref().is_some_and(is_late) {
+            self.end_change(&Reply::Refused { why: LATE.to_owned() });
+        }
     }
 
     fn end_change(&mut self, reply: &Reply) {
@@ -718,9 +732,9 @@ impl Companion for Keeper<'_> {
     fn deadline(&self) -> Option<Instant> {
         let change = self.change.as_ref().and_then(|change| match change.step {
             ChangeStep::Runs(deadline) => Some(deadline),
-            ChangeStep::Gateway(_) => None,
+            ChangeStep::Gateway(_) => Some(change.due),
         });
-        self.stopping.into_iter().chain(change).min()
+        self.stopping.into_iter().chain(change).chain(self.published.deadline()).min()
     }
 
     fn handle(&mut self, ready: &[bool], mut commands: Option<&mut Commands>) -> Vec<Order> {
@@ -741,6 +755,7 @@ impl Companion for Keeper<'_> {
             }
         }
         self.pursue_change();
+        self.give_up();
         if let Some(commands) = commands {
             self.published.tidy(commands);
         }

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::time::{Duration, Instant};
 
 use cofferdam_gateway::Commands;
 use cofferdam_model::{PortId, PublishedPort};
@@ -13,6 +14,9 @@ use cofferdam_policy::file::{self, MAX_PORTS};
 use super::keeper::chain;
 use super::protocol::Reply;
 use crate::ports;
+
+/// How long the gateway may take. Who asked waits no longer (`client::PATIENCE`), and it answers within its next turn.
+const ANSWER: Duration = Duration::from_secs(10);
 
 /// The ports, by number.
 #[derive(Debug, Default)]
@@ -32,6 +36,7 @@ struct Change {
     waits: BTreeMap<u32, Step>,
     done: Vec<(PortId, PublishedPort)>,
     refused: Option<String>,
+    due: Instant,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -68,7 +73,7 @@ impl Published {
         let bound: Result<Vec<_>, _> = numbered.map(|(port, id)| ports::bind_one(*port, PortId(id))).collect();
         let bound = bound.map_err(|error| chain(&error))?;
         self.next = self.next.saturating_add(u32::try_from(bound.len()).unwrap_or(u32::MAX));
-        let mut change = Change { asked_by, waits: BTreeMap::new(), done: Vec::new(), refused: None };
+        let mut change = Change::new(asked_by);
         for port in &bound {
             match commands.publish(port) {
                 Ok(number) => drop(change.waits.insert(number, Step::Add(port.id, port.port))),
@@ -90,7 +95,7 @@ impl Published {
                 return Err(format!("no port {text} is published"));
             }
         }
-        let mut change = Change { asked_by, waits: BTreeMap::new(), done: Vec::new(), refused: None };
+        let mut change = Change::new(asked_by);
         for (id, port) in wanted {
             match commands.withdraw(id) {
                 Ok(number) => drop(change.waits.insert(number, Step::Withdraw(id, port))),
@@ -130,6 +135,26 @@ impl Published {
         Some((asked_by, reply))
     }
 
+    /// When [`Published::give_up`] has something to do.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.change.as_ref().map(|change| change.due)
+    }
+
+    /// Waits no longer for a gateway that is late. It carries commands out in their order, and ends where it cannot.
+    pub(super) fn give_up(&mut self, now: Instant) -> Option<(u64, Reply)> {
+        let change = self.change.take_if(|change| change.due <= now)?;
+        for step in change.waits.into_values() {
+            match step {
+                // It may come to serve it yet, and is told to withdraw it behind that.
+                Step::Add(id, _) => self.unwanted.push(id),
+                Step::Withdraw(id, _) => drop(self.ports.remove(&id)),
+            }
+        }
+        let added = change.done.iter().map(|(id, _)| *id).filter(|id| self.ports.remove(id).is_some());
+        self.unwanted.extend(added);
+        Some((change.asked_by, Reply::Refused { why: "its gateway does not answer".to_owned() }))
+    }
+
     /// Withdraws what is left over.
     pub(super) fn tidy(&mut self, commands: &mut Commands) {
         // A gateway that does not listen is on its way out, and its ports with it.
@@ -153,6 +178,13 @@ impl Published {
         }
         self.change = Some(change);
         Ok(())
+    }
+}
+
+impl Change {
+    fn new(asked_by: u64) -> Change {
+        let due = Instant::now() + ANSWER;
+        Change { asked_by, waits: BTreeMap::new(), done: Vec::new(), refused: None, due }
     }
 }
 
@@ -198,6 +230,27 @@ mod tests {
             assert!(ports.iter().all(|port| port.host_port != 0));
             assert_eq!(list.list(), ports);
         }
+    }
+
+    #[test]
+    fn a_gateway_that_does_not_answer_is_not_waited_for_longer_than_who_asked() {
+        let (mut list, mut commands, _gateway) = published(&["127.0.0.1:1:80", "127.0.0.1:2:80"]);
+        list.add(7, &["0:80".to_owned(), "[::1]:0:81".to_owned()], &mut commands).unwrap();
+        list.answered(0, &Ok(()));
+        let due = list.deadline().unwrap();
+        assert_eq!(list.give_up(due - Duration::from_millis(1)), None);
+        let Some((7, Reply::Refused { why })) = list.give_up(due) else { panic!() };
+        assert!(why.contains("does not answer"), "{why}");
+        assert_eq!((list.list().len(), list.unwanted.len(), list.deadline()), (2, 2, None));
+        // What it says later is of no change.
+        assert_eq!(list.answered(1, &Ok(())), None);
+        assert_eq!(list.list().len(), 2);
+        list.tidy(&mut commands);
+        // The next one is not held up, and a withdrawal is one.
+        list.remove(8, &["2".to_owned()], &mut commands).unwrap();
+        let due = list.deadline().unwrap();
+        assert!(matches!(list.give_up(due), Some((8, Reply::Refused { .. }))));
+        assert_eq!(list.list(), [port("127.0.0.1:1:80")]);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use cofferdam_policy::file::{self, ConfigErrors, FlagItem};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::narrow::Mode;
+use super::narrow::{Mode, enforced};
 use crate::{RunOptions, Terminal};
 
 /// The version of the format. A newer one is refused: what it says may narrow the sandbox.
@@ -160,6 +160,10 @@ impl NamedSpec {
         let mut network = file::replacing(&before, items).map_err(SpecError::Network)?;
         network.interface.ipv6 = ipv6.or(network.interface.ipv6);
         network.ports = before.ports;
+        // Ports need a network to be published in: they stay, with one on which nothing is allowed.
+        if !network.ports.is_empty() {
+            network = enforced(network);
+        }
         // Flags have no ceilings: what they leave unsaid must not open what these close.
         if network.ceilings.is_empty() {
             network.ceilings = before.ceilings;
@@ -307,7 +311,7 @@ fn check_variables(variables: &BTreeMap<String, String>) -> Result<(), SpecError
 
 #[cfg(test)]
 mod tests {
-    use cofferdam_model::{Layer, PolicyLayer};
+    use cofferdam_model::{Action, Layer, PolicyLayer};
 
     use super::*;
 
@@ -344,7 +348,11 @@ mod tests {
         assert_eq!(new.policy, file::from_flags(&flags(&["b.example"])).unwrap().policy);
         // It is read again as it is written, also without a network and back.
         assert_eq!(NamedSpec::parse(after.to_json().as_bytes()).unwrap(), NamedSpec { v: VERSION, ..after.clone() });
-        assert!(matches!(after.with_policy(&[FlagItem::NoNet], None), Err(SpecError::Network(_))), "it has a port");
+        // It has a port, which is there still and lets nobody in.
+        let closed = after.with_policy(&[FlagItem::NoNet], None).unwrap().network().unwrap();
+        assert_eq!(closed.ports, old.ports);
+        assert!(closed.enabled && closed.policy.rules.is_empty());
+        assert_eq!((closed.policy.default_egress, closed.policy.default_ingress), (Action::Deny, Action::Deny));
         let unpublished = NamedSpec { network_flags: vec![FlagItem::MaxConnections(7)], ..NamedSpec::default() };
         let none = unpublished.with_policy(&[FlagItem::NoNet], None).unwrap();
         let off = NamedSpec::parse(none.to_json().as_bytes()).unwrap().network().unwrap();
