@@ -36,9 +36,16 @@ pub(crate) fn described(about: &About) -> String {
     }
 }
 
+/// Characters of a command line that are shown: one line of a wide terminal, with what stands before it. `--json` has all of it.
+const LONGEST_COMMAND: usize = 100;
+
 /// The program and its arguments in a line, whatever white space a script among them has.
 pub(super) fn command(about: &About) -> String {
-    escaped(&about.command.iter().flat_map(|word| word.split_whitespace()).collect::<Vec<_>>().join(" "))
+    let line = about.command.iter().flat_map(|word| word.split_whitespace()).collect::<Vec<_>>().join(" ");
+    match line.char_indices().nth(LONGEST_COMMAND) {
+        Some((end, _)) => format!("{}…", escaped(line.get(..end).unwrap_or_default())),
+        None => escaped(&line),
+    }
 }
 
 /// A time of an event without what a person does not read.
@@ -223,6 +230,20 @@ mod tests {
         }
         assert_eq!(utc("2026-11-21T04:59:51.717489Z"), "2026-11-21 04:59:51.717");
         assert_eq!(utc("then\u{1b}"), "then\\u{1b}");
+    }
+
+    #[test]
+    fn a_command_line_is_a_line() {
+        let shown = |words: &[&str]| {
+            let json = serde_json::json!({
+                "v": 1, "id": "20261126T080000Z-k3f9xa", "kind": "run", "command": words,
+                "started": "2026-11-26T08:00:00.000000Z", "network": [], "advice": { "allow_changes_default": false },
+            });
+            command(&serde_json::from_value(json).unwrap())
+        };
+        assert_eq!(shown(&["sh", "-c", "a\n  b"]), "sh -c a b");
+        assert_eq!(shown(&["ä".repeat(100).as_str()]), "ä".repeat(100));
+        assert_eq!(shown(&["ä".repeat(100).as_str(), "b"]), format!("{}…", "ä".repeat(100)));
     }
 
     #[test]
