@@ -1294,6 +1294,29 @@ mod tests {
     }
 
     #[test]
+    fn a_server_that_does_not_listen_and_outlives_the_guest_is_left_when_it_speaks_and_at_the_end() {
+        for says_something in [false, true] {
+            for speaks in [false, true] {
+                let mut world = World::local();
+                world.remote.shutdown(std::net::Shutdown::Read).unwrap();
+                if says_something {
+                    world.guest.write_all(b"unheard").unwrap();
+                    world.settle();
+                }
+                close(&mut world, Side::Guest);
+                if speaks {
+                    world.remote.write_all(b"x").unwrap();
+                    world.settle();
+                    assert_eq!(world.ended.len(), 1);
+                } else {
+                    assert_eq!(world.relay.reset_all(CloseReason::Shutdown).len(), 1);
+                }
+                assert_eq!(world.remote.write(b"x").unwrap_err().kind(), ErrorKind::BrokenPipe);
+            }
+        }
+    }
+
+    #[test]
     fn a_turn_that_is_used_up_does_not_end_what_is_left() {
         let mut world = World::local();
         world.guest.write_all(b"never read").unwrap();
