@@ -2,11 +2,13 @@
 //!
 //! | Kind | Source |
 //! |---|---|
-//! | `disk` | a block device below `/dev`, with ext4 |
+//! | `disk` | a block device below `/dev`, with ext4; or with partitions, of which the first has it |
 //! | `9p`, `virtiofs` | the tag of a share |
 //!
-//! Without `rw` it is never written: an overlay in memory takes what programs change. Without the word the initramfs is the root.
+//! Without `rw` it is never written: an overlay in memory takes what programs change, half of the memory or
+//! `cofferdam.overlay=BYTES` at most. Without the word the initramfs is the root.
 
+use std::ffi::{CStr, CString};
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -14,18 +16,26 @@ use std::thread;
 use std::time::Duration;
 
 use cofferdam_initramfs::Group;
+use rustix::fs::Mode;
+use rustix::io::Errno;
 use rustix::mount::MountFlags;
 
 use crate::boot::{Own, TAKEN_ALONG, make_directory};
 use crate::words::{Doing, Trouble};
 
 const WORD: &str = "cofferdam.root=";
+const OVERLAY_WORD: &str = "cofferdam.overlay=";
 const LOWER: &str = "/cofferdam/lower";
 const MEMORY: &str = "/cofferdam/memory";
 const ROOT: &str = "/cofferdam/root";
 /// A driver makes its device within milliseconds; together ten seconds.
 const LOOKS: usize = 10_000;
 const PAUSE: Duration = Duration::from_millis(1);
+
+/// How a share is mounted.
+const PLAN9: &CStr = c"trans=virtio,version=9p2000.L,msize=512000,access=client";
+/// What nobody writes is kept.
+const PLAN9_READ_ONLY: &CStr = c"trans=virtio,version=9p2000.L,msize=512000,access=client,cache=loose";
 
 #[derive(Debug, PartialEq, Eq)]
 struct Root<'a> {
@@ -44,16 +54,18 @@ enum Kind {
 /// Enters the root that is named.
 pub(crate) fn enter(own: &Own) -> Result<(), Trouble> {
     let line = fs::read_to_string("/proc/cmdline").doing(|| "read /proc/cmdline".to_owned())?;
-    let Some(word) = line.split_whitespace().find_map(|word| word.strip_prefix(WORD)) else { return Ok(()) };
+    let value = |of: &str| line.split_whitespace().find_map(|word| word.strip_prefix(of));
+    let Some(word) = value(WORD) else { return Ok(()) };
     let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
     let root =
         parse(word).ok_or_else(invalid).doing(|| format!("understand {WORD}{word} of the kernel's command line"))?;
     let place = if root.writable { ROOT } else { LOWER };
     mount(own, &root, place)?;
     if !root.writable {
-        cover(own)?;
+        cover(own, value(OVERLAY_WORD))?;
     }
-    move_in()
+    move_in()?;
+    complete()
 }
 
 fn parse(word: &str) -> Option<Root<'_>> {
@@ -73,7 +85,8 @@ fn mount(own: &Own, root: &Root<'_>, place: &str) -> Result<(), Trouble> {
     let (group, kind, source, options) = match root.kind {
         Kind::Disk => (Group::Disk, "ext4", format!("/dev/{}", root.source), None),
         Kind::Plan9 => {
-            (Group::Plan9, "9p", root.source.to_owned(), Some(c"trans=virtio,version=9p2000.L,msize=262144"))
+            let options = if root.writable { PLAN9 } else { PLAN9_READ_ONLY };
+            (Group::Plan9, "9p", root.source.to_owned(), Some(options))
         }
         Kind::Virtiofs => (Group::Virtiofs, "virtiofs", root.source.to_owned(), None),
     };
@@ -87,16 +100,26 @@ fn mount(own: &Own, root: &Root<'_>, place: &str) -> Result<(), Trouble> {
         }
     }
     let flags = if root.writable { MountFlags::empty() } else { MountFlags::RDONLY };
-    rustix::mount::mount(&source, place, kind, flags, options)
-        .doing(|| format!("mount the root, {source} of type {kind}"))
+    let mount = |source: &str| rustix::mount::mount(source, place, kind, flags, options);
+    let mut mounted = mount(&source);
+    let first = format!("{source}1");
+    // A disk with partitions is no file system.
+    if let (Kind::Disk, Err(Errno::INVAL)) = (root.kind, mounted)
+        && Path::new(&first).exists()
+    {
+        mounted = mount(&first);
+    }
+    mounted.doing(|| format!("mount the root, {source} of type {kind}"))
 }
 
 /// Lays memory over what may not be written.
-fn cover(own: &Own) -> Result<(), Trouble> {
+fn cover(own: &Own, size: Option<&str>) -> Result<(), Trouble> {
     own.load(Group::Overlay)?;
     make_directory(Path::new(MEMORY))?;
     let doing = || "lay memory over the root".to_owned();
-    rustix::mount::mount("tmpfs", MEMORY, "tmpfs", MountFlags::empty(), Some(c"mode=0755")).doing(doing)?;
+    let size = size.map(|size| format!(",size={size}")).unwrap_or_default();
+    let options = CString::new(format!("mode=0755{size}")).doing(doing)?;
+    rustix::mount::mount("tmpfs", MEMORY, "tmpfs", MountFlags::empty(), Some(options.as_c_str())).doing(doing)?;
     for directory in ["upper", "work"] {
         make_directory(&Path::new(MEMORY).join(directory))?;
     }
@@ -120,6 +143,16 @@ fn move_in() -> Result<(), Trouble> {
         rustix::process::chdir("/")
     };
     enter().doing(|| "enter the root".to_owned())
+}
+
+/// Makes what files of the host's go into, and programs expect, where a root has it not.
+fn complete() -> Result<(), Trouble> {
+    make_directory(Path::new("/etc"))?;
+    if Path::new("/tmp").symlink_metadata().is_err() {
+        make_directory(Path::new("/tmp"))?;
+        rustix::fs::chmod("/tmp", Mode::from_raw_mode(0o1777)).doing(|| "open /tmp to everybody".to_owned())?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

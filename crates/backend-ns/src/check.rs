@@ -60,6 +60,9 @@ pub(crate) fn checked(mut spec: SandboxSpec, task: Task) -> Result<SandboxSpec, 
     if spec.limits.cpus.is_some_and(|cpus| !cpus.is_finite() || cpus <= 0.0) {
         return wrong("the number of processors is not a positive number".to_owned());
     }
+    if spec.limits.disk.is_some() {
+        return wrong("--disk is what a virtual machine may write over its root: use it with --backend vm".to_owned());
+    }
     if spec.sockets.iter().any(|path| !path.is_absolute() || path.file_name().is_none()) {
         return wrong("the place of a host socket is an absolute path".to_owned());
     }
@@ -79,6 +82,12 @@ pub(crate) fn checked(mut spec: SandboxSpec, task: Task) -> Result<SandboxSpec, 
     }
     if let Some(rootfs) = &mut spec.place.rootfs {
         *rootfs = real(rootfs, &roots)?;
+        if !rootfs.is_dir() {
+            return wrong(format!(
+                "the root file system {} is no directory; the image of a disk is a root with --backend vm",
+                rootfs.display()
+            ));
+        }
     }
     Ok(spec)
 }

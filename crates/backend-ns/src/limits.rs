@@ -213,7 +213,7 @@ mod tests {
     }
 
     fn all() -> ResourceLimits {
-        ResourceLimits { memory: Some(1 << 30), cpus: Some(1.5), pids: Some(10), timeout: None }
+        ResourceLimits { memory: Some(1 << 30), cpus: Some(1.5), pids: Some(10), ..ResourceLimits::default() }
     }
 
     /// A folder that looks like a cgroup. It cannot show what the kernel makes of what is written, and its files do not go with it.

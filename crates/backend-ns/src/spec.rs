@@ -92,7 +92,7 @@ pub struct Place {
     pub project: Option<PathBuf>,
     /// More files and directories of the host.
     pub mounts: Vec<Mount>,
-    /// A directory whose content stands in for the host's `/usr`, `/etc` and so on.
+    /// A directory whose content stands in for the host's `/usr`, `/etc` and so on; for a virtual machine also the image of a disk.
     pub rootfs: Option<PathBuf>,
     pub view: View,
     /// Names in `/dev` of device files that are shown besides those that give nothing of the machine away; where they are.
@@ -138,6 +138,8 @@ pub struct ResourceLimits {
     pub cpus: Option<f32>,
     /// Processes and threads.
     pub pids: Option<u32>,
+    /// Bytes that a virtual machine may write over its root.
+    pub disk: Option<u64>,
     /// Wall-clock time of the whole run.
     pub timeout: Option<Duration>,
 }

@@ -4,18 +4,22 @@
 //! has them under. [`Vm::arguments`] is a pure function of it, which is what `cofferdam vm args` prints.
 //!
 //! Options come in groups, in this order: the machine, its processors and memory; what is switched off; the kernel; the console,
-//! the agent's channel and QMP; random numbers; the network; shared directories.
+//! the agent's channel and QMP; random numbers; the network; the root; shared directories.
 
 use std::ffi::OsString;
 use std::net::Ipv4Addr;
 use std::num::NonZeroU32;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The name of the port that the agent in the guest opens.
 pub const AGENT_PORT: &str = "cofferdam.agent";
 
 /// Where the guest finds file servers under the engine `slirp`, in the network that QEMU makes for it.
 pub const SLIRP_FILES: &str = "10.0.2.100:445";
+
+/// What the agent takes from the kernel's command line for its root, and for how much may be written over it.
+const ROOT_WORD: &str = "cofferdam.root=";
+const OVERLAY_WORD: &str = "cofferdam.overlay=";
 
 /// A virtual machine, as QEMU is told of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,7 +38,34 @@ pub struct Vm {
     /// The descriptor of QMP: as before.
     pub control: u32,
     pub network: Network,
+    /// What is the guest's root in place of the initramfs.
+    pub root: Option<Root>,
     pub shares: Vec<Share>,
+}
+
+/// A guest's root. QEMU reads it and no more; what the guest writes it keeps itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Root {
+    pub source: RootSource,
+    /// The most bytes that the guest keeps of what it writes; half of its memory without.
+    pub overlay: Option<u64>,
+}
+
+/// Where a root is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RootSource {
+    /// In a directory, by 9p.
+    Directory(PathBuf),
+    /// In the image of a disk.
+    Image(PathBuf, ImageFormat),
+}
+
+/// How a disk is written in its image. QEMU is told, and never guesses: a raw image's first bytes are its own, and may say that
+/// it is one of another format, which leads to further files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ImageFormat {
+    Raw,
+    Qcow2,
 }
 
 /// What kind of processor, and with it which machine.
@@ -122,6 +153,7 @@ impl Vm {
         words.option("-object", "rng-random,id=rng0,filename=/dev/urandom");
         words.option("-device", format!("{},rng=rng0", self.virtio("virtio-rng")));
         self.network(&mut words);
+        self.root(&mut words);
         self.shares(&mut words);
         words.0
     }
@@ -167,12 +199,17 @@ impl Vm {
             Architecture::X86_64 => "ttyS0",
             Architecture::Aarch64 => "ttyAMA0",
         };
-        let space = if self.append.is_empty() { "" } else { " " };
+        let mut append = self.append.clone();
+        if let Some(root) = &self.root {
+            let space = if append.is_empty() { "" } else { " " };
+            append = format!("{append}{space}{}", root.words());
+        }
+        let space = if append.is_empty() { "" } else { " " };
         // After a panic it restarts at once, which ends QEMU. Its ciphers are tested by whoever makes the kernel: 0.3 of
         // 2.5 s. And without KVM on a busy host it would panic over a timer that has not ticked when it looked.
         words.option(
             "-append",
-            format!("console={console} quiet panic=-1 cryptomgr.notests no_timer_check{space}{}", self.append),
+            format!("console={console} quiet panic=-1 cryptomgr.notests no_timer_check{space}{append}"),
         );
     }
 
@@ -213,19 +250,45 @@ impl Vm {
         }
     }
 
+    fn root(&self, words: &mut Words) {
+        match self.root.as_ref().map(|root| &root.source) {
+            None => {}
+            Some(RootSource::Directory(path)) => self.share(words, "root", "root", path, Access::Read),
+            Some(RootSource::Image(path, format)) => {
+                let mut file: OsString = "driver=file,node-name=root-file,read-only=on,filename=".into();
+                file.push(escaped_path(path));
+                words.option("-blockdev", file);
+                words.option(
+                    "-blockdev",
+                    match format {
+                        ImageFormat::Raw => "driver=raw,node-name=root,read-only=on,file=root-file",
+                        // `null` can be said in JSON alone: what the image names as its backing file is not opened.
+                        ImageFormat::Qcow2 => {
+                            r#"{"driver":"qcow2","node-name":"root","read-only":true,"file":"root-file","backing":null}"#
+                        }
+                    },
+                );
+                words.option("-device", format!("{},drive=root", self.virtio("virtio-blk")));
+            }
+        }
+    }
+
     fn shares(&self, words: &mut Words) {
         for (number, Share { tag, path, access }) in self.shares.iter().enumerate() {
-            let read_only = match access {
-                Access::Read => ",readonly=on",
-                Access::Write => "",
-            };
-            let mut share: OsString =
-                format!("local,id=share{number},security_model=none,multidevs=remap,path=").into();
-            share.push(escaped_path(path));
-            share.push(read_only);
-            words.option("-fsdev", share);
-            words.option("-device", format!("{},fsdev=share{number},mount_tag={tag}", self.virtio("virtio-9p")));
+            self.share(words, &format!("share{number}"), tag, path, *access);
         }
+    }
+
+    fn share(&self, words: &mut Words, id: &str, tag: &str, path: &Path, access: Access) {
+        let read_only = match access {
+            Access::Read => ",readonly=on",
+            Access::Write => "",
+        };
+        let mut share: OsString = format!("local,id={id},security_model=none,multidevs=remap,path=").into();
+        share.push(escaped_path(path));
+        share.push(read_only);
+        words.option("-fsdev", share);
+        words.option("-device", format!("{},fsdev={id},mount_tag={tag}", self.virtio("virtio-9p")));
     }
 
     /// The name of a virtio device, which says where it is attached.
@@ -235,6 +298,20 @@ impl Vm {
             Architecture::Aarch64 => "device",
         };
         format!("{name}-{bus}")
+    }
+}
+
+impl Root {
+    /// What the agent is told on the kernel's command line.
+    fn words(&self) -> String {
+        let root = match &self.source {
+            RootSource::Directory(_) => "9p:root",
+            RootSource::Image(..) => "disk:vda",
+        };
+        match self.overlay {
+            None => format!("{ROOT_WORD}{root}"),
+            Some(bytes) => format!("{ROOT_WORD}{root} {OVERLAY_WORD}{bytes}"),
+        }
     }
 }
 
@@ -295,7 +372,7 @@ fn escaped(text: &str) -> String {
     text.replace(',', ",,")
 }
 
-fn escaped_path(path: &std::path::Path) -> OsString {
+fn escaped_path(path: &Path) -> OsString {
     use std::os::unix::ffi::{OsStrExt, OsStringExt};
     let mut bytes = Vec::new();
     for byte in path.as_os_str().as_bytes() {
@@ -322,6 +399,7 @@ mod tests {
             agent: 3,
             control: 4,
             network,
+            root: None,
             shares: Vec::new(),
         }
     }
@@ -378,6 +456,21 @@ mod tests {
         for architecture in BOTH {
             let network = slirp(Reach::Everything, &[(8080, 80), (2222, 22)]);
             insta::assert_snapshot!(format!("slirp-full-{}", architecture.qemu()), lines(&vm(architecture, network)));
+        }
+    }
+
+    #[test]
+    fn with_a_root() {
+        for architecture in BOTH {
+            let with = |source, overlay| {
+                let root = Some(Root { source, overlay });
+                lines(&Vm { root, append: "cofferdam.test=1".to_owned(), ..vm(architecture, Network::None) })
+            };
+            let name = |kind: &str| format!("root-{kind}-{}", architecture.qemu());
+            insta::assert_snapshot!(name("directory"), with(RootSource::Directory("/vm/a,b".into()), None));
+            let image = |format| RootSource::Image("/vm/a,b".into(), format);
+            insta::assert_snapshot!(name("raw"), with(image(ImageFormat::Raw), Some(1 << 30)));
+            insta::assert_snapshot!(name("qcow2"), with(image(ImageFormat::Qcow2), None));
         }
     }
 

@@ -1,6 +1,8 @@
 //! From the specification of a sandbox, which is the same for every backend, to a sandbox with a virtual machine in it.
 
 use std::ffi::OsString;
+use std::fs::File;
+use std::io::Read as _;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -18,7 +20,8 @@ use cofferdam_guest_protocol::{
 
 use crate::Kit;
 use crate::accelerator::{self, Cache, Choice, Wish};
-use crate::arguments::{Accelerator, Access, Network as Card, Share, Vm};
+use crate::arguments::{Accelerator, Access, ImageFormat, Network as Card, Root, RootSource, Share, Vm};
+use crate::image;
 use crate::monitor::{GuestMonitor, Task, terminal_size};
 
 /// MiB of memory of a guest when nothing is said: enough for a compiler, and taken from the host as the guest uses it.
@@ -30,6 +33,8 @@ const QEMU_MEMORY: u64 = 256 << 20;
 
 /// Bytes of the guest's programs as TCG translates them, at most (`tb-size`, qemu(1)).
 const TRANSLATIONS: u64 = 1 << 30;
+
+const MEBIBYTE: u64 = 1024 * 1024;
 
 /// Less than this has no kernel of a distribution start.
 const LEAST_MEMORY: u64 = 128;
@@ -46,6 +51,7 @@ const PROBE_TIME: Duration = Duration::from_secs(10);
 /// Where QEMU sees the files that it is started with.
 const KERNEL: &str = "/vm/kernel";
 const INITRD: &str = "/vm/initrd";
+const ROOT: &str = "/vm/root";
 const SHARES: &str = "/vm/shares";
 
 /// The user's home, as in a sandbox of namespaces: in memory, and empty.
@@ -80,7 +86,7 @@ pub enum Progress {
 /// # Errors
 /// What cannot be done in a virtual machine, or what could not be set up; nothing is left of it then.
 pub fn launch(spec: SandboxSpec, options: &Options, tell: &mut dyn FnMut(&str)) -> Result<Running, LaunchError> {
-    check(&spec)?;
+    let root = checked(&spec)?;
     let Choice { accelerator, why } = choose(options, tell);
     if let Some(why) = why {
         tell(&format!("the guest runs without KVM, which is slow: {why}"));
@@ -91,7 +97,7 @@ pub fn launch(spec: SandboxSpec, options: &Options, tell: &mut dyn FnMut(&str)) 
             tell("the guest is starting…");
         }
     };
-    let (monitor, outer) = monitored(spec, options, accelerator, BOOT_TIME);
+    let (monitor, outer) = monitored(spec, options, root, accelerator, BOOT_TIME);
     launch_monitored(outer, &monitor, &mut booting)
 }
 
@@ -125,7 +131,7 @@ fn start_once(options: &Options) -> Result<(), String> {
         sockets: Vec::new(),
         network: None,
     };
-    let (mut monitor, outer) = monitored(spec, options, Accelerator::Kvm, PROBE_TIME);
+    let (mut monitor, outer) = monitored(spec, options, None, Accelerator::Kvm, PROBE_TIME);
     monitor.task = Task::Start;
     let running = launch_monitored(outer, &monitor, &mut |_| {});
     let running = running.map_err(|error| if let LaunchError::Guest(why) = error { why } else { error.to_string() })?;
@@ -147,10 +153,31 @@ impl Observer for Nobody {
 /// # Errors
 /// What it cannot be given, by the name of the flag.
 pub fn check(spec: &SandboxSpec) -> Result<(), LaunchError> {
+    checked(spec).map(drop)
+}
+
+/// As [`check`], and finds out what the guest's root is.
+fn checked(spec: &SandboxSpec) -> Result<Option<Root>, LaunchError> {
     let refused =
         |flag: &str, why: &str| Err(LaunchError::Spec(format!("{flag} cannot be used with --backend vm: {why}")));
-    if spec.place.rootfs.is_some() {
-        return refused("--rootfs", "a guest starts from what `cofferdam vm setup` has made");
+    let root = match &spec.place.rootfs {
+        None => None,
+        Some(path) => match root_source(path, ROOT.into()) {
+            Ok(source) => Some(Root { source, overlay: spec.limits.disk }),
+            Err(why) => return refused("--rootfs", &format!("{}: {why}", path.display())),
+        },
+    };
+    let memory = spec.limits.memory.unwrap_or(DEFAULT_MEMORY * MEBIBYTE);
+    match (&root, spec.limits.disk) {
+        (None, Some(_)) => return refused("--disk", "without --rootfs the guest's root is its memory, as --memory says"),
+        (Some(_), Some(disk)) if disk > memory => {
+            let why = format!(
+                "what a guest writes over its root is in its memory, of which it has {}M; give it more with --memory",
+                mebibytes(memory)
+            );
+            return refused("--disk", &why);
+        }
+        (None | Some(_), None | Some(_)) => {}
     }
     if spec.limits.pids.is_some() {
         return refused("--pids", "the processes are the guest's own; --memory bounds them");
@@ -182,22 +209,42 @@ pub fn check(spec: &SandboxSpec) -> Result<(), LaunchError> {
     if spec.limits.memory.is_some_and(|bytes| mebibytes(bytes) < LEAST_MEMORY) {
         return refused("--memory", &format!("a guest needs {LEAST_MEMORY}M at least"));
     }
-    Ok(())
+    Ok(root)
+}
+
+/// What a root on the host is, which QEMU sees at `shown`.
+///
+/// # Errors
+/// Why it is none, in words.
+pub fn root_source(path: &Path, shown: PathBuf) -> Result<RootSource, String> {
+    let about = path.metadata().map_err(|error| error.to_string())?;
+    if about.is_dir() {
+        return Ok(RootSource::Directory(shown));
+    }
+    if !about.is_file() {
+        return Err("it is neither a directory nor an image of a disk".to_owned());
+    }
+    let mut head = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(image::HEAD as u64).read_to_end(&mut head));
+    read.map_err(|error| error.to_string())?;
+    let format = ImageFormat::parse(&head).map_err(|error| error.to_string())?;
+    Ok(RootSource::Image(shown, format))
 }
 
 fn mebibytes(bytes: u64) -> u64 {
-    bytes / (1024 * 1024)
+    bytes / MEBIBYTE
 }
 
 /// Takes a specification apart: what is for the guest goes to its monitor, and what is left is the sandbox that QEMU is in.
 fn monitored(
     spec: SandboxSpec,
     options: &Options,
+    root: Option<Root>,
     accelerator: Accelerator,
     boot_time: Duration,
 ) -> (GuestMonitor, SandboxSpec) {
     let shown = shown(&spec.place);
-    let vm = vm(&spec, &options.kit, accelerator, &shown);
+    let vm = Vm { root, ..vm(&spec, &options.kit, accelerator, &shown) };
     let monitor = GuestMonitor {
         qemu: options.kit.qemu.clone(),
         vm,
@@ -213,6 +260,7 @@ fn monitored(
         read_only(&options.kit.kernel, Path::new(KERNEL)),
         read_only(&options.kit.initrd, Path::new(INITRD)),
     ];
+    mounts.extend(spec.place.rootfs.iter().map(|root| read_only(root, Path::new(ROOT))));
     let shares = shown.iter().enumerate();
     mounts.extend(shares.map(|(number, mount)| Mount { target: share_path(number), ..mount.clone() }));
     let kvm = (accelerator == Accelerator::Kvm).then_some("kvm");
@@ -230,7 +278,7 @@ fn outer_limits(limits: &ResourceLimits, accelerator: Accelerator) -> ResourceLi
         Accelerator::Kvm => QEMU_MEMORY,
         Accelerator::Tcg => QEMU_MEMORY + TRANSLATIONS,
     };
-    ResourceLimits { memory: limits.memory.map(|bytes| bytes.saturating_add(own)), ..limits.clone() }
+    ResourceLimits { memory: limits.memory.map(|bytes| bytes.saturating_add(own)), disk: None, ..limits.clone() }
 }
 
 fn vm(spec: &SandboxSpec, kit: &Kit, accelerator: Accelerator, shown: &[Mount]) -> Vm {
@@ -256,6 +304,7 @@ fn vm(spec: &SandboxSpec, kit: &Kit, accelerator: Accelerator, shown: &[Mount]) 
         agent: 0,
         control: 0,
         network,
+        root: None,
         shares: shares.collect(),
     }
 }

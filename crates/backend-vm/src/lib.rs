@@ -4,6 +4,8 @@
 //! |---|---|
 //! | [`arguments`] | pure: what QEMU is started with |
 //! | [`qmp`] | pure: QEMU's own protocol |
+//! | `image` | pure: what the first bytes of a disk's image tell |
+//! | `accounts` | pure: who is known in a root of somebody's own |
 //! | `accelerator` | whether KVM works on this host |
 //! | `launch` | from a sandbox's specification to the sandbox that QEMU is in |
 //! | `monitor` | the process in that sandbox which starts QEMU and speaks with the guest |
@@ -11,8 +13,10 @@
 //! Where the parts are and what may fail is in `docs/design/0009-vm.md`.
 
 mod accelerator;
+mod accounts;
 pub mod arguments;
 mod console;
+mod image;
 mod kit;
 mod launch;
 mod monitor;
@@ -22,4 +26,4 @@ mod relay;
 
 pub use accelerator::{Cache, Choice, Wish};
 pub use kit::{Kit, KitError};
-pub use launch::{DEFAULT_MEMORY, Options, Progress, check, cpus, launch, probe};
+pub use launch::{DEFAULT_MEMORY, Options, Progress, check, cpus, launch, probe, root_source};

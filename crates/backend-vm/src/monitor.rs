@@ -15,6 +15,7 @@
 //! Everything that it reads from the agent, from QMP and from the console is the guest's word. It believes none of it; and it
 //! has no right that a guest could gain.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write};
@@ -33,6 +34,7 @@ use rustix::io::Errno;
 use rustix::net::SendFlags;
 use rustix::process::Signal;
 
+use crate::accounts;
 use crate::arguments::Vm;
 use crate::process::{Parts, Qemu};
 use crate::qmp::{self, Qmp, Reason};
@@ -48,6 +50,10 @@ const FAREWELL: Duration = Duration::from_secs(5);
 const NO_9P: &str = "; directories are shared by 9p, which Debian's cloud kernel has not: leave the current one out with --no-cwd, or \
     have `cofferdam vm setup --kernel` take a kernel with it";
 
+/// The same of a root that is a directory.
+const NO_9P_ROOT: &str = "; a directory is a root by 9p, which Debian's cloud kernel has not: make an image of it (mke2fs -t ext4 -d DIR IMAGE \
+    SIZE), or have `cofferdam vm setup --kernel` take a kernel with it";
+
 /// After QEMU has ended, what it said is still in the sockets: how often each is read at most.
 const LAST_READS: usize = 64;
 
@@ -60,6 +66,9 @@ const MOST_WAITING: usize = 1 << 20;
 
 /// What becomes signals of the program in the guest.
 const PASSED_ON: [Signal; 6] = [Signal::INT, Signal::QUIT, Signal::HUP, Signal::TERM, Signal::USR1, Signal::USR2];
+
+/// Files in `/etc` that say who there is.
+const ACCOUNTS: [&str; 2] = ["passwd", "group"];
 
 /// A virtual machine that is to be started, and what is to happen in it.
 #[derive(Debug)]
@@ -129,7 +138,10 @@ impl GuestMonitor {
             .map_err(|error| format!("cannot execute {}: {error}", self.qemu.display()))?;
         let mut guest =
             Guest { qemu, host: Host::new(self.token.clone()), qmp: Qmp::new(), control: Vec::new(), off: None };
-        guest.boot(self, deadline).map_err(|trouble| guest.explain(trouble, self.boot_time))?;
+        guest.boot(self, deadline).map_err(|trouble| {
+            let why = guest.explain(trouble, self.boot_time);
+            if why.contains("mount the root, root of type 9p") { why + NO_9P_ROOT } else { why }
+        })?;
         if !post.booted() {
             return Ok(End::Told);
         }
@@ -240,12 +252,25 @@ impl Guest {
         if let Some(network) = monitor.network.clone() {
             calls.push((self.host.network(network), "set up the network".to_owned()));
         }
+        self.done(std::mem::take(&mut calls), deadline)?;
+        let mut files = Vec::new();
         for (name, content) in &monitor.files {
             let path = format!("/etc/{name}");
+            let mut content = Cow::Borrowed(content.as_bytes());
+            // A root of somebody's own has users of its own.
+            if monitor.vm.root.is_some()
+                && ACCOUNTS.contains(name)
+                && let Some(theirs) = self.fetch(&path, deadline)?
+            {
+                content = accounts::merged(&theirs, &String::from_utf8_lossy(&content)).into();
+            }
+            files.push((path, content));
+        }
+        for (path, content) in files {
             let put = self.host.put(Put { path: path.clone().into_bytes(), mode: 0o644, uid: 0, gid: 0 });
-            // Much less than a window.
+            // Less than a window.
             if let Ok(call) = put {
-                self.host.write(call, content.as_bytes());
+                self.host.write(call, &content);
                 self.host.end(call);
             }
             calls.push((put, format!("write {path}")));
@@ -258,6 +283,27 @@ impl Guest {
             self.done(vec![(call, what)], deadline)?;
         }
         Ok(())
+    }
+
+    /// The content of a small file in the guest, if it is there. Nothing else may have been asked for.
+    fn fetch(&mut self, path: &str, deadline: Instant) -> Result<Option<Vec<u8>>, Trouble> {
+        let broken = |why: &str| Trouble::Broken(format!("cannot read {path} in the guest: {why}"));
+        self.host.get(path.as_bytes().to_vec()).map_err(|error| broken(&error.to_string()))?;
+        let mut content = Vec::new();
+        loop {
+            match self.event(deadline)? {
+                // What is in a window at the start is all that comes without asking for more.
+                Event::Opened { size, .. } if size > accounts::MOST => return Err(broken("it is too large")),
+                Event::Data { bytes, .. } => content.extend(bytes),
+                Event::Opened { .. } | Event::End { .. } => {}
+                Event::Done { .. } => return Ok(Some(content)),
+                Event::Failed { failure: Failure { kind: FailureKind::NotFound, .. }, .. } => return Ok(None),
+                Event::Failed { failure, .. } => return Err(broken(&failure.text)),
+                other @ (Event::Ready | Event::Started { .. } | Event::Room { .. } | Event::Exited { .. }) => {
+                    return Err(out_of_turn(&other));
+                }
+            }
+        }
     }
 
     /// Waits until all of these are done.

@@ -365,9 +365,14 @@ pub(crate) struct PlaceArgs {
     /// Show a file or directory of the host.
     #[arg(long, value_name = "SRC:DST[:ro]", value_parser = units::mount)]
     pub mount: Vec<units::MountSpec>,
-    /// Use this directory as the root file system, read-only.
-    #[arg(long, value_name = "DIR", hide_short_help = true)]
+    /// Use this directory as the root file system, read-only; with --backend vm also an image (raw or qcow2, with ext4).
+    ///
+    /// A virtual machine may write to it: what it writes is kept in its memory, and gone at the end.
+    #[arg(long, value_name = "DIR|IMAGE", hide_short_help = true)]
     pub rootfs: Option<PathBuf>,
+    /// How much a virtual machine may write over its --rootfs. Default: half of its memory.
+    #[arg(long, value_name = "SIZE", value_parser = units::size, requires = "rootfs", hide_short_help = true)]
+    pub disk: Option<u64>,
     /// Where the program starts. Default: the current directory.
     #[arg(short = 'w', long, value_name = "DIR", hide_short_help = true)]
     pub workdir: Option<PathBuf>,

@@ -149,6 +149,9 @@ fn spec_of(
         let text = "--backend vm is for `cofferdam run`: a sandbox that stays has no virtual machine";
         return Err(Refusal::setup(text.to_owned()));
     }
+    if place.disk.is_some() {
+        return Err(Refusal::setup("--disk is for `cofferdam run --backend vm`".to_owned()));
+    }
     let network_flags = run::flag_items(&network, &network_limits, matches)?;
     let config = run::network_config(&network_flags, &network)?;
     let env = named_variables(&place)?;

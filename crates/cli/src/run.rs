@@ -76,7 +76,7 @@ pub(crate) fn options(
     state::refuse_shown(&options)?;
     refuse_links(&options)?;
     let LimitArgs { memory, cpus, pids, timeout } = limits;
-    options.limits = ResourceLimits { memory, cpus, pids, timeout };
+    options.limits = ResourceLimits { memory, cpus, pids, disk: options.limits.disk, timeout };
     Ok(options)
 }
 
@@ -238,6 +238,7 @@ pub(crate) fn fill_place(options: &mut RunOptions, place: PlaceArgs) -> Result<(
             .map_err(|error| Refusal::setup(format!("cannot show {} in the sandbox: {error}", source.display())))?;
         options.mounts.push(Mount { source, target: mount.target, read_only: mount.read_only });
     }
+    options.limits.disk = place.disk;
     options.rootfs = place.rootfs.as_deref().map(absolute).transpose()?;
     if !options.mounts.is_empty() || options.rootfs.is_some() {
         let roots = suspect_roots(options);

@@ -16,9 +16,9 @@
 /// Virtual machines as QEMU is told of them.
 pub mod vm {
     pub use cofferdam_backend_vm::arguments::{
-        Accelerator, Access, Architecture, Network, PortForward, Reach, Share, Vm,
+        Accelerator, Access, Architecture, Network, PortForward, Reach, Root, Share, Vm,
     };
-    pub use cofferdam_backend_vm::{DEFAULT_MEMORY, cpus};
+    pub use cofferdam_backend_vm::{DEFAULT_MEMORY, cpus, root_source};
 }
 
 mod attribution;

@@ -73,6 +73,9 @@ pub(crate) struct VmArgsArgs {
     /// Share a directory by 9p.
     #[arg(long, value_name = "SRC:DST[:ro]", value_parser = units::mount)]
     pub mount: Vec<units::MountSpec>,
+    /// The guest's root: a directory, or an image of a disk.
+    #[arg(long, value_name = "DIR|IMAGE")]
+    pub rootfs: Option<PathBuf>,
     /// A rule, which QEMU's own network has no place for.
     #[arg(long, value_name = "TARGET[:PORTS]", action = ArgAction::Append)]
     pub allow: Vec<String>,

@@ -5,7 +5,7 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use cofferdam_control::vm::{
-    Accelerator, Access, Architecture, DEFAULT_MEMORY, Network, PortForward, Reach, Share, Vm, cpus,
+    Accelerator, Access, Architecture, DEFAULT_MEMORY, Network, PortForward, Reach, Root, Share, Vm, cpus, root_source,
 };
 use cofferdam_control::{Kit, Progress, VmOptions, Wish};
 
@@ -95,11 +95,19 @@ fn arguments(args: &VmArgsArgs) -> Result<Vec<OsString>, Refusal> {
         agent,
         control,
         network: network(args)?,
+        root: root(args)?,
         shares: shares.collect(),
     };
     let mut words = vec![OsString::from(architecture.qemu())];
     words.extend(vm.arguments());
     Ok(words)
+}
+
+fn root(args: &VmArgsArgs) -> Result<Option<Root>, Refusal> {
+    let Some(path) = &args.rootfs else { return Ok(None) };
+    let source = root_source(path, path.clone());
+    let source = source.map_err(|why| Refusal::setup(format!("--rootfs cannot be used: {}: {why}", path.display())))?;
+    Ok(Some(Root { source, overlay: None }))
 }
 
 fn network(args: &VmArgsArgs) -> Result<Network, Refusal> {

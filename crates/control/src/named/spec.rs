@@ -217,7 +217,7 @@ impl NamedSpec {
                 memory: self.limits.memory,
                 cpus: self.limits.cpus,
                 pids: self.limits.pids,
-                timeout: None,
+                ..ResourceLimits::default()
             },
             ..RunOptions::new(command, self.network()?)
         })
