@@ -576,12 +576,13 @@ mod tests {
     #[test]
     fn nobody_is_kept_away_by_those_who_connect_and_say_nothing() {
         let served = Served::start();
-        let at = served.at;
+        let (at, began) = (served.at, Instant::now());
         let silent: Vec<_> = (0..2 * MAX_STRANGERS).map(|_| std::net::TcpStream::connect(at).unwrap()).collect();
         let (key, cookie) = (&served.key, &served.cookie);
         let fields = format!("Host: {at}\r\nCookie: {cookie}\r\nX-Cofferdam-Key: {key}\r\n");
         assert_eq!(status(&say(at, &format!("GET /api/overview HTTP/1.1\r\n{fields}\r\n"))), "200");
-        // Its turn did not come by everybody's time running out: those who came last are there still, and others made room.
+        // Its turn did not come by anybody's time running out: those who came last are there still, and others made room.
+        assert!(began.elapsed() < HASTE);
         let ended = |mut stream: &std::net::TcpStream| {
             stream.set_nonblocking(true).unwrap();
             stream.read(&mut [0; 16]).map_err(|error| error.kind())
