@@ -14,6 +14,7 @@
 //! | `COFFERDAM_BIN` | the program under test; `target/release/cofferdam` without it |
 //! | `COFFERDAM_TEST_KERNEL` | the Debian package with the kernel of virtual machines; fetched without it |
 //! | `COFFERDAM_TEST_KERNEL_9P` | as before, of one that can mount by 9p; what needs that is skipped without it |
+//! | `COFFERDAM_TEST_ROOT` | the image of a Debian root that `tests/debian-root` makes; what needs that is skipped without it |
 //! | `COFFERDAM_TEST_LONG=1` | gigabytes in place of megabytes, 200 kills in place of 20, 500 idle sandboxes in place of 20, 30 s of flood in place of 2 s, a million recorded events |
 //! | `COFFERDAM_TEST_DIRECT=1` | no sandbox: the clients run on the host itself, to show that a failure is the world's |
 //! | `COFFERDAM_TEST_KEEP=1` | the world's folder stays, with the servers' logs |

@@ -2,9 +2,13 @@
 //!
 //! A guest takes seconds to start, so each runs many cases; what is not as it should be it says itself.
 
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use cofferdam_world_tests::{Family, Ran, World};
+
+/// The image of a Debian root, which `tests/debian-root` makes.
+const DEBIAN: &str = "COFFERDAM_TEST_ROOT";
 
 /// Much longer than a guest takes to start on a machine that is busy with others.
 const PATIENCE: Duration = Duration::from_secs(240);
@@ -14,13 +18,15 @@ const PATIENCE: Duration = Duration::from_secs(240);
 const TOOLS: &str = r#"
 mkdir -p "$XDG_STATE_HOME/cofferdam"; cp -r "$STATE/cofferdam/vm" "$XDG_STATE_HOME/cofferdam/"
 vm() { "$C" run --backend vm --no-cwd --no-record --quiet "$@"; }
-case='case_() {
+case='CASES'
+"#;
+
+/// See [`TOOLS`].
+const CASES_ARE: &str = r#"case_() {
     before=$(date +%s); said=$(eval "$3" 2>&1); status=$?; took=$(($(date +%s) - before))
     if [ "$2" = FAILS ]; then [ $status != 0 ] && [ $took -le 20 ]; else [ $status = 0 ] && case "$said" in *"$2"*) true ;; *) false ;; esac; fi &&
         echo "as it should: $1" || echo "NOT SO: $1: status $status after $took s: $said"
-}
-'
-"#;
+}"#;
 
 /// Runs a script on a host that has guests with the kernel which is in `kernel`'s package, if that is there.
 fn story(kernel: &str, script: &str) -> Option<Ran> {
@@ -39,7 +45,8 @@ fn story(kernel: &str, script: &str) -> Option<Ran> {
             world.path(&state)
         }
     };
-    let text = format!("STATE='{}'\n{TOOLS}\n{script}", state.display());
+    let tools = TOOLS.replace("CASES", CASES_ARE);
+    let text = format!("STATE='{}'\n{tools}\n{script}", state.display());
     Some(world.script_in(world.sandbox().patience(PATIENCE), &text))
 }
 
@@ -56,8 +63,9 @@ fn a_folder_is_the_root_of_a_guest_and_stays_as_it_is() {
         .map(|family| {
             let flag = family.flag();
             format!(
-                "case_ 'allowed {flag}' 'hello from the world' 'curl -sS {flag} http://web.wall-test.com/'
-                case_ 'denied {flag}' FAILS 'curl -sS {flag} --max-time 10 http://{}/'\n",
+                r#"case_ "allowed {flag}" "hello from the world" "curl -sS {flag} http://web.wall-test.com/"
+                case_ "denied {flag}" FAILS "curl -sS {flag} --max-time 10 http://{}/"
+                "#,
                 family.in_url(family.other())
             )
         })
@@ -69,7 +77,7 @@ fn a_folder_is_the_root_of_a_guest_and_stays_as_it_is() {
         ln -s ../run/nowhere/resolv.conf root/etc/resolv.conf
         printf 'root:x:0:0:root:/root:/bin/sh\nits:x:77:77::/nowhere:/bin/false' >root/etc/passwd
         echo of the folder >root/kept; chmod 600 root/kept; echo program >root/etc/motd
-        before=$(find root -printf '%p %m %s %l %T@\n' | sort; cat root/kept root/etc/*)
+        before=$(find root -printf '%p %m %s %l %T@\n' | sort; cat root/kept root/etc/passwd root/etc/motd)
         vm --rootfs root --mount /usr:/usr:ro --mount data:/data --user 0 --allow web.wall-test.com:80 -- sh -c "$case"'
             case_ "programs of a mount" "of the folder" "cat /kept"
             case_ "an overlay" "overlay" "grep \" / \" /proc/mounts"
@@ -83,7 +91,7 @@ fn a_folder_is_the_root_of_a_guest_and_stays_as_it_is() {
             case_ "a read-only mount" FAILS "touch /usr/file"
             case_ "a mount" "shown" "cat /data/file && echo more >/data/new"
             {fetches}'
-        [ "$before" = "$(find root -printf '%p %m %s %l %T@\n' | sort; cat root/kept root/etc/*)" ] && echo "the folder is as it was"
+        [ "$before" = "$(find root -printf '%p %m %s %l %T@\n' | sort; cat root/kept root/etc/passwd root/etc/motd)" ] && echo "the folder is as it was"
         cat data/new"#
     );
     let Some(ran) = story("COFFERDAM_TEST_KERNEL_9P", &script) else { return };
@@ -196,4 +204,73 @@ fn what_is_no_root_is_refused_before_anything_starts() {
     }
     assert_eq!(ran.stdout().matches("125: ").count(), 6, "{ran}");
     assert_eq!(ran.stdout().matches("namespaces: 125").count(), 2, "{ran}");
+}
+
+#[test]
+fn debian_in_a_guest_does_what_people_do_with_it() {
+    let Some(image) = std::env::var_os(DEBIAN).filter(|image| !image.is_empty()) else {
+        println!("SKIP: {DEBIAN} names no image of a Debian root");
+        return;
+    };
+    let mut cases = String::new();
+    for family in Family::BOTH {
+        let (flag, web, other, inside) =
+            (family.flag(), family.in_url(family.web()), family.in_url(family.other()), family.in_url(family.inside()));
+        let (iperf, git) = (family.web(), "https://git.wall-test.com/git/project.git");
+        // A String takes everything.
+        let _ = write!(
+            cases,
+            r#"
+            case_ "curl {flag}" "hello from the world" "curl -sS {flag} --cacert /ca.pem https://web.wall-test.com/"
+            case_ "curl {flag} to what is denied" FAILS "curl -sS --max-time 15 http://{other}/"
+            case_ "curl {flag} to a private address" FAILS "curl -sS --max-time 15 http://{inside}/"
+            case_ "git {flag}" "hello from the world" "git -c http.sslCAInfo=/ca.pem clone -q {flag} {git} /copy{flag} && cat /copy{flag}/README"
+            case_ "pip {flag}" "hello from a wheel" "python3 -m pip install -q --disable-pip-version-check --no-cache-dir --cert /ca.pem --target /site{flag} --index-url https://{web}/simple/ wallpkg && PYTHONPATH=/site{flag} python3 -c \"import wallpkg; print(wallpkg.GREETING)\""
+            case_ "iperf3 {flag}" "receiver" "iperf3 {flag} -c {iperf} -t 1"
+            "#
+        );
+    }
+    let script = format!(
+        r#"
+        # A mirror with one package, flat.
+        mkdir -p "$WORLD/www/files/debian" package/DEBIAN package/opt
+        printf 'Package: wallpkg\nVersion: 1\nArchitecture: all\nMaintainer: W <w@wall-test.com>\nDescription: of the mirror\n' >package/DEBIAN/control
+        echo hello from a package >package/opt/wallpkg
+        dpkg-deb --root-owner-group -b package "$WORLD/www/files/debian/wallpkg.deb" >/dev/null
+        (cd "$WORLD/www/files/debian"; cat "$OLDPWD/package/DEBIAN/control"
+            echo "Filename: ./wallpkg.deb"; echo "Size: $(stat -c %s wallpkg.deb)"; echo "SHA256: $(sha256sum wallpkg.deb | cut -d ' ' -f 1)") >packages
+        cp packages "$WORLD/www/files/debian/Packages"
+        cat >inside <<'END'
+            {CASES_ARE}
+            cat >/ca.pem
+            case_ "the same system" "bookworm" "cat /etc/os-release"
+            {cases}
+            echo "deb [trusted=yes] http://web.wall-test.com/files/debian ./" >/etc/apt/sources.list; rm -f /etc/apt/sources.list.d/*
+            case_ "apt" "hello from a package" "apt-get -qq update && apt-get -qqy install wallpkg && cat /opt/wallpkg"
+            case_ "PostgreSQL" "42" "pg_ctlcluster \$(pg_lsclusters -h | cut -c1-2) main start && su postgres -c \"psql -Atc \\\"select 6*7\\\"\""
+            echo "hello from the guest" >/var/www/html/index.html
+            nginx && echo ready
+            sleep 1000
+END
+        # Its input is the authority that the world's servers are certified by.
+        began=$(date +%s%N)
+        "$C" run --backend vm --no-cwd --quiet --no-record --user 0 --memory 2G --rootfs "$IMAGE" --allow web.wall-test.com --allow git.wall-test.com \
+            --allow {v4} --allow '[{v6}]' -p 23180:80 -p '[::1]:23180:80' \
+            -- bash -c "echo first; $(cat inside)" <ca.pem >said 2>errors & run=$!
+        n=0; until grep -qs first said; do n=$((n + 1)); [ $n -lt 5000 ] && kill -0 $run || {{ cat errors; exit 97; }}; sleep 0.02; done
+        echo "boot to first exec: $((($(date +%s%N) - began) / 1000000)) ms"
+        n=0; until grep -q ready said; do n=$((n + 1)); [ $n -lt 10000 ] && kill -0 $run || {{ cat said errors; exit 98; }}; sleep 0.02; done
+        cat said
+        for address in 127.0.0.1 '[::1]'; do curl -sS --retry 5 --retry-all-errors "http://$address:23180/"; done
+        kill $run; wait $run || true"#,
+        v4 = Family::V4.web(),
+        v6 = Family::V6.web(),
+    );
+    let script = script.replace("$IMAGE", &image.to_string_lossy());
+    let Some(ran) = story("", &script) else { return };
+    is_as_it_should(&ran, 15);
+    assert_eq!(ran.stdout().matches("hello from the guest").count(), 2, "{ran}");
+    let said = ran.stdout();
+    let line = said.lines().find(|line| line.starts_with("boot to first exec")).expect("it was timed");
+    println!("Debian: {line}");
 }

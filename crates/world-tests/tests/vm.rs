@@ -332,7 +332,8 @@ fn what_a_guest_cannot_be_given_is_refused_by_name() {
         ("--cap-add NET_RAW", "--cap-add"),
         ("--allow-userns", "--allow-userns"),
         ("--host-socket /tmp/nowhere:/run/s", "--host-socket"),
-        ("--rootfs /usr", "--rootfs"),
+        ("--rootfs /etc/os-release", "--rootfs"),
+        ("--rootfs /dev/null", "--rootfs"),
         ("--memory 16M", "--memory"),
         ("--mount /etc/os-release:/mnt/release", "--mount"),
         // Root in the guest would take the inner one away.
