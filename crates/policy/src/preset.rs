@@ -72,6 +72,8 @@ fn destination(host: &str) -> Option<Destination> {
 pub enum Preset {
     /// No interface at all.
     None,
+    /// Nothing, both ways: a virtual machine has the directories that it is shown, which are no matter of policy.
+    MountsOnly,
     /// Everything, both ways.
     AllowAll,
     /// Default deny, DNS, and these groups in order.
@@ -81,17 +83,16 @@ pub enum Preset {
 /// Why a text names no preset.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PresetError {
-    #[error("unknown profile {word:?}; expected `public`, `private`, `host`, `all` or `none`, or a preset (`public-only`, `non-local`, `allow-all`){}", suggest(.word))]
+    #[error("unknown profile {word:?}; expected `public`, `private`, `host`, `all` or `none`, or a preset (`public-only`, `non-local`, `allow-all`, `mounts-only`){}", suggest(.word))]
     Unknown { word: String },
     #[error("{word:?} stands alone; it does not combine with other profiles")]
     Alone { word: String },
     #[error("no profile is named; expected `public`, `private`, `host`, `all` or `none`")]
     Empty,
-    #[error("preset `mounts-only` is not supported yet")]
-    MountsOnly,
 }
 
-const PRESET_WORDS: [&str; 8] = ["public", "private", "host", "all", "none", "public-only", "non-local", "allow-all"];
+const PRESET_WORDS: [&str; 9] =
+    ["public", "private", "host", "all", "none", "public-only", "non-local", "allow-all", "mounts-only"];
 
 fn suggest(word: &str) -> String {
     nearest(word, PRESET_WORDS).map(|word| format!("; did you mean `{word}`?")).unwrap_or_default()
@@ -114,7 +115,9 @@ impl Preset {
         let mut groups: Vec<Group> = Vec::new();
         for word in &words {
             let profiles: &[Group] = match *word {
-                "none" | "all" | "allow-all" | "allow_all" | "open" if words.len() > 1 => {
+                "none" | "all" | "allow-all" | "allow_all" | "open" | "mounts-only" | "mounts_only"
+                    if words.len() > 1 =>
+                {
                     // The same word twice is still that word; `none,all` and the like contradict.
                     if words.iter().all(|other| other == word) {
                         return Preset::parse(word);
@@ -123,7 +126,7 @@ impl Preset {
                 }
                 "none" => return Ok(Preset::None),
                 "all" | "allow-all" | "allow_all" | "open" => return Ok(Preset::AllowAll),
-                "mounts-only" | "mounts_only" => return Err(PresetError::MountsOnly),
+                "mounts-only" | "mounts_only" => return Ok(Preset::MountsOnly),
                 "public" | "public-only" | "public_only" => &[Group::Public],
                 "non-local" | "nonlocal" | "non_local" => &[Group::Public, Group::Private],
                 "private" => &[Group::Private],
@@ -144,7 +147,7 @@ impl Preset {
     pub fn enabled(&self) -> bool {
         match self {
             Preset::None => false,
-            Preset::AllowAll | Preset::Profiles(_) => true,
+            Preset::MountsOnly | Preset::AllowAll | Preset::Profiles(_) => true,
         }
     }
 
@@ -152,7 +155,9 @@ impl Preset {
     #[must_use]
     pub fn policy(&self) -> PolicyConfig {
         match self {
-            Preset::None => PolicyConfig { default_ingress: Action::Deny, ..PolicyConfig::default() },
+            Preset::None | Preset::MountsOnly => {
+                PolicyConfig { default_ingress: Action::Deny, ..PolicyConfig::default() }
+            }
             Preset::AllowAll => PolicyConfig { default_egress: Action::Allow, ..PolicyConfig::default() },
             Preset::Profiles(groups) => {
                 let allow = groups.iter().map(|group| Rule::egress(Action::Allow, Destination::Group(*group)));

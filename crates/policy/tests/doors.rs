@@ -117,6 +117,16 @@ fn no_network_is_no_interface() {
 }
 
 #[test]
+fn mounts_only_is_an_interface_that_nothing_passes() {
+    for word in ["mounts-only", "mounts_only"] {
+        let config = from_flags(&[FlagItem::Net(word.into())]).unwrap();
+        assert!(config.enabled);
+        assert_eq!((config.policy.default_egress, config.policy.default_ingress), (Action::Deny, Action::Deny));
+        assert_eq!(config.policy.rules, []);
+    }
+}
+
+#[test]
 fn profiles_that_do_not_go_together_are_refused() {
     let cases = [
         ("none,public", "stands alone"),
@@ -124,7 +134,7 @@ fn profiles_that_do_not_go_together_are_refused() {
         ("all,none", "stands alone"),
         ("pubilc", "did you mean `public`?"),
         ("", "no profile is named"),
-        ("mounts-only", "not supported yet"),
+        ("mounts-only,public", "stands alone"),
     ];
     for (text, part) in cases {
         let errors = from_flags(&[FlagItem::Net(text.into())]).unwrap_err().to_string();
