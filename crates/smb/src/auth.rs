@@ -14,7 +14,8 @@ use crate::status::Status;
 
 pub(crate) use spnego::hint;
 
-/// The password of a server. Shows nothing of itself.
+/// The password of a server. Shows nothing of itself, and leaves nothing behind.
+#[derive(Clone)]
 pub struct Password(String);
 
 impl fmt::Debug for Password {
@@ -29,6 +30,27 @@ impl Password {
     pub fn new(text: &str) -> Option<Password> {
         let fits = (1..=128).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
         fits.then(|| Password(text.to_owned()))
+    }
+
+    /// Of bits that the caller drew.
+    #[must_use]
+    pub fn of_bits(bits: [u8; 16]) -> Password {
+        Password(format!("{:032x}", u128::from_be_bytes(bits)))
+    }
+
+    /// As a client logs on with it.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Drop for Password {
+    fn drop(&mut self) {
+        let mut bytes = std::mem::take(&mut self.0).into_bytes();
+        bytes.fill(0);
+        // Keeps the compiler from leaving out what nobody reads.
+        std::hint::black_box(&bytes);
     }
 }
 

@@ -50,6 +50,17 @@ pub enum ConfineError {
 /// # Errors
 /// The system refused one of the stages.
 pub fn confine(shares: &Shares) -> Result<Confined, ConfineError> {
+    confine_to(shares, calls())
+}
+
+/// As [`confine`], and the thread may accept connections.
+pub(crate) fn confine_listener(shares: &Shares) -> Result<Confined, ConfineError> {
+    let mut calls = calls();
+    calls.push(Call::new(libc::SYS_accept4));
+    confine_to(shares, calls)
+}
+
+fn confine_to(shares: &Shares, calls: Vec<Call>) -> Result<Confined, ConfineError> {
     let capabilities = |source| ConfineError::Capabilities { source };
     let mut kept = Vec::new();
     for capability in [Capability::DAC_OVERRIDE, Capability::FOWNER] {
@@ -69,7 +80,7 @@ pub fn confine(shares: &Shares) -> Result<Confined, ConfineError> {
         .collect();
     confine::landlock_opened(&roots).map_err(|source| ConfineError::Landlock { source })?;
     drop(roots);
-    confine::allow_calls(calls())?;
+    confine::allow_calls(calls)?;
     Ok(Confined(()))
 }
 

@@ -212,6 +212,12 @@ impl<'s> Connection<'s> {
         }
     }
 
+    /// Whether somebody has logged on.
+    #[must_use]
+    pub fn is_logged_on(&self) -> bool {
+        self.sessions.values().any(|session| matches!(session.state, SessionState::LoggedOn { .. }))
+    }
+
     /// Whether [`handle_timeout`](Self::handle_timeout) has something to do.
     #[must_use]
     pub fn is_waiting(&self) -> bool {

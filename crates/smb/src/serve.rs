@@ -2,12 +2,16 @@
 
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 
 use crate::connection::{Connection, Ended, MAX_MESSAGE, RETRY};
 use crate::{Confined, Server};
+
+/// How long a client of a listener may take to log on. A guest that is emulated on a busy host takes a second.
+const LOGON_TIME: Duration = Duration::from_secs(30);
 
 /// Why a stream is served no longer, other than that it has ended.
 #[derive(Debug, thiserror::Error)]
@@ -18,6 +22,8 @@ pub enum ServeError {
     Write { source: io::Error },
     #[error("a message of {length} bytes; the longest that is taken has {MAX_MESSAGE}")]
     TooLong { length: usize },
+    #[error("the client has not logged on in time")]
+    Late,
     #[error("the client's connection is over")]
     Ended {
         #[source]
@@ -33,6 +39,21 @@ pub fn serve(
     server: &Server,
     input: BorrowedFd<'_>,
     output: BorrowedFd<'_>,
+    confined: &Confined,
+) -> Result<(), ServeError> {
+    serve_until(server, (input, output), None, confined)
+}
+
+/// As [`serve`], to a client that has found us by itself.
+pub(crate) fn serve_client(server: &Server, stream: BorrowedFd<'_>, confined: &Confined) -> Result<(), ServeError> {
+    serve_until(server, (stream, stream), Some(Instant::now() + LOGON_TIME), confined)
+}
+
+/// Serves a client that logs on before the deadline.
+fn serve_until(
+    server: &Server,
+    (input, output): (BorrowedFd<'_>, BorrowedFd<'_>),
+    deadline: Option<Instant>,
     _confined: &Confined,
 ) -> Result<(), ServeError> {
     let mut connection = Connection::new(server);
@@ -40,13 +61,14 @@ pub fn serve(
     let (mut message, mut out) = (Vec::new(), Vec::new());
     loop {
         out.clear();
+        let deadline = deadline.filter(|_| !connection.is_logged_on());
         if !wait(input, connection.is_waiting())? {
             connection.handle_timeout(&mut out);
             send(output, &out)?;
             continue;
         }
         let mut head = [0; 4];
-        if !receive(input, &mut head)? {
+        if !receive(input, &mut head, deadline)? {
             return Ok(());
         }
         let length = usize::try_from(u32::from_be_bytes(head)).unwrap_or(usize::MAX);
@@ -54,7 +76,7 @@ pub fn serve(
             return Err(ServeError::TooLong { length });
         }
         message.resize(length, 0);
-        if !receive(input, &mut message)? {
+        if !receive(input, &mut message, deadline)? {
             return Ok(());
         }
         let result = connection.handle_message(&message, &mut out);
@@ -77,8 +99,18 @@ fn wait(input: BorrowedFd<'_>, is_waiting: bool) -> Result<bool, ServeError> {
 }
 
 /// Fills `room`; `false` when the stream has ended before.
-fn receive(input: BorrowedFd<'_>, mut room: &mut [u8]) -> Result<bool, ServeError> {
+fn receive(input: BorrowedFd<'_>, mut room: &mut [u8], deadline: Option<Instant>) -> Result<bool, ServeError> {
     while !room.is_empty() {
+        if let Some(deadline) = deadline {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let timeout = Timespec::try_from(left).unwrap_or_default();
+            match rustix::event::poll(&mut [PollFd::from_borrowed_fd(input, PollFlags::IN)], Some(&timeout)) {
+                Ok(0) => return Err(ServeError::Late),
+                Ok(_) => {}
+                Err(Errno::INTR) => continue,
+                Err(error) => return Err(ServeError::Read { source: error.into() }),
+            }
+        }
         match rustix::io::read(input, &mut *room) {
             Ok(0) => return Ok(false),
             Ok(read) => room = room.get_mut(read..).unwrap_or_default(),
