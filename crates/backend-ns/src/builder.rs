@@ -9,7 +9,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use cofferdam_gateway::{BuildError, GuestEnd, build_netns, open_packets, serve_broker};
+use cofferdam_gateway::{BuildError, GuestEnd, build_netns, listen_for_files, open_packets, serve_broker};
 use cofferdam_sys::ns::{self, Fork, IdMap, NamespaceKind, Namespaces, ParentOf, Setgroups};
 use cofferdam_sys::process::{self, Groups};
 use cofferdam_sys::{fdpass, tun};
@@ -144,9 +144,10 @@ impl Builder<'_> {
             let all = all.chain(packets.iter().map(AsFd::as_fd));
             wire::send(&supervisor, &Message::Built, &all.collect::<Vec<_>>())
                 .step(|| "hand over the gateway's descriptors".to_owned())?;
-            let tap = tap.as_ref().map(AsFd::as_fd);
-            wire::send(&own, &Message::Linked, tap.as_slice()).map_err(|_| None)?;
-            drop((own, netns, fds, packets));
+            let files = network.link.files.map(listen_for_files).transpose().map_err(|error| fault(&error))?;
+            let linked: Vec<_> = tap.iter().chain(&files).map(AsFd::as_fd).collect();
+            wire::send(&own, &Message::Linked, &linked).map_err(|_| None)?;
+            drop((own, netns, fds, packets, files));
             return match broker {
                 Some((channel, _)) => Ok(Some((channel, lifeline))),
                 None => Ok(None),
@@ -164,7 +165,7 @@ fn open_tun() -> Result<OwnedFd, Fault> {
 
 /// A socket with the packets of the link that was built, for who is to capture them.
 pub(crate) fn packets(network: &NetworkSpec) -> Result<Option<OwnedFd>, Fault> {
-    network.capture.as_ref().map(|_| open_packets().map_err(|error| fault(&error))).transpose()
+    network.capture.as_ref().map(|_| open_packets(&network.link).map_err(|error| fault(&error))).transpose()
 }
 
 /// The rest of its life as the broker. Its name in a list of processes says so.

@@ -135,11 +135,12 @@ fn prepare(
     let is_monitored = init.task == Task::Monitor;
     let eyes = init.spec.network.as_ref().filter(|_| !is_monitored).and_then(|_| inspect::eyes().ok());
     let is_joined = inside.as_ref().is_some_and(|inside| inside.attachment == Attachment::Session);
-    let mut tap = None;
+    let mut linked = Linked::default();
     let mut link = || match &init.spec.network {
         // The other end is the virtual machine's, and so is what it has for addresses.
         Some(_) if is_monitored => {
-            tap = expect(&builder, lifeline, &Message::Linked)?.pop();
+            let mut fds = expect(&builder, lifeline, &Message::Linked)?.into_iter();
+            linked = Linked { tap: fds.next(), files: fds.next() };
             Ok(())
         }
         Some(network) => {
@@ -173,17 +174,27 @@ fn prepare(
     expect(&init.supervisor, lifeline, &Message::Go)?;
     match init.task {
         Task::Program => start(init),
-        Task::Stay => stay(init).map(|children| (Started { program: None, monitor: None }, children)),
-        Task::Monitor => start_monitor(init, tap, lifeline),
+        Task::Stay => stay(init).map(|children| (Started::default(), children)),
+        Task::Monitor => start_monitor(init, linked, lifeline),
     }
 }
 
+/// What a virtual machine has of the gateway's namespace.
+#[derive(Debug, Default)]
+struct Linked {
+    tap: Option<OwnedFd>,
+    /// Where it connects to for its files.
+    files: Option<OwnedFd>,
+}
+
 /// What runs.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Started {
     program: Option<Pid>,
     /// To and from a monitor.
     monitor: Option<OwnedFd>,
+    /// Who serves the files of a virtual machine.
+    files: Option<Pid>,
 }
 
 /// Says that the sandbox is there.
@@ -238,7 +249,7 @@ fn start(init: &Init<'_>) -> Result<(Started, SignalFd), Option<Fault>> {
     };
     let controller = pty.as_ref().map(|Pty { controller, .. }| controller.as_fd());
     wire::send(&init.supervisor, &message, controller.as_slice()).step(|| "reach the supervisor".to_owned())?;
-    let started = Started { program: Some(child.pid), monitor: None };
+    let started = Started { program: Some(child.pid), ..Started::default() };
     if message == Message::Started { Ok((started, children)) } else { Err(None) }
 }
 
@@ -258,7 +269,7 @@ fn renounce() -> Result<(), Fault> {
 /// Starts the monitor, and passes on what it and the supervisor have to say to each other until the program runs.
 fn start_monitor(
     init: &Init<'_>,
-    link: Option<OwnedFd>,
+    Linked { tap, files }: Linked,
     lifeline: &OwnedFd,
 ) -> Result<(Started, SignalFd), Option<Fault>> {
     let Some(monitor) = init.monitor else { return Err(None) };
@@ -267,13 +278,14 @@ fn start_monitor(
     let (own, other) = fdpass::pair().step(|| "make a socket pair".to_owned())?;
     let controller = pty.as_ref().map(|pty| pty.controller.try_clone()).transpose();
     let controller = controller.step(|| "keep the terminal".to_owned())?;
+    let files = files.map(|listener| start_files(monitor, listener, &other)).transpose()?;
     let child = match ns::fork().step(|| "fork the monitor".to_owned())? {
-        Fork::Child => process::run_and_exit(|| {
-            program::run_monitor(init.spec, init.filters, pty, monitor, Post::new(other, link))
-        }),
+        Fork::Child => {
+            process::run_and_exit(|| program::run_monitor(init.spec, init.filters, pty, monitor, Post::new(other, tap)))
+        }
         Fork::Parent(child) => child,
     };
-    drop((other, link, pty));
+    drop((other, tap, pty));
     renounce()?;
     let reach = || "reach the supervisor".to_owned();
     loop {
@@ -287,7 +299,7 @@ fn start_monitor(
             Received::Message(Message::Started, _) => {
                 let controller = controller.as_ref().map(AsFd::as_fd);
                 wire::send(&init.supervisor, &Message::Started, controller.as_slice()).step(reach)?;
-                return Ok((Started { program: Some(child.pid), monitor: Some(own) }, children));
+                return Ok((Started { program: Some(child.pid), monitor: Some(own), files }, children));
             }
             Received::Message(
                 message @ (Message::NotExecuted { .. } | Message::Lost { .. } | Message::Failed(_)),
@@ -303,6 +315,15 @@ fn start_monitor(
             }
             Received::Orphaned | Received::Late => return Err(None),
         }
+    }
+}
+
+/// Starts the process that serves a virtual machine's files. What it has to say it says as the monitor, until it serves.
+fn start_files(monitor: &dyn Monitor, listener: OwnedFd, post: &OwnedFd) -> Result<Pid, Fault> {
+    let post = post.try_clone().step(|| "keep a way to the monitor".to_owned())?;
+    match ns::fork().step(|| "fork the server of the guest's files".to_owned())? {
+        Fork::Child => process::run_and_exit(|| program::run_files(monitor, listener, Post::new(post, None))),
+        Fork::Parent(child) => Ok(child.pid),
     }
 }
 
@@ -336,7 +357,7 @@ fn serve(supervisor: &OwnedFd, lifeline: &OwnedFd, started: &Started, children: 
         }
         if ended {
             children.next().step(|| "receive the end of processes".to_owned())?;
-            if let Some(end) = reap(program).step(|| "wait for processes".to_owned())? {
+            if let Some(end) = reap(started).step(|| "wait for processes".to_owned())? {
                 let _gone = wire::send(supervisor, &end, &[]);
                 return Ok(());
             }
@@ -354,12 +375,17 @@ fn serve(supervisor: &OwnedFd, lifeline: &OwnedFd, started: &Started, children: 
     }
 }
 
-/// Takes note of every process that has ended. The program's end, if it was among them.
-fn reap(program: Option<Pid>) -> io::Result<Option<Message>> {
+/// Takes note of every process that has ended. The program's end, if it was among them; or that of who serves its files, without
+/// which it would wait for ever.
+fn reap(started: &Started) -> io::Result<Option<Message>> {
     let mut end = None;
     loop {
         match rustix::process::wait(WaitOptions::NOHANG) {
-            Ok(Some((pid, status))) if Some(pid) == program => {
+            Ok(Some((pid, _))) if Some(pid) == started.files => {
+                let why = "the process that serves the guest's files has ended".to_owned();
+                end = end.or(Some(Message::Lost { why }));
+            }
+            Ok(Some((pid, status))) if Some(pid) == started.program => {
                 end = match (status.exit_status(), status.terminating_signal()) {
                     (Some(status), _) => Some(Message::Exited { status }),
                     (None, Some(number)) => Some(Message::Signaled { number }),

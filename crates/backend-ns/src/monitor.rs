@@ -21,6 +21,11 @@ pub trait Monitor: Debug {
     /// Runs to the end of the program in the virtual machine, and returns its exit status. It is the only thread of a process
     /// whose descriptors are the standard streams and those in `post`.
     fn run(&self, post: Post) -> u8;
+
+    /// Serves the guest's files to whoever connects to `listener`, in a process of its own beside the monitor's, and for as long as
+    /// the sandbox is there. It has no capability, no standard streams and no other descriptor; what more it gives up before it
+    /// accepts the first connection is its own to do, and then `post` is to be dropped, which is the monitor's as well.
+    fn serve_files(&self, listener: OwnedFd, post: Post) -> u8;
 }
 
 /// How a monitor reaches its pid 1, and what it was given.

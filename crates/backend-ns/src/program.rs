@@ -10,6 +10,7 @@
 //! | descriptors closed on exec, exec | – |
 
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -73,6 +74,34 @@ pub(crate) fn run_monitor(
             if process::close_all_except(&kept).is_err() { 1 } else { monitor.run(post) }
         }
     }
+}
+
+/// Runs in the fork of the init and serves the files of a virtual machine. It tells its own end as long as it is not serving.
+pub(crate) fn run_files(monitor: &dyn Monitor, listener: OwnedFd, post: Post) -> u8 {
+    match set_apart() {
+        Err(fault) => {
+            post.failed(fault);
+            1
+        }
+        Ok(()) => {
+            let kept: Vec<BorrowedFd<'_>> = post.fds().chain([&listener]).map(AsFd::as_fd).collect();
+            if process::close_all_except(&kept).is_err() { 1 } else { monitor.serve_files(listener, post) }
+        }
+    }
+}
+
+/// What no server of files needs. What else it can do without it knows itself.
+fn set_apart() -> Result<(), Fault> {
+    rustix::process::setsid().step(|| "start a session for the server of files".to_owned())?;
+    let streams = || -> io::Result<()> {
+        let null = File::options().read(true).write(true).open("/dev/null")?;
+        rustix::stdio::dup2_stdin(&null)?;
+        rustix::stdio::dup2_stdout(&null)?;
+        Ok(rustix::stdio::dup2_stderr(&null)?)
+    };
+    streams().step(|| "take the standard streams from the server of files".to_owned())?;
+    confine::drop_all_capabilities().step(|| "drop capabilities".to_owned())?;
+    confine::no_new_privileges().step(|| "renounce new privileges".to_owned())
 }
 
 fn confine(spec: &SandboxSpec, filters: &[Filter], pty: Option<Pty>) -> Result<(), Fault> {

@@ -17,10 +17,12 @@ use cofferdam_gateway::NetnsSpec;
 use cofferdam_guest_protocol::{
     Exec, Leftover, Mount as GuestMount, MountKind, Neighbour, Network, Route, Size, Token,
 };
+use cofferdam_smb::Password;
 
 use crate::Kit;
 use crate::accelerator::{self, Cache, Choice, Wish};
 use crate::arguments::{Accelerator, Access, ImageFormat, Network as Card, Root, RootSource, Share, Vm};
+use crate::files::Files;
 use crate::image;
 use crate::monitor::{GuestMonitor, Task, terminal_size};
 
@@ -69,7 +71,20 @@ pub struct Options {
     pub cache: Option<Cache>,
     /// What the agent and we know each other by: fresh random bytes.
     pub token: [u8; Token::LENGTH],
+    /// What the guest logs on with where its directories are served: as the token.
+    pub password: [u8; 16],
+    /// How directories are shared; `None` is what fits.
+    pub sharing: Option<Sharing>,
     pub progress: Progress,
+}
+
+/// How a guest has directories of the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sharing {
+    /// Over its network, from a server of ours.
+    Smb,
+    /// By a device of its own, which QEMU serves.
+    Plan9,
 }
 
 /// Whether somebody watches who wants to know why it takes long.
@@ -86,7 +101,7 @@ pub enum Progress {
 /// # Errors
 /// What cannot be done in a virtual machine, or what could not be set up; nothing is left of it then.
 pub fn launch(spec: SandboxSpec, options: &Options, tell: &mut dyn FnMut(&str)) -> Result<Running, LaunchError> {
-    let root = checked(&spec)?;
+    let root = checked(&spec, options.sharing)?;
     let Choice { accelerator, why } = choose(options, tell);
     if let Some(why) = why {
         tell(&format!("the guest runs without KVM, which is slow: {why}"));
@@ -152,12 +167,12 @@ impl Observer for Nobody {
 ///
 /// # Errors
 /// What it cannot be given, by the name of the flag.
-pub fn check(spec: &SandboxSpec) -> Result<(), LaunchError> {
-    checked(spec).map(drop)
+pub fn check(spec: &SandboxSpec, sharing: Option<Sharing>) -> Result<(), LaunchError> {
+    checked(spec, sharing).map(drop)
 }
 
 /// As [`check`], and finds out what the guest's root is.
-fn checked(spec: &SandboxSpec) -> Result<Option<Root>, LaunchError> {
+fn checked(spec: &SandboxSpec, sharing: Option<Sharing>) -> Result<Option<Root>, LaunchError> {
     let refused =
         |flag: &str, why: &str| Err(LaunchError::Spec(format!("{flag} cannot be used with --backend vm: {why}")));
     let root = match &spec.place.rootfs {
@@ -193,6 +208,11 @@ fn checked(spec: &SandboxSpec) -> Result<Option<Root>, LaunchError> {
     }
     if let Some(Mount { source, .. }) = spec.place.mounts.iter().find(|mount| !mount.source.is_dir()) {
         return refused("--mount", &format!("{} is no directory, and a guest is shown whole ones", source.display()));
+    }
+    if sharing == Some(Sharing::Smb) && spec.network.is_none() {
+        let why =
+            "without a network the guest reaches no server; leave it out, and directories are shared by 9p".to_owned();
+        return Err(LaunchError::Spec(format!("--mount-via smb cannot be used with --no-net: {why}")));
     }
     let shown = shown(&spec.place);
     for (number, inner) in shown.iter().enumerate() {
@@ -243,15 +263,20 @@ fn monitored(
     accelerator: Accelerator,
     boot_time: Duration,
 ) -> (GuestMonitor, SandboxSpec) {
+    let mut spec = spec;
     let shown = shown(&spec.place);
-    let vm = Vm { root, ..vm(&spec, &options.kit, accelerator, &shown) };
+    let shares = shares(&shown);
+    let files = files(&mut spec, options, &shares);
+    let by_device = if files.is_some() { Vec::new() } else { shares.clone() };
+    let vm = Vm { root, ..vm(&spec, &options.kit, accelerator, by_device) };
     let monitor = GuestMonitor {
         qemu: options.kit.qemu.clone(),
         vm,
         token: Token::new(options.token),
         boot_time,
         network: spec.network.as_ref().map(|network| guest_network(&network.link, &spec.name)),
-        mounts: guest_mounts(&spec, &shown),
+        mounts: guest_mounts(&spec, &shown, &shares, files.as_ref()),
+        served: files,
         files: spec.etc_files(),
         task: Task::Run(exec(&spec)),
     };
@@ -261,8 +286,8 @@ fn monitored(
         read_only(&options.kit.initrd, Path::new(INITRD)),
     ];
     mounts.extend(spec.place.rootfs.iter().map(|root| read_only(root, Path::new(ROOT))));
-    let shares = shown.iter().enumerate();
-    mounts.extend(shares.map(|(number, mount)| Mount { target: share_path(number), ..mount.clone() }));
+    let places = shown.iter().enumerate();
+    mounts.extend(places.map(|(number, mount)| Mount { target: share_path(number), ..mount.clone() }));
     let kvm = (accelerator == Accelerator::Kvm).then_some("kvm");
     let vhost = spec.network.is_some().then_some("vhost-net");
     let devices = kvm.into_iter().chain(vhost).collect();
@@ -281,17 +306,26 @@ fn outer_limits(limits: &ResourceLimits, accelerator: Accelerator) -> ResourceLi
     ResourceLimits { memory: limits.memory.map(|bytes| bytes.saturating_add(own)), disk: None, ..limits.clone() }
 }
 
-fn vm(spec: &SandboxSpec, kit: &Kit, accelerator: Accelerator, shown: &[Mount]) -> Vm {
+/// The server of these directories, where the guest is to have them from one. Says in the specification where it is.
+fn files(spec: &mut SandboxSpec, options: &Options, shares: &[Share]) -> Option<Files> {
+    let network = spec.network.as_mut().filter(|_| !shares.is_empty())?;
+    match options.sharing.unwrap_or(Sharing::Smb) {
+        Sharing::Plan9 => None,
+        Sharing::Smb => {
+            let address = network.link.link.files();
+            network.link.files = Some(address);
+            let password = Password::of_bits(options.password);
+            Some(Files { address, password, owner: spec.inside_uid, shares: shares.to_vec() })
+        }
+    }
+}
+
+fn vm(spec: &SandboxSpec, kit: &Kit, accelerator: Accelerator, shares: Vec<Share>) -> Vm {
     let network = spec.network.as_ref().map_or(Card::None, |network| Card::Tap {
         fd: 0,
         vhost: None,
         mac: network.link.guest_mac,
         mtu: network.link.mtu,
-    });
-    let shares = shown.iter().enumerate().map(|(number, mount)| Share {
-        tag: tag(number),
-        path: share_path(number),
-        access: if mount.read_only { Access::Read } else { Access::Write },
     });
     Vm {
         architecture: kit.architecture,
@@ -305,7 +339,7 @@ fn vm(spec: &SandboxSpec, kit: &Kit, accelerator: Accelerator, shown: &[Mount]) 
         control: 0,
         network,
         root: None,
-        shares: shares.collect(),
+        shares,
     }
 }
 
@@ -338,7 +372,17 @@ fn shown(place: &Place) -> Vec<Mount> {
     mounts
 }
 
-fn guest_mounts(spec: &SandboxSpec, shown: &[Mount]) -> Vec<GuestMount> {
+/// The same as shares, as QEMU's sandbox has them.
+fn shares(shown: &[Mount]) -> Vec<Share> {
+    let share = |(number, mount): (usize, &Mount)| Share {
+        tag: format!("share{number}"),
+        path: share_path(number),
+        access: if mount.read_only { Access::Read } else { Access::Write },
+    };
+    shown.iter().enumerate().map(share).collect()
+}
+
+fn guest_mounts(spec: &SandboxSpec, shown: &[Mount], shares: &[Share], files: Option<&Files>) -> Vec<GuestMount> {
     let home = GuestMount {
         kind: MountKind::Tmpfs,
         source: b"home".to_vec(),
@@ -346,18 +390,21 @@ fn guest_mounts(spec: &SandboxSpec, shown: &[Mount]) -> Vec<GuestMount> {
         options: format!("mode=0755,uid={0},gid={0}", spec.inside_uid).into_bytes(),
         read_only: false,
     };
-    let shares = shown.iter().enumerate().map(|(number, mount)| GuestMount {
-        kind: MountKind::Plan9,
-        source: tag(number).into_bytes(),
-        target: mount.target.as_os_str().as_bytes().to_vec(),
-        options: PLAN9.to_vec(),
-        read_only: mount.read_only,
+    let shares = shown.iter().zip(shares).map(|(mount, share)| {
+        let target = mount.target.as_os_str().as_bytes();
+        files.map_or_else(|| by_device(share, target), |files| files.mount(share, target))
     });
     std::iter::once(home).chain(shares).collect()
 }
 
-fn tag(number: usize) -> String {
-    format!("share{number}")
+fn by_device(share: &Share, target: &[u8]) -> GuestMount {
+    GuestMount {
+        kind: MountKind::Plan9,
+        source: share.tag.clone().into_bytes(),
+        target: target.to_vec(),
+        options: PLAN9.to_vec(),
+        read_only: share.access == Access::Read,
+    }
 }
 
 fn share_path(number: usize) -> PathBuf {

@@ -7,6 +7,7 @@
 //! | `image` | pure: what the first bytes of a disk's image tell |
 //! | `accounts` | pure: who is known in a root of somebody's own |
 //! | `accelerator` | whether KVM works on this host |
+//! | `files` | the server of the directories that a guest is shown over its network |
 //! | `launch` | from a sandbox's specification to the sandbox that QEMU is in |
 //! | `monitor` | the process in that sandbox which starts QEMU and speaks with the guest |
 //!
@@ -16,6 +17,7 @@ mod accelerator;
 mod accounts;
 pub mod arguments;
 mod console;
+mod files;
 mod image;
 mod kit;
 mod launch;
@@ -26,4 +28,4 @@ mod relay;
 
 pub use accelerator::{Cache, Choice, Wish};
 pub use kit::{Kit, KitError};
-pub use launch::{DEFAULT_MEMORY, Options, Progress, check, cpus, launch, probe, root_source};
+pub use launch::{DEFAULT_MEMORY, Options, Progress, Sharing, check, cpus, launch, probe, root_source};

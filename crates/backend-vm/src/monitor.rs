@@ -25,7 +25,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use cofferdam_backend_ns::{Monitor, Post};
 use cofferdam_guest_protocol::{
-    CallError, CallId, Event, Exec, Failure, FailureKind, Host, Mount, Network, Put, Size, Status, Stream, Token,
+    CallError, CallId, Event, Exec, Failure, FailureKind, Host, Mount, MountKind, Network, Put, Size, Status, Stream,
+    Token,
 };
 use cofferdam_sys::process::{self, SignalFd};
 use cofferdam_sys::tty::RawMode;
@@ -36,6 +37,7 @@ use rustix::process::Signal;
 
 use crate::accounts;
 use crate::arguments::Vm;
+use crate::files::Files;
 use crate::process::{Parts, Qemu};
 use crate::qmp::{self, Qmp, Reason};
 use crate::relay::{CHUNK, Outgoing, Written};
@@ -46,9 +48,23 @@ const EXEC_TIME: Duration = Duration::from_secs(25);
 /// How long a guest with shared directories may take to write what it has not written, and switch itself off.
 const FAREWELL: Duration = Duration::from_secs(5);
 
-/// What to do about a directory that cannot be mounted.
-const NO_9P: &str = "; directories are shared by 9p, which Debian's cloud kernel has not: leave the current one out with --no-cwd, or \
-    have `cofferdam vm setup --kernel` take a kernel with it";
+/// What to do about a directory that cannot be mounted for want of a file system in the guest's kernel: which, and what.
+const REMEDIES: [(&str, &str); 2] = [
+    (
+        "type 9p",
+        "; by 9p directories are shared without a network, and Debian's cloud kernel has it not: let the guest have a network \
+        (--net mounts-only for nothing else), leave the current directory out with --no-cwd, or have `cofferdam vm setup` take \
+        Debian's usual kernel",
+    ),
+    (
+        "type cifs",
+        "; by cifs directories are shared over the network: have `cofferdam vm setup` take a kernel with it, as Debian's are, choose \
+        --mount-via 9p, or leave the current directory out with --no-cwd",
+    ),
+];
+
+/// What the system says of a file system that it has not.
+const NO_DEVICE: &str = "No such device";
 
 /// The same of a root that is a directory.
 const NO_9P_ROOT: &str = "; a directory is a root by 9p, which Debian's cloud kernel has not: make an image of it (mke2fs -t ext4 -d DIR IMAGE \
@@ -79,6 +95,8 @@ pub(crate) struct GuestMonitor {
     pub(crate) boot_time: Duration,
     pub(crate) network: Option<Network>,
     pub(crate) mounts: Vec<Mount>,
+    /// What a server of ours serves of them.
+    pub(crate) served: Option<Files>,
     /// Files in `/etc`, by name.
     pub(crate) files: Vec<(&'static str, String)>,
     pub(crate) task: Task,
@@ -108,6 +126,10 @@ impl Monitor for GuestMonitor {
                 1
             }
         }
+    }
+
+    fn serve_files(&self, listener: OwnedFd, post: Post) -> u8 {
+        self.served.as_ref().map_or(1, |files| files.serve(listener, post))
     }
 }
 
@@ -177,7 +199,7 @@ impl GuestMonitor {
         let ended = run.relay();
         drop(raw);
         let status = ended.map_err(|trouble| guest.explain(trouble, Duration::ZERO))?;
-        if !self.vm.shares.is_empty() {
+        if self.mounts.iter().any(|mount| mount.kind != MountKind::Tmpfs) {
             guest.say_goodbye();
         }
         Ok(End::Exited(status))
@@ -319,7 +341,8 @@ impl Guest {
                 Event::Started { .. } | Event::Room { .. } => {}
                 Event::Failed { call, failure } => {
                     let what = open.remove(&call).unwrap_or_default();
-                    let remedy = if failure.text.contains("type 9p") { NO_9P } else { "" };
+                    let is_absent = |kind: &str| failure.text.contains(kind) && failure.text.contains(NO_DEVICE);
+                    let remedy = REMEDIES.iter().find(|(kind, _)| is_absent(kind)).map_or("", |(_, what)| *what);
                     return Err(Trouble::Broken(format!("the guest could not {what}: {}{remedy}", failure.text)));
                 }
                 other @ (Event::Ready

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use cofferdam_control::Sharing;
 
 use crate::units;
 
@@ -173,7 +174,8 @@ pub(crate) struct RunArgs {
 pub(crate) struct NetworkArgs {
     /// Some of public,private,host; or none; or all.
     ///
-    /// The presets public-only (the default), non-local and allow-all may stand here as well.
+    /// The presets public-only (the default), non-local, allow-all and mounts-only (nothing but the directories that a virtual
+    /// machine is shown) may stand here as well.
     #[arg(long, value_name = "PROFILE,…", action = ArgAction::Append)]
     pub net: Vec<String>,
     /// No network at all.
@@ -365,6 +367,11 @@ pub(crate) struct PlaceArgs {
     /// Show a file or directory of the host.
     #[arg(long, value_name = "SRC:DST[:ro]", value_parser = units::mount)]
     pub mount: Vec<units::MountSpec>,
+    /// How a virtual machine has directories of the host: smb, over its network, or 9p. Default: smb, and 9p with --no-net.
+    ///
+    /// 9p has to be in the guest's kernel, and Debian's cloud kernel has it not.
+    #[arg(long, value_name = "WAY", hide_short_help = true)]
+    pub mount_via: Option<SharingWord>,
     /// Use this directory as the root file system, read-only; with --backend vm also an image (raw or qcow2, with ext4).
     ///
     /// A virtual machine may write to it: what it writes is kept in its memory, and gone at the end.
@@ -612,6 +619,22 @@ pub(crate) enum SchemaName {
 pub(crate) enum BackendWord {
     Namespace,
     Vm,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SharingWord {
+    Smb,
+    #[value(name = "9p")]
+    Plan9,
+}
+
+impl SharingWord {
+    pub(crate) fn sharing(self) -> Sharing {
+        match self {
+            SharingWord::Smb => Sharing::Smb,
+            SharingWord::Plan9 => Sharing::Plan9,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -11,14 +11,14 @@ use cofferdam_control::store::RunKind;
 use cofferdam_control::summary::{Detail, Summary};
 use cofferdam_control::{
     Backend, Capability, EventLog, Finished, Mount, ResolveError, ResourceLimits, RunError, RunOptions, Sandbox,
-    Terminal, check_project, connect_report, create_report, environment, resolve, writable_roots,
+    Terminal, VmOptions, check_project, connect_report, create_report, environment, resolve, writable_roots,
 };
 use cofferdam_model::{Action, DenyWith, NetworkConfig, NetworkMode};
 use cofferdam_policy::file::{self, FlagItem, RateFlag};
 
 use crate::args::{
     ActionWord, BackendWord, DenyWord, EvidenceArgs, LimitArgs, NetworkArgs, NetworkLimitArgs, PlaceArgs, PostureWord,
-    RunArgs,
+    RunArgs, SharingWord,
 };
 use crate::output::{self, Screen};
 use crate::policy;
@@ -216,8 +216,14 @@ fn host_socket(text: &str) -> String {
 
 pub(crate) fn fill_place(options: &mut RunOptions, place: PlaceArgs) -> Result<(), Refusal> {
     options.backend = match place.backend {
+        BackendWord::Namespace if place.mount_via.is_some() => {
+            let text = "--mount-via is for --backend vm: a sandbox of namespaces sees the directories themselves";
+            return Err(Refusal::setup(text.to_owned()));
+        }
         BackendWord::Namespace => Backend::Namespace,
-        BackendWord::Vm => Backend::Vm(crate::vm::options()?),
+        BackendWord::Vm => {
+            Backend::Vm(VmOptions { sharing: place.mount_via.map(SharingWord::sharing), ..crate::vm::options()? })
+        }
     };
     let current =
         std::env::current_dir().map_err(|error| Refusal::setup(format!("the current directory is gone: {error}")));

@@ -17,7 +17,7 @@ use cofferdam_backend_ns::{
     Capability, CaptureFile, GatewayEnd, GatewayFate, LaunchError, Mount, NetworkSpec, Observer, Order, Outcome, Place,
     ResourceLimits, Running, SandboxSpec, Status, Terminal, writable_roots,
 };
-use cofferdam_backend_vm::{Cache, Choice, Kit, Progress, Wish};
+use cofferdam_backend_vm::{Cache, Choice, Kit, Progress, Sharing, Wish};
 use cofferdam_gateway::{
     CommandAnswer, Commands, DnsUpstream, GatewayConfig, LinkAddresses, NetnsSpec, ReadAnchorsError, trust_anchors,
 };
@@ -98,6 +98,8 @@ pub struct VmOptions {
     pub wish: Wish,
     /// A directory of the caller's where it is noted whether KVM works.
     pub notes: Option<PathBuf>,
+    /// How the guest has directories of the host; `None` is what fits.
+    pub sharing: Option<Sharing>,
     pub progress: Progress,
 }
 
@@ -395,8 +397,8 @@ impl Sandbox {
             network,
         };
         let backend = options.backend;
-        if let Backend::Vm(_) = backend {
-            cofferdam_backend_vm::check(&spec)?;
+        if let Backend::Vm(vm) = &backend {
+            cofferdam_backend_vm::check(&spec, vm.sharing)?;
         }
         Ok(Sandbox {
             spec,
@@ -504,8 +506,11 @@ impl VmOptions {
     fn drawn(self) -> Result<cofferdam_backend_vm::Options, RunError> {
         let mut token = [0; 32];
         getrandom::fill(&mut token).map_err(|error| RunError::Random(error.to_string()))?;
+        let mut password = [0; 16];
+        getrandom::fill(&mut password).map_err(|error| RunError::Random(error.to_string()))?;
         let cache = self.notes.as_deref().and_then(Cache::new);
-        Ok(cofferdam_backend_vm::Options { kit: self.kit, wish: self.wish, cache, token, progress: self.progress })
+        let VmOptions { kit, wish, notes: _, sharing, progress } = self;
+        Ok(cofferdam_backend_vm::Options { kit, wish, cache, token, password, sharing, progress })
     }
 
     /// Which accelerator a machine would have on this host. Tries KVM where that is not known. Call it while the process has one
@@ -716,7 +721,7 @@ fn network_spec(
 ) -> Result<NetworkSpec, TooManyLayers> {
     let policy = Arc::new(Policy::of_network(&network, classifier(host, &link))?);
     let [guest_mac, gateway_mac] = link_addresses(&seed);
-    let netns = NetnsSpec { link: link.clone(), mtu: network.interface.mtu, guest_mac, gateway_mac };
+    let netns = NetnsSpec { link: link.clone(), mtu: network.interface.mtu, guest_mac, gateway_mac, files: None };
     let anchors = host.anchors.clone();
     // Resolvers that were configured stay who they are.
     let file = network.dns.nameservers.is_empty().then(resolvers::file);

@@ -1,6 +1,6 @@
 //! What the gateway process is made from.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -17,6 +17,22 @@ pub struct LinkAddresses {
     /// Guest and gateway address of IPv6 and the prefix length, when IPv6 is on.
     pub v6: Option<Link6>,
 }
+
+impl LinkAddresses {
+    /// Where a guest finds the server of its files: where virtual machines have it since QEMU has had one, but for a link of which
+    /// that address is a part; then at the gateway's own address.
+    #[must_use]
+    pub fn files(&self) -> SocketAddrV4 {
+        let link = ipnet::Ipv4Net::new(self.gateway4, self.prefix4);
+        let is_on_link = link.is_ok_and(|link| link.contains(&FILES_ADDRESS));
+        SocketAddrV4::new(if is_on_link { self.gateway4 } else { FILES_ADDRESS }, FILES_PORT)
+    }
+}
+
+/// The address of QEMU's own file server for its guests (`smb=` of `-netdev user`).
+const FILES_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 100);
+/// SMB over TCP (MS-SMB2 2.1).
+const FILES_PORT: u16 = 445;
 
 /// The IPv6 half of [`LinkAddresses`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,4 +96,27 @@ pub struct Channels {
     pub commands: Option<OwnedFd>,
     /// End of file here means that the supervisor is gone.
     pub lifeline: OwnedFd,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_at_one_address_unless_the_link_has_it() {
+        let link = |gateway: [u8; 4], prefix4| {
+            let gateway4 = Ipv4Addr::from(gateway);
+            LinkAddresses { guest4: Ipv4Addr::from(u32::from(gateway4) + 1), gateway4, prefix4, v6: None }
+        };
+        for (gateway, prefix, files) in [
+            ([172, 16, 0, 1], 30, "10.0.2.100:445"),
+            ([10, 0, 2, 105], 30, "10.0.2.100:445"),
+            // As the guest's, as the network's, as the gateway's.
+            ([10, 0, 2, 99], 29, "10.0.2.99:445"),
+            ([10, 0, 2, 101], 30, "10.0.2.101:445"),
+            ([10, 0, 2, 100], 30, "10.0.2.100:445"),
+        ] {
+            assert_eq!(link(gateway, prefix).files(), files.parse().unwrap());
+        }
+    }
 }

@@ -41,6 +41,8 @@ pub use commands::{CommandAnswer, Commands};
 pub use config::{Channels, DnsUpstream, DnsWay, GatewayConfig, Link6, LinkAddresses};
 pub use dialer::{DialerError, DoorError, SocketDoor, serve_dialer};
 pub use machine::{TooMany, machine_message, resolvers_message};
-pub use netns::{BuildError, GatewayFds, GuestEnd, NetnsSpec, build_netns, configure_guest_link, open_packets};
+pub use netns::{
+    BuildError, GatewayFds, GuestEnd, NetnsSpec, build_netns, configure_guest_link, listen_for_files, open_packets,
+};
 pub use ports::PortSocket;
 pub use serve::{ServeError, serve};

@@ -16,11 +16,12 @@ mod plan;
 
 use std::fs;
 use std::io;
+use std::net::SocketAddrV4;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use cofferdam_sys::netlink::{Connection, NetlinkError, Request};
 use cofferdam_sys::ns::{self, NamespaceKind};
-use cofferdam_sys::transparent::{IpVersion, transparent_listener};
+use cofferdam_sys::transparent::{IpVersion, transparent_listener, transparent_listener_at};
 use cofferdam_sys::tun::TunError;
 use cofferdam_sys::{nft, packet, tun};
 
@@ -54,6 +55,8 @@ pub struct NetnsSpec {
     pub mtu: u16,
     pub guest_mac: [u8; 6],
     pub gateway_mac: [u8; 6],
+    /// Where the guest finds the server of its files, if it has one: [`LinkAddresses::files`].
+    pub files: Option<SocketAddrV4>,
 }
 
 /// The guest's end of the link.
@@ -88,6 +91,8 @@ pub enum BuildError {
     Packets { call: &'static str, source: io::Error },
     #[error("cannot open the transparent {version} listener ({call})")]
     Listen { version: IpVersion, call: &'static str, source: io::Error },
+    #[error("cannot listen for the guest's file server at {address} ({call})")]
+    Files { address: SocketAddrV4, call: &'static str, source: io::Error },
 }
 
 impl BuildError {
@@ -143,6 +148,7 @@ impl BuildError {
             | BuildError::Enter { source }
             | BuildError::Interface { source, .. }
             | BuildError::Packets { source, .. }
+            | BuildError::Files { source, .. }
             | BuildError::Listen { source, .. } => source,
             BuildError::Tun { source, .. } | BuildError::Tap { source, .. } => &source.source,
             BuildError::Filter { source } | BuildError::Network { source } => source.source_error(),
@@ -199,13 +205,24 @@ pub fn build_netns(spec: &NetnsSpec, tun: OwnedFd, guest: GuestEnd<'_>) -> Resul
     Ok(fds)
 }
 
-/// A socket that takes every packet of the gateway's end of the link, which is in the calling thread's network namespace. Comes
+/// A socket that takes every packet of the gateway's end of the link, which is in the calling thread's network namespace, but for
+/// those of the guest's file server, which are nothing that goes over a network. Comes
 /// between [`build_netns`] and [`configure_guest_link`], without whose addresses the guest can send nothing.
 ///
 /// # Errors
 /// [`BuildError::Packets`].
-pub fn open_packets() -> Result<OwnedFd, BuildError> {
-    packet::open(plan::GATEWAY_INDEX).map_err(|(call, source)| BuildError::Packets { call, source })
+pub fn open_packets(spec: &NetnsSpec) -> Result<OwnedFd, BuildError> {
+    packet::open(plan::GATEWAY_INDEX, spec.files).map_err(|(call, source)| BuildError::Packets { call, source })
+}
+
+/// The listener of the guest's file server, in the calling thread's network namespace. The filter of [`build_netns`] lets the guest
+/// in to it and nobody else; the namespace has no such address, so nothing there answers for it otherwise. Non-blocking.
+///
+/// # Errors
+/// [`BuildError::Files`].
+pub fn listen_for_files(address: SocketAddrV4) -> Result<OwnedFd, BuildError> {
+    transparent_listener_at(address.into(), plan::FILES_BACKLOG.into(), CONGESTION_CONTROL)
+        .map_err(|(call, source)| BuildError::Files { address, call, source })
 }
 
 /// Configures `lo` and `eth0` in the sandbox's network namespace, in which the calling thread must be. Comes after
@@ -293,6 +310,7 @@ impl NetnsSpec {
             mtu: 1500,
             guest_mac: [2, 0, 0, 0, 0, 2],
             gateway_mac: [2, 0, 0, 0, 0, 1],
+            files: None,
         }
     }
 }

@@ -557,6 +557,7 @@ fn spec(ipv6: bool) -> NetnsSpec {
         mtu: 1500,
         guest_mac: [2, 0, 0, 0, 0, 2],
         gateway_mac: [2, 0, 0, 0, 0, 1],
+        files: None,
     }
 }
 

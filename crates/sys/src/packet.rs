@@ -9,6 +9,7 @@
 
 use std::io;
 use std::mem;
+use std::net::SocketAddrV4;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -48,12 +49,12 @@ const TPACKET_V3: libc::c_int = 2;
 const ALL: u16 = 0x0003_u16.to_be();
 
 /// Opens a socket that takes every frame of the interface `index` in the calling thread's network namespace, both ways, from
-/// here on. Close-on-exec. It takes `CAP_NET_RAW` there.
+/// here on, but for those of TCP to and from `without`. Close-on-exec. It takes `CAP_NET_RAW` there.
 ///
 /// # Errors
 /// The name of the refused call and the system's reason: `EPERM` without the capability, `EAFNOSUPPORT` when the kernel has no packet
 /// sockets, `ENOMEM` when there is no room for the ring.
-pub fn open(index: u32) -> Result<OwnedFd, (&'static str, io::Error)> {
+pub fn open(index: u32, without: Option<SocketAddrV4>) -> Result<OwnedFd, (&'static str, io::Error)> {
     // SAFETY: socket(2) takes numbers alone.
     let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK, 0) };
     if fd < 0 {
@@ -73,6 +74,9 @@ pub fn open(index: u32) -> Result<OwnedFd, (&'static str, io::Error)> {
         tp_feature_req_word: 0,
     };
     set(&socket, libc::PACKET_RX_RING, &ring).map_err(|error| ("PACKET_RX_RING", error))?;
+    if let Some(address) = without {
+        leave_out(&socket, address).map_err(|error| ("SO_ATTACH_FILTER", error))?;
+    }
     // SAFETY: sockaddr_ll holds numbers alone; all zeroes is valid.
     let mut address: libc::sockaddr_ll = unsafe { mem::zeroed() };
     address.sll_family = u16::try_from(libc::AF_PACKET).unwrap_or(17);
@@ -82,6 +86,74 @@ pub fn open(index: u32) -> Result<OwnedFd, (&'static str, io::Error)> {
     // SAFETY: the address is a live sockaddr_ll of the given size, which the kernel only reads; the descriptor is open.
     let rc = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), len) };
     if rc < 0 { Err(("bind", io::Error::last_os_error())) } else { Ok(socket) }
+}
+
+/// What a classic filter looks at: in Ethernet the type, in IPv4 (RFC 791) protocol, fragment and addresses, in TCP the ports.
+const ETHER_TYPE: u32 = 12;
+const IPV4: u32 = 0x0800;
+const HEADER_WORDS: u32 = 14;
+const FRAGMENT: u32 = 20;
+const FRAGMENT_OFFSET: u32 = 0x1fff;
+const PROTOCOL: u32 = 23;
+const TCP: u32 = 6;
+const SOURCE: u32 = 26;
+const DESTINATION: u32 = 30;
+/// Behind a header whose length is in register X.
+const SOURCE_PORT: u32 = 14;
+const DESTINATION_PORT: u32 = 16;
+
+/// The program that takes every frame but those of TCP to and from `address`, for the kernel's machine (bpf(4) of the BSDs,
+/// Documentation/networking/filter.rst).
+fn all_but(address: SocketAddrV4) -> [libc::sock_filter; 17] {
+    const LOAD_WORD: u16 = 0x20;
+    const LOAD_HALF: u16 = 0x28;
+    const LOAD_BYTE: u16 = 0x30;
+    const LOAD_HALF_BEHIND: u16 = 0x48;
+    const LOAD_HEADER_LENGTH: u16 = 0xb1;
+    const IF_EQUAL: u16 = 0x15;
+    const IF_ANY: u16 = 0x45;
+    const RETURN: u16 = 0x06;
+    let step = |code, k, jt, jf| libc::sock_filter { code, jt, jf, k };
+    let (ip, port) = (u32::from(*address.ip()), u32::from(address.port()));
+    // Jumps count the steps that are left out; the last two are what they lead to.
+    [
+        step(LOAD_HALF, ETHER_TYPE, 0, 0),
+        step(IF_EQUAL, IPV4, 0, 13),
+        step(LOAD_BYTE, PROTOCOL, 0, 0),
+        step(IF_EQUAL, TCP, 0, 11),
+        step(LOAD_HALF, FRAGMENT, 0, 0),
+        step(IF_ANY, FRAGMENT_OFFSET, 9, 0),
+        step(LOAD_HEADER_LENGTH, HEADER_WORDS, 0, 0),
+        step(LOAD_WORD, SOURCE, 0, 0),
+        step(IF_EQUAL, ip, 0, 2),
+        step(LOAD_HALF_BEHIND, SOURCE_PORT, 0, 0),
+        step(IF_EQUAL, port, 5, 0),
+        step(LOAD_WORD, DESTINATION, 0, 0),
+        step(IF_EQUAL, ip, 0, 2),
+        step(LOAD_HALF_BEHIND, DESTINATION_PORT, 0, 0),
+        step(IF_EQUAL, port, 1, 0),
+        step(RETURN, u32::MAX, 0, 0),
+        step(RETURN, 0, 0, 0),
+    ]
+}
+
+fn leave_out(socket: &OwnedFd, address: SocketAddrV4) -> io::Result<()> {
+    let mut steps = all_but(address);
+    let len = libc::c_ushort::try_from(steps.len()).map_err(io::Error::other)?;
+    let program = libc::sock_fprog { len, filter: steps.as_mut_ptr() };
+    let size = libc::socklen_t::try_from(mem::size_of_val(&program)).map_err(io::Error::other)?;
+    // SAFETY: the program is live and of the given size, and the kernel only reads it and the `len` steps that it points to, which
+    // live through the call; the descriptor is borrowed.
+    let rc = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            (&raw const program).cast(),
+            size,
+        )
+    };
+    if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 fn set<T>(socket: &OwnedFd, name: libc::c_int, value: &T) -> io::Result<()> {
@@ -310,7 +382,7 @@ mod tests {
     #[test]
     fn hands_over_every_frame_both_ways_and_in_order() {
         alone(|| {
-            let mut ring = Ring::map(open(LOOPBACK).unwrap()).unwrap();
+            let mut ring = Ring::map(open(LOOPBACK, None).unwrap()).unwrap();
             assert!(ring.is_empty() && ring.block().is_none());
             let (from, to) = (UdpSocket::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
             let before = std::time::UNIX_EPOCH.elapsed().unwrap();
@@ -344,7 +416,7 @@ mod tests {
     #[test]
     fn counts_what_it_had_no_room_for() {
         alone(|| {
-            let mut ring = Ring::map(open(LOOPBACK).unwrap()).unwrap();
+            let mut ring = Ring::map(open(LOOPBACK, None).unwrap()).unwrap();
             let (from, to) = (UdpSocket::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
             for _ in 0..600 {
                 from.send_to(&[0; 60_000], to.local_addr().unwrap()).unwrap();
@@ -353,6 +425,37 @@ mod tests {
             assert!(counters.frames == 1200 && counters.dropped > 0, "{counters:?}");
             let kept = usize::try_from(counters.frames - counters.dropped).unwrap();
             assert_eq!(read(&mut ring, kept).len(), kept);
+        });
+    }
+
+    #[test]
+    fn one_server_can_be_left_out() {
+        alone(|| {
+            use std::io::{Read, Write};
+            use std::net::{SocketAddr, TcpListener, TcpStream};
+            let [left_out, other] = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+            let SocketAddr::V4(address) = left_out.local_addr().unwrap() else { unreachable!() };
+            let mut ring = Ring::map(open(LOOPBACK, Some(address)).unwrap()).unwrap();
+            for listener in [&left_out, &other] {
+                let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+                let (mut server, _) = listener.accept().unwrap();
+                client.write_all(b"question").unwrap();
+                server.read_exact(&mut [0; 8]).unwrap();
+            }
+            let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+            udp.send_to(b"a datagram to the same port", address).unwrap();
+            let has = |frames: &[Vec<u8>], wanted: &[u8]| {
+                frames.iter().any(|frame| frame.windows(wanted.len()).any(|part| part == wanted))
+            };
+            let mut frames: Vec<Vec<u8>> = Vec::new();
+            // It was sent last.
+            while !has(&frames, b"a datagram to the same port") {
+                frames.extend(read(&mut ring, 1).into_iter().map(|(.., bytes)| bytes));
+            }
+            assert!(has(&frames, b"question"));
+            let port = address.port().to_be_bytes();
+            let left = frames.iter().filter(|frame| frame[23] == 6 && (frame[34..36] == port || frame[36..38] == port));
+            assert_eq!(left.count(), 0);
         });
     }
 }

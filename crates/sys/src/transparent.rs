@@ -39,11 +39,24 @@ pub fn transparent_listener(
     backlog: i32,
     congestion: &str,
 ) -> Result<OwnedFd, (&'static str, io::Error)> {
-    let socket = transparent_socket(version, congestion)?;
     let address: SocketAddr = match version {
         IpVersion::V4 => (Ipv4Addr::UNSPECIFIED, port).into(),
         IpVersion::V6 => (Ipv6Addr::UNSPECIFIED, port).into(),
     };
+    transparent_listener_at(address, backlog, congestion)
+}
+
+/// As [`transparent_listener`], on one address, which need not be the namespace's.
+///
+/// # Errors
+/// As for [`transparent_listener`].
+pub fn transparent_listener_at(
+    address: SocketAddr,
+    backlog: i32,
+    congestion: &str,
+) -> Result<OwnedFd, (&'static str, io::Error)> {
+    let version = if address.is_ipv4() { IpVersion::V4 } else { IpVersion::V6 };
+    let socket = transparent_socket(version, congestion)?;
     rustix::net::bind(&socket, &address).map_err(|e| ("bind", e.into()))?;
     rustix::net::listen(&socket, backlog).map_err(|e| ("listen", e.into()))?;
     Ok(socket)

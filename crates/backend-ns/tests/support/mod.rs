@@ -343,8 +343,13 @@ fn network() -> NetworkSpec {
         host_sockets: Vec::new(),
     };
     let policy = Arc::new(Policy::compile(&network.policy, Classifier::new(HostNetwork::default())));
-    let spec =
-        NetnsSpec { link: link.clone(), mtu: 1500, guest_mac: [2, 0, 0, 0, 0, 2], gateway_mac: [2, 0, 0, 0, 0, 1] };
+    let spec = NetnsSpec {
+        link: link.clone(),
+        mtu: 1500,
+        guest_mac: [2, 0, 0, 0, 0, 2],
+        gateway_mac: [2, 0, 0, 0, 0, 1],
+        files: None,
+    };
     let gateway = GatewayConfig { network, policy, link, resolvers: Vec::new(), anchors: Vec::new(), seed: [7; 32] };
     NetworkSpec {
         gateway,

@@ -70,7 +70,7 @@ pub(crate) struct VmArgsArgs {
     /// Lead a TCP port of 127.0.0.1 to a port of the guest. More than once if wanted.
     #[arg(short = 'p', long, value_name = "HOST:GUEST", value_parser = units::port_pair)]
     pub publish: Vec<(u16, u16)>,
-    /// Share a directory by 9p.
+    /// Share a directory; by 9p, but for the engine gateway, which has it served over the guest's network.
     #[arg(long, value_name = "SRC:DST[:ro]", value_parser = units::mount)]
     pub mount: Vec<units::MountSpec>,
     /// The guest's root: a directory, or an image of a disk.

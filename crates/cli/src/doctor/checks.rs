@@ -247,6 +247,7 @@ fn gateway(ipv6: bool) -> Findings {
         mtu: 1500,
         guest_mac: [0x02, 0, 0, 0, 0, 2],
         gateway_mac: [0x02, 0, 0, 0, 0, 1],
+        files: None,
     };
     let fds = build_netns(&spec, device, GuestEnd::Netns(sandbox.as_fd())).map_err(|error| chain(&error))?;
     Ok(match fds.listeners.len() {
@@ -373,8 +374,8 @@ fn ping_sockets() -> Findings {
 fn packet_capture() -> Findings {
     enter()?;
     set_loopback_up()?;
-    let socket =
-        packet::open(LOOPBACK).map_err(|(call, error)| format!("--pcap will be refused: {call} said: {error}"))?;
+    let socket = packet::open(LOOPBACK, None)
+        .map_err(|(call, error)| format!("--pcap will be refused: {call} said: {error}"))?;
     packet::Ring::map(socket).map_err(|error| format!("--pcap will be refused: mmap(2) said: {error}"))?;
     Ok("opened a socket with a ring of packets".to_owned())
 }

@@ -47,7 +47,7 @@ pub(crate) fn options() -> Result<VmOptions, Refusal> {
     let kit = Kit::find(&path, &folder.join(KERNEL), &folder.join(INITRAMFS))
         .map_err(|error| Refusal::setup(format!("--backend vm cannot be used: {error}")))?;
     let progress = if std::io::stderr().is_terminal() { Progress::Tell } else { Progress::Silent };
-    Ok(VmOptions { kit, wish: Wish::Best, notes: Some(folder), progress })
+    Ok(VmOptions { kit, wish: Wish::Best, notes: Some(folder), sharing: None, progress })
 }
 
 fn this_host(then: &str) -> Result<Architecture, Refusal> {
@@ -76,7 +76,10 @@ fn arguments(args: &VmArgsArgs) -> Result<Vec<OsString>, Refusal> {
             None => Ok(folder(architecture)?.join(name)),
         }
     };
-    let shares = args.mount.iter().enumerate().map(|(number, mount)| Share {
+    let network = network(args)?;
+    // Over a gateway they are served, which is nothing of QEMU's.
+    let by_device: &[_] = if matches!(network, Network::Tap { .. }) { &[] } else { &args.mount };
+    let shares = by_device.iter().enumerate().map(|(number, mount)| Share {
         tag: format!("share{number}"),
         path: mount.source.clone(),
         access: if mount.read_only { Access::Read } else { Access::Write },
@@ -94,7 +97,7 @@ fn arguments(args: &VmArgsArgs) -> Result<Vec<OsString>, Refusal> {
         append: String::new(),
         agent,
         control,
-        network: network(args)?,
+        network,
         root: root(args)?,
         shares: shares.collect(),
     };

@@ -77,6 +77,18 @@ fn prerouting(spec: &NetnsSpec) -> Vec<Rule> {
         None => rules.push(drop_rule("IPv6 is off", vec![guest.clone(), Version(V6)])),
     }
     rules.push(drop_rule("multicast, broadcast", vec![guest.clone(), NotToUs]));
+    if let Some(files) = spec.files {
+        // Before anything is decided on: whatever the policy says, the guest has its files. The mark has the address taken
+        // for one of this namespace, where only the listener and what it has accepted have it.
+        let to_files = vec![
+            guest.clone(),
+            Version(V4),
+            bytes(Base::Network, 16, Equal, &files.ip().octets()),
+            Transport(TCP),
+            bytes(Base::Transport, 2, Equal, &files.port().to_be_bytes()),
+        ];
+        rules.push(rule("files", to_files, &[SetMark(MARK_LOCAL), Accept]));
+    }
     // The protocol of IPv4, the next header of IPv6: TCP behind extension headers is not for a socket either.
     for (version, offset) in [(V4, 9), (V6, 6)] {
         let other = bytes(Base::Network, offset, NotEqual, &[TCP]);
@@ -222,6 +234,21 @@ mod tests {
                 assert!(matches!(rule.tests[0], InputLink(GATEWAY_INDEX | TUN_INDEX)), "{}", rule.comment);
             }
         }
+    }
+
+    #[test]
+    fn files_are_for_the_guest_alone_and_only_when_it_has_some() {
+        let rules = |files| {
+            let spec = NetnsSpec { files, ..NetnsSpec::example(true) };
+            let chains = ruleset(&spec).tables.into_iter().flat_map(|table| table.chains);
+            chains.flat_map(|chain| chain.rules).filter(|rule| rule.comment == "files").collect::<Vec<_>>()
+        };
+        assert_eq!(rules(None), []);
+        let with = rules(Some("10.0.2.100:445".parse().unwrap()));
+        assert_eq!(with.len(), 1);
+        assert_eq!(with[0].tests[..2], [InputLink(GATEWAY_INDEX), Version(V4)]);
+        assert!(with[0].tests.contains(&bytes(Base::Network, 16, Equal, &[10, 0, 2, 100])));
+        assert!(with[0].tests.contains(&bytes(Base::Transport, 2, Equal, &[1, 189])));
     }
 
     #[test]

@@ -36,6 +36,9 @@ pub(super) const LISTENER_PORT: u16 = 10_999;
 /// relayed connections (`max_connections`).
 const BACKLOG: u16 = 4_096;
 
+/// Connections to the guest's file server that may wait for it: each mount makes one.
+pub(super) const FILES_BACKLOG: u16 = 16;
+
 /// BBR, which a host may have as its default, halves the throughput of links without loss (`docs/performance.md`).
 pub(crate) const CONGESTION_CONTROL: &str = "reno";
 
