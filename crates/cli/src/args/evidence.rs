@@ -72,7 +72,7 @@ pub(crate) struct LogRmArgs {
 pub(crate) const UI_EXAMPLES: &str = "\
 Examples:
   cofferdam ui                           # then open the link that it prints
-  cofferdam ui --port 8900               # at this port of the address in the link
+  cofferdam ui --port 8900               # at this port of the link's address
 
 The link opens the page once, in one browser on this machine; nobody else may
 ask for anything. It shows sandboxes and runs, the flows of a run as they go on,

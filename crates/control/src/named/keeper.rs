@@ -730,9 +730,9 @@ impl Companion for Keeper<'_> {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        let change = self.change.as_ref().and_then(|change| match change.step {
-            ChangeStep::Runs(deadline) => Some(deadline),
-            ChangeStep::Gateway(_) => Some(change.due),
+        let change = self.change.as_ref().map(|change| match change.step {
+            ChangeStep::Runs(deadline) => deadline,
+            ChangeStep::Gateway(_) => change.due,
         });
         self.stopping.into_iter().chain(change).chain(self.published.deadline()).min()
     }
