@@ -12,9 +12,10 @@ pub(crate) fn merged(theirs: &[u8], ours: &str) -> Vec<u8> {
     }
     for line in ours.lines() {
         let (name, number) = name_and_number(line.as_bytes());
-        let is_known = theirs.split(|byte| *byte == b'\n').map(name_and_number).any(|(their_name, their_number)| {
-            their_name == name || their_number.is_some() && their_number == number
-        });
+        let is_known = theirs
+            .split(|byte| *byte == b'\n')
+            .map(name_and_number)
+            .any(|(their_name, their_number)| their_name == name || their_number.is_some() && their_number == number);
         if !is_known {
             whole.extend_from_slice(line.as_bytes());
             whole.push(b'\n');

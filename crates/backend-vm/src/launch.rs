@@ -184,7 +184,9 @@ fn checked(spec: &SandboxSpec, sharing: Option<Sharing>) -> Result<Option<Root>,
     };
     let memory = spec.limits.memory.unwrap_or(DEFAULT_MEMORY * MEBIBYTE);
     match (&root, spec.limits.disk) {
-        (None, Some(_)) => return refused("--disk", "without --rootfs the guest's root is its memory, as --memory says"),
+        (None, Some(_)) => {
+            return refused("--disk", "without --rootfs the guest's root is its memory, as --memory says");
+        }
         (Some(_), Some(disk)) if disk > memory => {
             let why = format!(
                 "what a guest writes over its root is in its memory, of which it has {}M; give it more with --memory",

@@ -25,7 +25,7 @@ case='CASES'
 const CASES_ARE: &str = r#"case_() {
     before=$(date +%s); said=$(eval "$3" 2>&1); status=$?; took=$(($(date +%s) - before))
     if [ "$2" = FAILS ]; then [ $status != 0 ] && [ $took -le 20 ]; else [ $status = 0 ] && case "$said" in *"$2"*) true ;; *) false ;; esac; fi &&
-        echo "as it should: $1" || echo "NOT SO: $1: status $status after $took s: $said"
+        echo "as it should: $1 ($took s)" || echo "NOT SO: $1: status $status after $took s: $said"
 }"#;
 
 /// Runs a script on a host that has guests with the kernel which is in `kernel`'s package, if that is there.
@@ -101,7 +101,8 @@ fn a_folder_is_the_root_of_a_guest_and_stays_as_it_is() {
 
 #[test]
 fn a_kernel_without_9p_cannot_have_a_folder_as_root_and_says_what_can() {
-    let Some(ran) = story("", "mkdir root; status=0; vm --no-net --rootfs root -- true || status=$?; echo status $status")
+    let Some(ran) =
+        story("", "mkdir root; status=0; vm --no-net --rootfs root -- true || status=$?; echo status $status")
     else {
         return;
     };
@@ -254,11 +255,13 @@ fn debian_in_a_guest_does_what_people_do_with_it() {
 END
         # Its input is the authority that the world's servers are certified by.
         began=$(date +%s%N)
-        "$C" run --backend vm --no-cwd --quiet --no-record --user 0 --memory 2G --rootfs "$IMAGE" --allow web.wall-test.com --allow git.wall-test.com \
+        "$C" run --backend vm --no-cwd --quiet --no-record --user 0 --memory 2047M --rootfs "$IMAGE" --allow web.wall-test.com --allow git.wall-test.com \
             --allow {v4} --allow '[{v6}]' -p 23180:80 -p '[::1]:23180:80' \
             -- bash -c "echo first; $(cat inside)" <ca.pem >said 2>errors & run=$!
         n=0; until grep -qs first said; do n=$((n + 1)); [ $n -lt 5000 ] && kill -0 $run || {{ cat errors; exit 97; }}; sleep 0.02; done
-        echo "boot to first exec: $((($(date +%s%N) - began) / 1000000)) ms"
+        # What others do on this machine is not in the time that QEMU computes, in ticks of 10 ms.
+        computed=$(awk '{{ print ($14 + $15) * 10 }}' "/proc/$(pgrep -f '[-]m 2047M')/stat")
+        echo "boot to first exec: $((($(date +%s%N) - began) / 1000000)) ms, of which QEMU computed $computed ms"
         n=0; until grep -q ready said; do n=$((n + 1)); [ $n -lt 10000 ] && kill -0 $run || {{ cat said errors; exit 98; }}; sleep 0.02; done
         cat said
         for address in 127.0.0.1 '[::1]'; do curl -sS --retry 5 --retry-all-errors "http://$address:23180/"; done
@@ -272,5 +275,8 @@ END
     assert_eq!(ran.stdout().matches("hello from the guest").count(), 2, "{ran}");
     let said = ran.stdout();
     let line = said.lines().find(|line| line.starts_with("boot to first exec")).expect("it was timed");
-    println!("Debian: {line}");
+    println!("Debian, {line}\n{said}");
+    let computed: u64 =
+        line.rsplit(' ').nth(1).and_then(|number| number.parse().ok()).expect("a number of milliseconds");
+    assert!(computed < 8000, "{line}");
 }

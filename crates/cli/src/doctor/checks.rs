@@ -386,7 +386,12 @@ fn limits() -> Findings {
     network.enabled = false;
     let options = RunOptions {
         env: vec![("PATH".into(), "/usr/bin:/bin".into())],
-        limits: ResourceLimits { memory: Some(256 << 20), cpus: Some(1.0), timeout: Some(PATIENCE / 2), ..ResourceLimits::default() },
+        limits: ResourceLimits {
+            memory: Some(256 << 20),
+            cpus: Some(1.0),
+            timeout: Some(PATIENCE / 2),
+            ..ResourceLimits::default()
+        },
         ..RunOptions::new(vec!["true".into()], network)
     };
     let finished = Sandbox::prepare(options)
