@@ -90,7 +90,7 @@ pub(crate) enum Verb {
     #[command(after_long_help = evidence::TOP_EXAMPLES)]
     Top(TopArgs),
     /// Show in a closed world, offline, what a sandbox lets through.
-    #[command(after_long_help = "Examples:\n  cofferdam demo\n  cofferdam demo --json | jq '.[].rows'")]
+    #[command(after_long_help = "Examples:\n  cofferdam demo\n  cofferdam demo --backend vm\n  cofferdam demo --json | jq '.[].rows'")]
     Demo(DemoArgs),
     /// Check what the kernel has to offer, by doing it.
     #[command(
@@ -442,6 +442,9 @@ pub(crate) struct EvidenceArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct DemoArgs {
+    /// What keeps the programs in: namespace, or vm, five virtual machines, after `cofferdam vm setup`.
+    #[arg(long, value_name = "BACKEND", default_value = "namespace", hide_default_value = true)]
+    pub backend: BackendWord,
     /// Print what happened as JSON.
     #[arg(long)]
     pub json: bool,

@@ -7,6 +7,7 @@ mod client;
 mod demo;
 mod doctor;
 mod explain;
+mod guest_client;
 mod learn;
 mod log;
 mod named;

@@ -30,6 +30,7 @@ use cofferdam_sys::transparent::IpVersion;
 use rustix::net::{AddressFamily, SocketType, netdevice};
 
 use crate::client::Finding;
+use crate::guest_client;
 
 /// What echo services are sent.
 pub(crate) const ECHO: &[u8] = b"cofferdam echo";
@@ -150,7 +151,27 @@ impl World {
         self.observe(command, advice)
     }
 
-    /// Runs a command and sorts its output: findings of the client and events of the gateway, both lines of JSON.
+    /// Carries out attempts in a virtual machine made with `flags`, by what is in a guest.
+    pub(crate) fn in_guest(
+        &self,
+        flags: &[&str],
+        attempts: &[&str],
+        advice: Advice,
+        patience: Duration,
+    ) -> Result<Seen, String> {
+        let mut command = Command::new("/proc/self/exe");
+        // Pings are for root, and root of the guest is nobody here.
+        command.args(["run", "--backend", "vm", "--user", "0", "--cpus", "1", "--memory", "256M"]);
+        command.args(["--no-cwd", "--quiet", "--events", "-", "--timeout", "60s"]);
+        if !flags.contains(&"--no-net") {
+            command.args(["--dns-nameserver", &sites::RESOLVER.to_string()]);
+        }
+        command.args(flags).args(["--", "sh", "-c", &guest_client::script(attempts, patience)]);
+        self.observe(command, advice)
+    }
+
+    /// Runs a command and sorts its output: findings of a client and events of the gateway. All but the findings of a guest
+    /// are lines of JSON.
     fn observe(&self, mut command: Command, advice: Advice) -> Result<Seen, String> {
         let before = self.visits.0.load(Ordering::Relaxed);
         let output = command
@@ -164,6 +185,8 @@ impl World {
                 seen.findings.push(finding);
             } else if let Ok(event) = serde_json::from_slice::<Event>(line) {
                 seen.summary.record(&event);
+            } else if let Some(finding) = guest_client::parse(&String::from_utf8_lossy(line)) {
+                seen.findings.push(finding);
             }
         }
         seen.visits = self.visits.0.load(Ordering::Relaxed).saturating_sub(before);

@@ -173,6 +173,9 @@ fn says_what_virtual_machines_lack_and_refuses_a_backend_that_there_is_not() {
     assert_eq!((output.status, output.stdout.as_str()), (125, ""));
     assert!(output.stderr.contains("apt-get install --no-install-recommends qemu-system"), "{}", output.stderr);
     assert_eq!(output.stderr.lines().count(), 1, "{}", output.stderr);
+    let output = finish(cofferdam(&["demo", "--backend", "vm"]).env("PATH", "/nowhere"), b"");
+    assert_eq!((output.status, output.stdout.as_str()), (1, ""));
+    assert_eq!(output.stderr.lines().count(), 1, "{}", output.stderr);
     let output = run(&["create", "--backend", "vm", "--no-cwd", "work"]);
     assert_eq!(output.status, 125, "{}", output.stderr);
     assert!(output.stderr.contains("has no virtual machine"), "{}", output.stderr);

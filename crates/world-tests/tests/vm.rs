@@ -142,6 +142,32 @@ fn a_guest_without_a_network_has_no_interface_and_runs_programs_all_the_same() {
 }
 
 #[test]
+fn the_demo_shows_the_same_in_guests_and_says_so_before_they_are_set_up() {
+    let world = World::with_guests();
+    let script = r#"
+        $C demo --backend vm >out 2>err && echo 0 || echo "ended $?"
+        wc -l <err; cat out err
+        mkdir -p "$XDG_STATE_HOME/cofferdam"; cp -r "$HOME/.local/state/cofferdam/vm" "$XDG_STATE_HOME/cofferdam/"
+        $C demo --backend vm"#;
+    let ran = world.script_in(world.sandbox().patience(PATIENCE), script);
+    ran.exits(0).says("ended 1\n1\n").says("`cofferdam vm setup` puts it there");
+    let rows = [
+        "http://example.com            reached      reached      reached      no such name reached",
+        "http://telemetry.example.net  reached      no such name no such name no such name reached",
+        "ping example.com              reached      silence      reached      no such name reached",
+        "http://ipv6.example.org       reached      no such name reached      no such name reached",
+        "a neighbour on your LAN       refused      refused      refused      no network   refused",
+        "a cloud's metadata service    refused      refused      refused      no network   refused",
+        "port 9000 of your machine     refused      refused      refused      no such name reached",
+        "2  cofferdam run --backend vm --allow example.com -- program",
+        "blocked  192.168.50.10:80",
+    ];
+    for row in rows {
+        ran.says(row);
+    }
+}
+
+#[test]
 fn streams_are_whole_and_the_exit_status_is_the_programs() {
     // More than every window and pipe on the way, both ways.
     let input = "0123456789abcdef".repeat(1 << 17);
