@@ -12,7 +12,7 @@ use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::Kit;
-use crate::arguments::Accelerator;
+use crate::arguments::{Accelerator, Architecture};
 
 /// The device file of KVM.
 const DEVICE: &str = "/dev/kvm";
@@ -102,6 +102,9 @@ pub(crate) fn choose(
     if wish == Wish::Tcg {
         return tcg("it was asked for");
     }
+    if Architecture::of_this_host() != Some(kit.architecture) {
+        return tcg("the guest has another kind of processor than this machine");
+    }
     if let Err(why) = may_open(Path::new(DEVICE)) {
         return tcg(&why);
     }
@@ -143,7 +146,6 @@ fn may_open(device: &Path) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arguments::Architecture;
 
     fn kit() -> Kit {
         Kit {
@@ -174,6 +176,16 @@ mod tests {
     fn tcg_is_not_discussed() {
         let choice = choose(Wish::Tcg, &kit(), None, || panic!("nothing is tried"));
         assert_eq!(choice.accelerator, Accelerator::Tcg);
+    }
+
+    #[test]
+    fn another_kind_of_processor_is_for_tcg() {
+        let other = [Architecture::X86_64, Architecture::Aarch64];
+        let other = other.into_iter().find(|architecture| Architecture::of_this_host() != Some(*architecture)).unwrap();
+        let kit = Kit { architecture: other, ..kit() };
+        let choice = choose(Wish::Best, &kit, None, || panic!("nothing is tried"));
+        assert_eq!(choice.accelerator, Accelerator::Tcg);
+        assert!(choice.why.unwrap().contains("another kind of processor"));
     }
 
     #[test]

@@ -316,7 +316,7 @@ impl Root {
 }
 
 impl Architecture {
-    /// That of this host, which is the only one that its kernels boot.
+    /// That of this host, which is the only one that KVM executes.
     #[must_use]
     pub fn of_this_host() -> Option<Architecture> {
         match std::env::consts::ARCH {
@@ -340,6 +340,15 @@ impl Architecture {
         match self {
             Architecture::X86_64 => "qemu-system-x86_64",
             Architecture::Aarch64 => "qemu-system-aarch64",
+        }
+    }
+
+    /// The package of Debian that this program is in.
+    #[must_use]
+    pub fn package(self) -> &'static str {
+        match self {
+            Architecture::X86_64 => "qemu-system-x86",
+            Architecture::Aarch64 => "qemu-system-arm",
         }
     }
 }

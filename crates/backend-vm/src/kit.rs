@@ -17,15 +17,14 @@ pub struct Kit {
 /// What is missing.
 #[derive(Debug, thiserror::Error)]
 pub enum KitError {
-    #[error("there are no virtual machines for processors of type {0} here")]
-    Architecture(&'static str),
     #[error(
-        "{0} is not on the PATH: install QEMU (Debian, Ubuntu: apt-get install --no-install-recommends qemu-system-x86, or \
-         qemu-system-arm on ARM)"
+        "{program} is not on the PATH: install QEMU (Debian, Ubuntu: apt-get install --no-install-recommends {package})",
+        program = .0.qemu(),
+        package = .0.package()
     )]
-    Qemu(&'static str),
-    #[error("there is no {what} for virtual machines at {path}: `cofferdam vm setup` puts it there", path = path.display())]
-    Missing { what: &'static str, path: PathBuf },
+    Qemu(Architecture),
+    #[error("there is no {what} for virtual machines at {path}: `cofferdam vm setup{flag}` puts it there", path = path.display())]
+    Missing { what: &'static str, path: PathBuf, flag: String },
 }
 
 impl Kit {
@@ -33,13 +32,22 @@ impl Kit {
     ///
     /// # Errors
     /// What is missing.
-    pub fn find(search_path: &std::ffi::OsStr, kernel: &Path, initrd: &Path) -> Result<Kit, KitError> {
-        let architecture = Architecture::of_this_host().ok_or(KitError::Architecture(std::env::consts::ARCH))?;
+    pub fn find(
+        architecture: Architecture,
+        search_path: &std::ffi::OsStr,
+        kernel: &Path,
+        initrd: &Path,
+    ) -> Result<Kit, KitError> {
         let name = architecture.qemu();
         let mut found = std::env::split_paths(search_path).map(|directory| directory.join(name));
-        let qemu = found.find(|path| path.is_absolute() && path.is_file()).ok_or(KitError::Qemu(name))?;
-        let real =
-            |what, path: &Path| fs::canonicalize(path).map_err(|_| KitError::Missing { what, path: path.to_owned() });
+        let qemu = found.find(|path| path.is_absolute() && path.is_file()).ok_or(KitError::Qemu(architecture))?;
+        let real = |what, path: &Path| {
+            let flag = match Architecture::of_this_host() == Some(architecture) {
+                true => String::new(),
+                false => format!(" --arch {}", architecture.word()),
+            };
+            fs::canonicalize(path).map_err(|_| KitError::Missing { what, path: path.to_owned(), flag })
+        };
         Ok(Kit {
             architecture,
             qemu: real("QEMU", &qemu)?,
@@ -55,15 +63,22 @@ mod tests {
 
     #[test]
     fn says_what_is_missing_and_where_it_comes_from() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = |name: &str| folder.path().join(name);
-        let find = || Kit::find(folder.path().as_os_str(), &path("kernel"), &path("initrd"));
-        assert!(find().unwrap_err().to_string().contains("apt-get install"));
-        fs::write(path(Architecture::of_this_host().unwrap().qemu()), "").unwrap();
-        assert!(find().unwrap_err().to_string().contains("vm setup"));
-        fs::write(path("kernel"), "").unwrap();
-        assert!(find().unwrap_err().to_string().contains("no initramfs"));
-        fs::write(path("initrd"), "").unwrap();
-        assert_eq!(find().unwrap().kernel, path("kernel").canonicalize().unwrap());
+        for (architecture, package) in
+            [(Architecture::X86_64, "qemu-system-x86)"), (Architecture::Aarch64, "qemu-system-arm)")]
+        {
+            let folder = tempfile::tempdir().unwrap();
+            let path = |name: &str| folder.path().join(name);
+            let find = || Kit::find(architecture, folder.path().as_os_str(), &path("kernel"), &path("initrd"));
+            assert!(find().unwrap_err().to_string().ends_with(package));
+            fs::write(path(architecture.qemu()), "").unwrap();
+            let other = format!(" --arch {}`", architecture.word());
+            let is_other = Architecture::of_this_host() != Some(architecture);
+            let said = find().unwrap_err().to_string();
+            assert!(said.contains("vm setup") && said.contains(&other) == is_other, "{said}");
+            fs::write(path("kernel"), "").unwrap();
+            assert!(find().unwrap_err().to_string().contains("no initramfs"));
+            fs::write(path("initrd"), "").unwrap();
+            assert_eq!(find().unwrap().kernel, path("kernel").canonicalize().unwrap());
+        }
     }
 }

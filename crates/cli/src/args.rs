@@ -361,6 +361,11 @@ pub(crate) struct PlaceArgs {
         hide_short_help = true
     )]
     pub backend: BackendWord,
+    /// The kind of processor of a virtual machine; without it this machine's.
+    ///
+    /// Another kind than this machine's is executed by QEMU itself, which is slow. `cofferdam vm setup --arch` is for it.
+    #[arg(long, value_name = "ARCH", hide_short_help = true)]
+    pub arch: Option<ArchitectureWord>,
     /// Leave the current directory out of the sandbox.
     #[arg(long)]
     pub no_cwd: bool,

@@ -215,14 +215,20 @@ fn host_socket(text: &str) -> String {
 }
 
 pub(crate) fn fill_place(options: &mut RunOptions, place: PlaceArgs) -> Result<(), Refusal> {
+    let (sharing, architecture) = (place.mount_via, place.arch);
     options.backend = match place.backend {
-        BackendWord::Namespace if place.mount_via.is_some() => {
+        BackendWord::Namespace if sharing.is_some() => {
             let text = "--mount-via is for --backend vm: a sandbox of namespaces sees the directories themselves";
+            return Err(Refusal::setup(text.to_owned()));
+        }
+        BackendWord::Namespace if architecture.is_some() => {
+            let text = "--arch is the kind of processor of a virtual machine: use it with --backend vm, or leave it out";
             return Err(Refusal::setup(text.to_owned()));
         }
         BackendWord::Namespace => Backend::Namespace,
         BackendWord::Vm => {
-            Backend::Vm(VmOptions { sharing: place.mount_via.map(SharingWord::sharing), ..crate::vm::options()? })
+            let sharing = sharing.map(SharingWord::sharing);
+            Backend::Vm(VmOptions { sharing, ..crate::vm::options_for(architecture)? })
         }
     };
     let current =

@@ -5,7 +5,7 @@ mod setup;
 
 use crate::args::VmVerb;
 
-pub(crate) use machine::options;
+pub(crate) use machine::{options, options_for};
 
 /// Does what was asked.
 pub(crate) fn vm(verb: &VmVerb) -> u8 {

@@ -1,5 +1,7 @@
 //! Datagrams, many with one system call (recvmmsg(2)), with UDP segmentation offload in both directions (`UDP_SEGMENT`, `UDP_GRO`;
 //! udp(7)): who sent them, and to which of the machine's addresses (`IP_PKTINFO`; ip(7), ipv6(7)).
+//!
+//! Lengths of control data, which are small, and flags have other types with musl than with glibc; `as _` is for those.
 
 use std::io;
 use std::mem;
@@ -82,7 +84,7 @@ impl Inbox {
             header.msg_hdr.msg_iov = slice;
             header.msg_hdr.msg_iovlen = 1;
             header.msg_hdr.msg_control = control.as_mut_ptr().cast();
-            header.msg_hdr.msg_controllen = mem::size_of_val(control);
+            header.msg_hdr.msg_controllen = mem::size_of_val(control) as _;
             header.msg_hdr.msg_flags = 0;
         }
         // SAFETY: `headers` holds BATCH entries, each pointing at one name, one iovec and one control buffer that live in `self`,
@@ -92,7 +94,7 @@ impl Inbox {
                 socket.as_fd().as_raw_fd(),
                 self.headers.as_mut_ptr(),
                 libc::c_uint::try_from(BATCH).unwrap_or(1),
-                libc::MSG_DONTWAIT,
+                libc::MSG_DONTWAIT as _,
                 ptr::null_mut(),
             )
         };
@@ -108,7 +110,7 @@ impl Inbox {
             let len = usize::try_from(header.msg_len).unwrap_or(0).min(data.len());
             let payload = data.get(..len).unwrap_or_default();
             let from = decode_name(name)?;
-            let (segment, to) = decode_control(control, header.msg_hdr.msg_controllen);
+            let (segment, to) = decode_control(control, header.msg_hdr.msg_controllen as _);
             Some(Datagram { from, to, payload, segment: segment.filter(|size| usize::from(*size) < len) })
         })
     }
@@ -190,7 +192,7 @@ fn send_message(
     header.msg_iovlen = 1;
     if control.len > 0 {
         header.msg_control = control.words.as_mut_ptr().cast();
-        header.msg_controllen = control.len * mem::size_of::<u64>();
+        header.msg_controllen = (control.len * mem::size_of::<u64>()) as _;
     }
     // SAFETY: `header` points at `name`, `slice` and `control`, all alive for the call with their true lengths; the kernel only
     // reads them and the payload.

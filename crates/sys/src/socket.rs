@@ -70,7 +70,7 @@ pub fn take_queued_error(socket: impl AsFd) -> Option<QueuedError> {
     header.msg_iov = &raw mut slice;
     header.msg_iovlen = 1;
     header.msg_control = control.as_mut_ptr().cast();
-    header.msg_controllen = mem::size_of_val(&control);
+    header.msg_controllen = mem::size_of_val(&control) as _; // Another type with musl than with glibc.
     // SAFETY: `header` points at `slice` and `control`, both alive for the call, with their true lengths.
     let rc =
         unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), &raw mut header, libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT) };

@@ -96,7 +96,7 @@ fn attach(device: BorrowedFd<'_>, name: &str, index: u32, kind: libc::c_int) -> 
         return Err(TunError { call: "TUNSETIFF", source: io::ErrorKind::InvalidInput.into() });
     }
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-        *to = from.cast_signed();
+        *to = libc::c_char::from_ne_bytes([from]);
     }
     request.ifr_ifru.ifru_flags =
         (kind | libc::IFF_NO_PI | libc::IFF_VNET_HDR).try_into().map_err(|_| invalid("TUNSETIFF"))?;

@@ -168,6 +168,35 @@ fn the_demo_shows_the_same_in_guests_and_says_so_before_they_are_set_up() {
 }
 
 #[test]
+fn a_guest_with_another_kind_of_processor_is_behind_the_same_wall() {
+    let world = World::with_guests();
+    let given = |name: &str| std::env::var(name).ok().filter(|path| !path.is_empty());
+    let (Some(kernel), Some(busybox)) = (given("COFFERDAM_TEST_KERNEL_ARM64"), given("COFFERDAM_TEST_BUSYBOX_ARM64"))
+    else {
+        println!("SKIP: COFFERDAM_TEST_KERNEL_ARM64 and COFFERDAM_TEST_BUSYBOX_ARM64 name no machine of another kind");
+        return;
+    };
+    let mut inside = "uname -m; timeout 20 wget -qO- http://web.wall-test.com/".to_owned();
+    for family in Family::BOTH {
+        let (reached, denied) = (family.web(), family.other());
+        inside += &format!("; {}", fetch(family, reached, "web.wall-test.com"));
+        inside += &format!("; {} && echo NOT SO: {denied}", fetch(family, denied, "web.wall-test.com"));
+    }
+    let script = format!(
+        r#"
+        $C vm setup --arch aarch64 --from-deb '{kernel}' --busybox '{busybox}'
+        $C run --backend vm --arch aarch64 --no-cwd --no-record --allow web.wall-test.com:80 -- sh -c "{inside}; true"
+        "#
+    );
+    let ran = world.script_in(world.sandbox().patience(PATIENCE), &script);
+    ran.exits(0).says("aarch64\nhello from the world").never_says("NOT SO").complains("another kind of processor");
+    assert_eq!(ran.stdout().matches("hello from the world").count(), 3, "{ran}");
+    for family in Family::BOTH {
+        ran.complains(family.other());
+    }
+}
+
+#[test]
 fn streams_are_whole_and_the_exit_status_is_the_programs() {
     // More than every window and pipe on the way, both ways.
     let input = "0123456789abcdef".repeat(1 << 17);

@@ -40,11 +40,19 @@ fn folder(architecture: Architecture) -> Result<PathBuf, Refusal> {
 
 /// What a run in a virtual machine is made from here.
 pub(crate) fn options() -> Result<VmOptions, Refusal> {
-    let architecture = this_host("--backend vm cannot be used")?;
+    options_for(None)
+}
+
+/// The same, for a machine with this kind of processor, or with that of this host.
+pub(crate) fn options_for(architecture: Option<ArchitectureWord>) -> Result<VmOptions, Refusal> {
+    let architecture = match architecture {
+        Some(word) => word.architecture(),
+        None => this_host("--backend vm cannot be used")?,
+    };
     let folder = cofferdam_control::check_guests(&state::directory()?, architecture.word())
         .map_err(|error| Refusal::setup(format!("--backend vm cannot be used: {error}")))?;
     let path = std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into());
-    let kit = Kit::find(&path, &folder.join(KERNEL), &folder.join(INITRAMFS))
+    let kit = Kit::find(architecture, &path, &folder.join(KERNEL), &folder.join(INITRAMFS))
         .map_err(|error| Refusal::setup(format!("--backend vm cannot be used: {error}")))?;
     let progress = if std::io::stderr().is_terminal() { Progress::Tell } else { Progress::Silent };
     Ok(VmOptions { kit, wish: Wish::Best, notes: Some(folder), sharing: None, progress })
@@ -63,8 +71,7 @@ fn this_host(then: &str) -> Result<Architecture, Refusal> {
 /// The words of a command line that starts such a machine.
 fn arguments(args: &VmArgsArgs) -> Result<Vec<OsString>, Refusal> {
     let architecture = match args.arch {
-        Some(ArchitectureWord::X86_64) => Architecture::X86_64,
-        Some(ArchitectureWord::Aarch64) => Architecture::Aarch64,
+        Some(word) => word.architecture(),
         None => Architecture::of_this_host().ok_or_else(|| {
             Refusal::setup("there are no virtual machines for this processor: name one with --arch".to_owned())
         })?,
@@ -111,6 +118,15 @@ fn root(args: &VmArgsArgs) -> Result<Option<Root>, Refusal> {
     let source = root_source(path, path.clone());
     let source = source.map_err(|why| Refusal::setup(format!("--rootfs cannot be used: {}: {why}", path.display())))?;
     Ok(Some(Root { source, overlay: None }))
+}
+
+impl ArchitectureWord {
+    fn architecture(self) -> Architecture {
+        match self {
+            ArchitectureWord::X86_64 => Architecture::X86_64,
+            ArchitectureWord::Aarch64 => Architecture::Aarch64,
+        }
+    }
 }
 
 fn network(args: &VmArgsArgs) -> Result<Network, Refusal> {
