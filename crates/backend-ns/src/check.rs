@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::init::Task;
 use crate::resolve::{self, ResolveError};
-use crate::{Capability, LaunchError, SandboxSpec};
+use crate::{Capability, LaunchError, SandboxSpec, View};
 
 /// HOST_NAME_MAX of Linux.
 const LONGEST_NAME: usize = 64;
@@ -16,6 +16,11 @@ const LONGEST_NAME: usize = 64;
 /// What contradicts itself or does not exist.
 pub(crate) fn checked(mut spec: SandboxSpec, task: Task) -> Result<SandboxSpec, LaunchError> {
     let wrong = |text: String| Err(LaunchError::Spec(text));
+    if let View::Host(_) = spec.place.view
+        && (task != Task::Monitor || spec.network.is_some())
+    {
+        return wrong("without namespaces there are virtual machines alone, and no gateway".to_owned());
+    }
     if spec.command.is_empty() && task == Task::Program {
         return wrong("there is no command to run".to_owned());
     }

@@ -6,6 +6,8 @@
 
 use cofferdam_sys::confine::{Answer, Call, Filter, FilterError, Test};
 
+use crate::Sockets;
+
 /// Denied with EPERM, as for a program without privilege. Numbers that exist on every architecture we build for.
 const DENIED: &[(libc::c_long, &str)] = &[
     (libc::SYS_add_key, "keyrings are shared by all processes of a user, in every namespace"),
@@ -80,6 +82,25 @@ const FAMILIES: &[u32] = &[
     17, // AF_PACKET, on the sandbox's own interface and with CAP_NET_RAW
 ];
 
+/// The families that QEMU uses where it is in no namespace, each added to those before it.
+const BARE_FAMILIES: &[u32] = &[
+    1,  // AF_UNIX: the channels of the agent and of QMP
+    2,  // AF_INET: published ports
+    10, // AF_INET6: what its own network reaches
+];
+
+/// What would reach other processes of the same user where no pid namespace hides them. Landlock forbids it as well.
+const OTHERS: &[(libc::c_long, &str)] = &[
+    (libc::SYS_ptrace, "takes another process over"),
+    (libc::SYS_process_vm_readv, "reads another process's memory"),
+    (libc::SYS_process_vm_writev, "writes another process's memory"),
+    (libc::SYS_pidfd_getfd, "takes another process's descriptors"),
+    (libc::SYS_shmget, "System V memory of others, for which Landlock has no word"),
+    (libc::SYS_shmat, "as shmget"),
+    (libc::SYS_msgget, "as shmget, for messages"),
+    (libc::SYS_semget, "as shmget, for semaphores"),
+];
+
 const CLONE_NEWUSER: u32 = 0x1000_0000;
 
 /// A set-user-ID or set-group-ID program that the guest leaves in the project would run as the project's owner for
@@ -146,13 +167,41 @@ pub(crate) fn program_filters(allow_userns: bool) -> Result<Vec<Filter>, FilterE
         // The flags of clone3(2) are behind a pointer, out of a filter's sight; libc falls back to clone(2).
         missing.push(Call::new(libc::SYS_clone3));
     }
-    let mut family = Vec::new();
-    for number in [libc::SYS_socket, libc::SYS_socketpair] {
-        family.push(FAMILIES.iter().fold(Call::new(number), |call, family| call.when(0, Test::NotEqual(*family))));
-    }
     Ok(vec![
         Filter::deny(denied, Answer::Errno(libc::EPERM))?,
         Filter::deny(missing, Answer::Errno(libc::ENOSYS))?,
-        Filter::deny(family, Answer::Errno(libc::EAFNOSUPPORT))?,
+        only_families(FAMILIES)?,
     ])
+}
+
+/// The filters of QEMU where it is in no namespace: those of a program, and what the missing namespaces would forbid.
+///
+/// # Errors
+/// As [`program_filters`].
+pub(crate) fn bare_filters(sockets: Sockets) -> Result<Vec<Filter>, FilterError> {
+    let mut filters = program_filters(false)?;
+    filters.push(only_families(
+        match sockets {
+            Sockets::None => BARE_FAMILIES.get(..1),
+            Sockets::Listening => BARE_FAMILIES.get(..2),
+            Sockets::Any => Some(BARE_FAMILIES),
+        }
+        .unwrap_or_default(),
+    )?);
+    let mut denied: Vec<Call> = OTHERS.iter().map(|(number, _why)| Call::new(*number)).collect();
+    if sockets != Sockets::Any {
+        // Its channels are connected when it gets them.
+        denied.push(Call::new(libc::SYS_connect));
+    }
+    filters.push(Filter::deny(denied, Answer::Errno(libc::EPERM))?);
+    Ok(filters)
+}
+
+/// Leaves sockets of these families alone.
+fn only_families(families: &[u32]) -> Result<Filter, FilterError> {
+    let mut calls = Vec::new();
+    for number in [libc::SYS_socket, libc::SYS_socketpair] {
+        calls.push(families.iter().fold(Call::new(number), |call, family| call.when(0, Test::NotEqual(*family))));
+    }
+    Filter::deny(calls, Answer::Errno(libc::EAFNOSUPPORT))
 }

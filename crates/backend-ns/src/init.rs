@@ -181,7 +181,7 @@ fn prepare(
 
 /// What a virtual machine has of the gateway's namespace.
 #[derive(Debug, Default)]
-struct Linked {
+pub(crate) struct Linked {
     tap: Option<OwnedFd>,
     /// Where it connects to for its files.
     files: Option<OwnedFd>,
@@ -189,7 +189,7 @@ struct Linked {
 
 /// What runs.
 #[derive(Debug, Default)]
-struct Started {
+pub(crate) struct Started {
     program: Option<Pid>,
     /// To and from a monitor.
     monitor: Option<OwnedFd>,
@@ -207,7 +207,7 @@ fn stay(init: &Init<'_>) -> Result<SignalFd, Option<Fault>> {
 }
 
 /// Waits for one message, and returns the descriptors that came with it.
-fn expect(from: &OwnedFd, lifeline: &OwnedFd, wanted: &Message) -> Result<Vec<OwnedFd>, Option<Fault>> {
+pub(crate) fn expect(from: &OwnedFd, lifeline: &OwnedFd, wanted: &Message) -> Result<Vec<OwnedFd>, Option<Fault>> {
     match wire::receive(from.as_fd(), Some(lifeline.as_fd()), None) {
         Ok(Received::Message(message, fds)) if message == *wanted => Ok(fds),
         Ok(_) | Err(_) => Err(None),
@@ -267,7 +267,7 @@ fn renounce() -> Result<(), Fault> {
 }
 
 /// Starts the monitor, and passes on what it and the supervisor have to say to each other until the program runs.
-fn start_monitor(
+pub(crate) fn start_monitor(
     init: &Init<'_>,
     Linked { tap, files }: Linked,
     lifeline: &OwnedFd,
@@ -328,7 +328,12 @@ fn start_files(monitor: &dyn Monitor, listener: OwnedFd, post: &OwnedFd) -> Resu
 }
 
 /// Reaps and passes signals on until the program has ended or the supervisor is gone.
-fn serve(supervisor: &OwnedFd, lifeline: &OwnedFd, started: &Started, children: &SignalFd) -> Result<(), Fault> {
+pub(crate) fn serve(
+    supervisor: &OwnedFd,
+    lifeline: &OwnedFd,
+    started: &Started,
+    children: &SignalFd,
+) -> Result<(), Fault> {
     let program = started.program;
     let mut monitor = started.monitor.as_ref();
     loop {

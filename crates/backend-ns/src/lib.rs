@@ -1,5 +1,6 @@
 //! Isolation by Linux namespaces: what the program of a sandbox sees, and the processes around it.
 
+mod bare;
 mod builder;
 mod capture;
 mod check;
@@ -35,6 +36,6 @@ pub use project::check_project;
 pub use resolve::{ResolveError, open_directory, resolve, writable_roots};
 pub use run::{Observer, Order, Running, launch, launch_empty, launch_inside, launch_monitored};
 pub use spec::{
-    GatewayEnd, GatewayFate, Mount, NetworkSpec, Outcome, Place, ResolverFile, ResourceLimits, SandboxSpec, Status,
-    Terminal, View,
+    GatewayEnd, GatewayFate, Mount, NetworkSpec, Outcome, Place, ResolverFile, ResourceLimits, SandboxSpec, Sockets,
+    Status, Terminal, View,
 };

@@ -131,7 +131,7 @@ fn settings(limits: &ResourceLimits) -> Vec<Setting> {
 pub(crate) fn notices(SandboxSpec { limits, place, .. }: &SandboxSpec, reason: &str) -> Vec<String> {
     let mut notices = Vec::new();
     // That of a virtual machine is bounded by QEMU all the same.
-    if limits.memory.is_some() && place.view != View::Qemu {
+    if limits.memory.is_some() && place.view == View::System {
         notices.push(format!("the memory limit is not enforced, but for files in memory: {reason}"));
     }
     if limits.cpus.is_some() {

@@ -325,6 +325,8 @@ pub(crate) fn plan(spec: &SandboxSpec, host: &Host, wanted: &[Wanted]) -> Vec<St
             steps.push(terminals());
             plan_processes(&mut steps);
         }
+        // There is nothing that a view could be made in.
+        View::Host(_) => return Vec::new(),
     }
     for Wanted { mount, source } in wanted {
         steps.push(Step::Tree {

@@ -26,7 +26,7 @@ use rustix::process::{Resource, Rlimit};
 use crate::init::{KEPT_IGNORED, OwnProgram};
 use crate::monitor::{Monitor, Post};
 use crate::wire::{self, Fault, Message, Step as _};
-use crate::{SandboxSpec, place, plan};
+use crate::{SandboxSpec, View, bare, place, plan};
 
 /// Where programs are looked for without a `PATH`, as execvp(3) of most systems has it.
 const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
@@ -114,9 +114,15 @@ fn confine(spec: &SandboxSpec, filters: &[Filter], pty: Option<Pty>) -> Result<(
         fault.with_remedy("; it is a path inside the sandbox: show it there with --mount, or choose another with -w")
     })?;
     set_limits(spec).step(|| "limit the program".to_owned())?;
+    if let View::Host(_) = spec.place.view {
+        // No pid namespace ends it with its pid 1.
+        process::die_with_parent().step(|| "ask for a signal at the end of what started it".to_owned())?;
+    }
     confine::keep_capabilities(&spec.capabilities).step(|| "drop capabilities".to_owned())?;
     confine::no_new_privileges().step(|| "renounce new privileges".to_owned())?;
-    if !spec.allow_userns {
+    if let View::Host(sockets) = spec.place.view {
+        bare::restrict_paths(spec, sockets)?;
+    } else if !spec.allow_userns {
         // Landlock forbids every mount, also in a namespace of the program's own, which is what those are for.
         restrict_paths(spec).step(|| "restrict paths with Landlock".to_owned())?;
     }

@@ -107,6 +107,21 @@ pub enum View {
     System,
     /// Libraries, and the files that come with QEMU: no program, and no `/etc`.
     Qemu,
+    /// No namespaces, and no view of its own: what QEMU has is the host's, as far as Landlock leaves it that. For hosts
+    /// without user namespaces, by [`launch_monitored`](crate::launch_monitored) alone; of the place the sources of the
+    /// mounts count, which it may read.
+    Host(Sockets),
+}
+
+/// Which sockets QEMU may make where it is in no namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sockets {
+    /// None of a network.
+    None,
+    /// Those that listen; it may not connect.
+    Listening,
+    /// Whatever the host has a network for.
+    Any,
 }
 
 /// One file or directory of the host, shown inside.

@@ -21,6 +21,9 @@ pub const SLIRP_FILES: &str = "10.0.2.100:445";
 const ROOT_WORD: &str = "cofferdam.root=";
 const OVERLAY_WORD: &str = "cofferdam.overlay=";
 
+/// The hardware address of a guest's card there: one that is administered locally, as QEMU's own default is not.
+pub const SLIRP_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x02];
+
 /// A virtual machine, as QEMU is told of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Vm {
@@ -245,7 +248,8 @@ impl Vm {
                     netdev.push_str(&format!(",guestfwd=tcp:{SLIRP_FILES}-cmd:{}", escaped(command)));
                 }
                 words.option("-netdev", netdev);
-                words.option("-device", format!("{},netdev=net0", self.virtio("virtio-net")));
+                let mac = SLIRP_MAC.map(|byte| format!("{byte:02x}")).join(":");
+                words.option("-device", format!("{},netdev=net0,mac={mac}", self.virtio("virtio-net")));
             }
         }
     }

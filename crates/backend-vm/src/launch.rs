@@ -25,6 +25,7 @@ use crate::arguments::{Accelerator, Access, ImageFormat, Network as Card, Root, 
 use crate::files::Files;
 use crate::image;
 use crate::monitor::{GuestMonitor, Task, terminal_size};
+use crate::slirp::{Engine, Slirp, check_engine};
 
 /// MiB of memory of a guest when nothing is said: enough for a compiler, and taken from the host as the guest uses it.
 pub const DEFAULT_MEMORY: u64 = 1024;
@@ -76,6 +77,7 @@ pub struct Options {
     /// How directories are shared; `None` is what fits.
     pub sharing: Option<Sharing>,
     pub progress: Progress,
+    pub engine: Engine,
 }
 
 /// How a guest has directories of the host.
@@ -102,6 +104,10 @@ pub enum Progress {
 /// What cannot be done in a virtual machine, or what could not be set up; nothing is left of it then.
 pub fn launch(spec: SandboxSpec, options: &Options, tell: &mut dyn FnMut(&str)) -> Result<Running, LaunchError> {
     let root = checked(&spec, options.sharing)?;
+    check_engine(&spec, &options.engine)?;
+    if let Engine::Slirp(slirp) = &options.engine {
+        tell(&slirp.notice());
+    }
     let Choice { accelerator, why } = choose(options, tell);
     if let Some(why) = why {
         tell(&format!("the guest runs without KVM, which is slow: {why}"));
@@ -146,7 +152,8 @@ fn start_once(options: &Options) -> Result<(), String> {
         sockets: Vec::new(),
         network: None,
     };
-    let (mut monitor, outer) = monitored(spec, options, None, Accelerator::Kvm, PROBE_TIME);
+    let options = Options { engine: options.engine.without_card(), ..options.clone() };
+    let (mut monitor, outer) = monitored(spec, &options, None, Accelerator::Kvm, PROBE_TIME);
     monitor.task = Task::Start;
     let running = launch_monitored(outer, &monitor, &mut |_| {});
     let running = running.map_err(|error| if let LaunchError::Guest(why) = error { why } else { error.to_string() })?;
@@ -265,6 +272,9 @@ fn monitored(
     accelerator: Accelerator,
     boot_time: Duration,
 ) -> (GuestMonitor, SandboxSpec) {
+    if let Engine::Slirp(slirp) = &options.engine {
+        return bare(spec, options, slirp, accelerator, boot_time);
+    }
     let mut spec = spec;
     let shown = shown(&spec.place);
     let shares = shares(&shown);
@@ -320,6 +330,40 @@ fn files(spec: &mut SandboxSpec, options: &Options, shares: &[Share]) -> Option<
             Some(Files { address, password, owner: spec.inside_uid, shares: shares.to_vec() })
         }
     }
+}
+
+/// The same where there are no namespaces: QEMU sees the host's files by their own paths, as far as it is let.
+fn bare(
+    mut spec: SandboxSpec,
+    options: &Options,
+    slirp: &Slirp,
+    accelerator: Accelerator,
+    boot_time: Duration,
+) -> (GuestMonitor, SandboxSpec) {
+    spec.resolv = slirp.resolvers();
+    let Kit { qemu, kernel, initrd, .. } = &options.kit;
+    let vm = Vm {
+        kernel: kernel.clone(),
+        initrd: initrd.clone(),
+        network: slirp.card(),
+        ..vm(&spec, &options.kit, accelerator, Vec::new())
+    };
+    let monitor = GuestMonitor {
+        qemu: qemu.clone(),
+        vm,
+        token: Token::new(options.token),
+        boot_time,
+        network: slirp.guest_network(&spec.name),
+        mounts: guest_mounts(&spec, &[], &[], None),
+        served: None,
+        files: spec.etc_files(),
+        task: Task::Run(exec(&spec)),
+    };
+    let mounts = [qemu, kernel, initrd].map(|file| read_only(file, file)).to_vec();
+    let place = Place { mounts, view: View::Host(slirp.sockets()), ..Place::default() };
+    let limits = outer_limits(&spec.limits, accelerator);
+    let outer = SandboxSpec { env: Vec::new(), workdir: "/".into(), place, limits, ..spec };
+    (monitor, outer)
 }
 
 fn vm(spec: &SandboxSpec, kit: &Kit, accelerator: Accelerator, shares: Vec<Share>) -> Vm {

@@ -9,6 +9,7 @@
 //! | `accelerator` | whether KVM works on this host |
 //! | `files` | the server of the directories that a guest is shown over its network |
 //! | `launch` | from a sandbox's specification to the sandbox that QEMU is in |
+//! | `slirp` | QEMU's own network in place of a gateway, for hosts without user namespaces |
 //! | `monitor` | the process in that sandbox which starts QEMU and speaks with the guest |
 //!
 //! Where the parts are and what may fail is in `docs/design/0009-vm.md`.
@@ -25,7 +26,9 @@ mod monitor;
 mod process;
 pub mod qmp;
 mod relay;
+mod slirp;
 
 pub use accelerator::{Cache, Choice, Wish};
 pub use kit::{Kit, KitError};
 pub use launch::{DEFAULT_MEMORY, Options, Progress, Sharing, check, cpus, launch, probe, root_source};
+pub use slirp::{Engine, Slirp, check_engine};

@@ -90,7 +90,9 @@ pub(crate) enum Verb {
     #[command(after_long_help = evidence::TOP_EXAMPLES)]
     Top(TopArgs),
     /// Show in a closed world, offline, what a sandbox lets through.
-    #[command(after_long_help = "Examples:\n  cofferdam demo\n  cofferdam demo --backend vm\n  cofferdam demo --json | jq '.[].rows'")]
+    #[command(
+        after_long_help = "Examples:\n  cofferdam demo\n  cofferdam demo --backend vm\n  cofferdam demo --json | jq '.[].rows'"
+    )]
     Demo(DemoArgs),
     /// Check what the kernel has to offer, by doing it.
     #[command(
@@ -161,6 +163,15 @@ pub(crate) struct RunArgs {
     pub place: PlaceArgs,
     #[command(flatten)]
     pub evidence: EvidenceArgs,
+    /// What the network card of a virtual machine is connected to: gateway, or slirp, QEMU's own network.
+    ///
+    /// slirp is for hosts without user namespaces. There is no gateway then: no rule is held, and nothing is recorded of what
+    /// the guest reaches. It is never chosen by itself.
+    #[arg(long, value_name = "ENGINE", default_value = "gateway", hide_default_value = true, hide_short_help = true)]
+    pub engine: EngineWord,
+    /// With --engine slirp: no network, the ports that lead in (the default), or everything.
+    #[arg(long, value_name = "MODE", hide_short_help = true)]
+    pub mode: Option<ModeOfVm>,
     /// Make a sandbox that stays, with the program as its main command, and print its name.
     #[arg(short, long, hide_short_help = true, conflicts_with_all = ["events", "otlp", "pcap", "json_summary", "fail_on_deny", "tty", "timeout"])]
     pub detach: bool,

@@ -15,6 +15,7 @@ mod output;
 mod policy;
 mod refusal;
 mod run;
+mod slirp;
 mod smb;
 mod state;
 mod top;

@@ -10,7 +10,7 @@ use cofferdam_control::named::Registry;
 use cofferdam_control::store::RunKind;
 use cofferdam_control::summary::{Detail, Summary};
 use cofferdam_control::{
-    Backend, Capability, EventLog, Finished, Mount, ResolveError, ResourceLimits, RunError, RunOptions, Sandbox,
+    Backend, Capability, Engine, EventLog, Finished, Mount, ResolveError, ResourceLimits, RunError, RunOptions, Sandbox,
     Terminal, VmOptions, check_project, connect_report, create_report, environment, resolve, writable_roots,
 };
 use cofferdam_model::{Action, DenyWith, NetworkConfig, NetworkMode};
@@ -23,18 +23,35 @@ use crate::args::{
 use crate::output::{self, Screen};
 use crate::policy;
 use crate::refusal::Refusal;
+use crate::slirp;
 use crate::state;
 use crate::units::Budget;
 
 /// Runs a program and returns the exit status. `matches` knows the order of the flags.
 pub(crate) fn run(args: RunArgs, matches: &ArgMatches) -> u8 {
+    let chosen = slirp::Chosen { engine: args.engine, mode: args.mode, backend: args.place.backend };
     if args.detach {
+        if let Err(refusal) = chosen.no_other() {
+            return refusal.tell(false);
+        }
         return crate::named::detach(args, matches);
     }
     let RunArgs { network, limits, network_limits, place, evidence, command, .. } = args;
-    let configured = flag_items(&network, &network_limits, matches).and_then(|items| network_config(&items, &network));
-    let started = configured.and_then(|config| {
+    let configured = flag_items(&network, &network_limits, matches).and_then(|items| {
+        let engine = chosen.engine(&items)?;
+        if engine != Engine::Gateway && (evidence.fail_on_deny || network.ipv6) {
+            let text = "--fail-on-deny and --ipv6 cannot be used with --engine slirp: nobody denies anything there, and \
+                        what the guest reaches is QEMU's to say";
+            return Err(Refusal::setup(text.to_owned()));
+        }
+        let items = if engine == Engine::Gateway { items } else { vec![FlagItem::NoNet] };
+        Ok((network_config(&items, &network)?, engine))
+    });
+    let started = configured.and_then(|(config, engine)| {
         let mut options = options(command, config, place, limits)?;
+        if let Backend::Vm(vm) = &mut options.backend {
+            vm.engine = engine;
+        }
         options.allow_changes_default = network.leaves_default();
         options.fail_on_deny = evidence.fail_on_deny;
         // What the run leaves behind is opened before it starts: a run whose evidence has no place does not happen.

@@ -41,7 +41,7 @@ pub use cofferdam_backend_ns::{
     Capability, LaunchError, Mount, OwnProgram, ProjectError, ResolveError, ResourceLimits, Status, Terminal,
     check_project, open_directory, resolve, writable_roots,
 };
-pub use cofferdam_backend_vm::{Choice, Kit, KitError, Progress, Sharing, Wish};
+pub use cofferdam_backend_vm::{Choice, Engine, Kit, KitError, Progress, Sharing, Slirp, Wish};
 pub use cofferdam_evidence::summary;
 pub use events::EventLog;
 #[cfg(feature = "otlp")]

@@ -17,7 +17,7 @@ use cofferdam_backend_ns::{
     Capability, CaptureFile, GatewayEnd, GatewayFate, LaunchError, Mount, NetworkSpec, Observer, Order, Outcome, Place,
     ResourceLimits, Running, SandboxSpec, Status, Terminal, writable_roots,
 };
-use cofferdam_backend_vm::{Cache, Choice, Kit, Progress, Sharing, Wish};
+use cofferdam_backend_vm::{Cache, Choice, Engine, Kit, Progress, Sharing, Wish};
 use cofferdam_gateway::{
     CommandAnswer, Commands, DnsUpstream, GatewayConfig, LinkAddresses, NetnsSpec, ReadAnchorsError, trust_anchors,
 };
@@ -101,6 +101,7 @@ pub struct VmOptions {
     /// How the guest has directories of the host; `None` is what fits.
     pub sharing: Option<Sharing>,
     pub progress: Progress,
+    pub engine: Engine,
 }
 
 impl RunOptions {
@@ -399,6 +400,7 @@ impl Sandbox {
         let backend = options.backend;
         if let Backend::Vm(vm) = &backend {
             cofferdam_backend_vm::check(&spec, vm.sharing)?;
+            cofferdam_backend_vm::check_engine(&spec, &vm.engine)?;
         }
         Ok(Sandbox {
             spec,
@@ -509,8 +511,8 @@ impl VmOptions {
         let mut password = [0; 16];
         getrandom::fill(&mut password).map_err(|error| RunError::Random(error.to_string()))?;
         let cache = self.notes.as_deref().and_then(Cache::new);
-        let VmOptions { kit, wish, notes: _, sharing, progress } = self;
-        Ok(cofferdam_backend_vm::Options { kit, wish, cache, token, password, sharing, progress })
+        let VmOptions { kit, wish, notes: _, sharing, progress, engine } = self;
+        Ok(cofferdam_backend_vm::Options { kit, wish, cache, token, password, sharing, progress, engine })
     }
 
     /// Which accelerator a machine would have on this host. Tries KVM where that is not known. Call it while the process has one

@@ -381,6 +381,53 @@ fn a_kvm_that_hangs_or_is_closed_costs_a_deadline_once_and_then_nothing() {
 }
 
 #[test]
+fn where_there_are_no_user_namespaces_there_is_qemus_own_network_for_who_asks_for_it() {
+    let world = World::with_guests();
+    let script = format!(
+        r#"
+        mkdir "$XDG_STATE_HOME/cofferdam"; cp -r "$HOME/.local/state/cofferdam/vm" "$XDG_STATE_HOME/cofferdam/"
+        # An ordinary user in a namespace that may have no more of them.
+        without() {{ unshare --user --map-root-user sh -c 'echo 1 >/proc/sys/user/max_user_namespaces
+            exec unshare --user --map-user=1500 --map-group=1500 -- "$@"' without "$@"; }}
+        run() {{ without $C run --backend vm --no-cwd --no-record --memory 222M "$@"; }}
+        run -- true && echo "NOT SO: chosen by itself" || echo "ended $?"
+        unshare --user --map-root-user $C run --backend vm --no-cwd --engine slirp --mode none -- true && echo "NOT SO: as root" || echo "ended $?"
+
+        web() {{ echo "timeout 20 wget -qO- --header 'Host: web.wall-test.com' http://$1/"; }}
+        run --engine slirp --mode full -- sh -c "timeout 20 wget -qO- http://web.wall-test.com/; $(web {web4})"
+
+        in="$(web {web4}) && echo 'NOT SO: it reaches the world'
+            nc -w 5 10.0.2.2 22 </dev/null && echo 'NOT SO: it reaches the host'
+            echo up; for n in 1 2 3 4 5 6; do echo answer \$n | nc -l -p 8080; done"
+        run --engine slirp -p 23081:8080 -- sh -c "$in" >out & run=$!
+        n=0; until grep -q up out; do n=$((n + 1)); [ $n -lt 5000 ] || exit 97; sleep 0.02; done
+        cat out
+        python3 -c '
+import socket, time
+for _ in range(100):
+    try:
+        said = socket.create_connection(("127.0.0.1", 23081), 5).makefile().read()
+        if said: print("by the port", said.strip()); break
+    except OSError: pass
+    time.sleep(0.1)'
+        qemu=$(pgrep -f '[-]m 222M'); [ -n "$qemu" ]
+        echo "qemu: $(grep -h -e NoNewPrivs -e 'Seccomp:' -e CapEff /proc/$qemu/status | tr -d '	
+')"
+        # The process that started it, by which its own would know that it is gone.
+        kill -9 $(pgrep -P $run); wait $run || true
+        until_ sh -c '! pgrep -f "[-]m 222M"' >/dev/null; echo "nothing left"
+        "#,
+        web4 = Family::V4.web(),
+    );
+    let ran = world.script_in(world.sandbox().patience(PATIENCE), &script);
+    ran.exits(0).never_says("NOT SO").says("ended 125\nended 125\n").says("by the port answer").says("nothing left");
+    assert_eq!(ran.stdout().matches("hello from the world").count(), 2, "{ran}");
+    assert_eq!(ran.stderr().matches("no gateway decides here and nothing is recorded per flow").count(), 2, "{ran}");
+    ran.says("qemu: CapEff:0000000000000000NoNewPrivs:1Seccomp:2");
+    ran.complains("user namespace");
+}
+
+#[test]
 fn what_a_guest_cannot_be_given_is_refused_by_name() {
     for (flags, name) in [
         ("--pids 10", "--pids"),

@@ -28,7 +28,9 @@ use crate::limits::{self, Cgroup};
 use crate::monitor::Monitor;
 use crate::plan::{self, Host, Source, Wanted};
 use crate::wire::{self, Fault, Message, Received, Step as _};
-use crate::{GatewayEnd, LaunchError, NetworkSpec, Role, SandboxSpec, View, check, filter, program, remedy};
+use crate::{
+    GatewayEnd, LaunchError, NetworkSpec, Role, SandboxSpec, Sockets, View, bare, check, filter, program, remedy,
+};
 
 /// How long a start may take. It takes milliseconds; a machine that swaps may take seconds.
 const START_TIME: Duration = Duration::from_secs(30);
@@ -120,6 +122,9 @@ type Booting<'a> = &'a mut dyn FnMut(Duration);
 fn launch_fresh(spec: SandboxSpec, task: Task, monitored: Option<Monitored<'_>>) -> Result<Running, LaunchError> {
     let (monitor, booting) = monitored.unzip();
     let spec = check::checked(spec, task)?;
+    if let View::Host(sockets) = spec.place.view {
+        return launch_bare(&spec, sockets, monitor, booting);
+    }
     if spec.sockets.len() != spec.network.as_ref().map_or(0, |network| network.sockets.len()) {
         return Err(LaunchError::Spec("every host socket has one place inside, and goes through a gateway".to_owned()));
     }
@@ -168,6 +173,37 @@ fn launch_fresh(spec: SandboxSpec, task: Task, monitored: Option<Monitored<'_>>)
     let mounts = if takes_trees { wanted.as_slice() } else { &[] };
     let conducted = start.conduct(mounts, booting);
     conclude(conducted, start, &spec, || Some(host))
+}
+
+/// A virtual machine without namespaces around it.
+fn launch_bare(
+    spec: &SandboxSpec,
+    sockets: Sockets,
+    monitor: Option<&dyn Monitor>,
+    booting: Option<Booting<'_>>,
+) -> Result<Running, LaunchError> {
+    let identity = Identity::caller();
+    if identity == Identity::Root {
+        let text =
+            "without namespaces nothing keeps a process of root from what is root's: start it as an ordinary user";
+        return Err(LaunchError::Spec(text.to_owned()));
+    }
+    let filters =
+        filter::bare_filters(sockets).map_err(|error| failed(Role::Supervisor, crate::builder::fault(&error)))?;
+    let mut start = Start::new(spec, identity)?;
+    start.fork_bare(|supervisor| Init {
+        spec,
+        supervisor,
+        steps: &[],
+        trees: 0,
+        filters: &filters,
+        task: Task::Monitor,
+        own: None,
+        monitor,
+        inside: None,
+    })?;
+    let conducted = start.conduct_bare(booting);
+    conclude(conducted, start, spec, || None)
 }
 
 fn conclude(
@@ -298,6 +334,30 @@ impl<'a> Start<'a> {
         Ok(())
     }
 
+    /// Starts the init alone, which nobody makes namespaces for.
+    fn fork_bare<'b>(&mut self, init: impl FnOnce(OwnedFd) -> Init<'b>) -> Result<(), LaunchError> {
+        let own = |fault| failed(Role::Supervisor, fault);
+        let Some((_, init_end)) = self.handed.take() else { return Ok(()) };
+        let child = match ns::fork().step(|| "fork the sandbox's first process".to_owned()).map_err(own)? {
+            Fork::Parent(child) => child,
+            Fork::Child => process::run_and_exit(|| match self.lifeline.try_clone() {
+                Ok(lifeline) => bare::run(&init(init_end), &lifeline),
+                Err(_) => 1,
+            }),
+        };
+        let pid = child.pid;
+        self.processes.init = Some(child);
+        self.limit(pid);
+        Ok(())
+    }
+
+    fn conduct_bare(&mut self, booting: Option<Booting<'_>>) -> Result<(Option<OwnedFd>, SignalFd), LaunchError> {
+        match self.next()? {
+            (Role::Init, Message::Placed, _) => self.go(booting),
+            (role, message, _) => Err(unexpected(role, &message)),
+        }
+    }
+
     /// Leads the others through the start. Returns the program's terminal, if it has its own, and where signals arrive.
     fn conduct(
         &mut self,
@@ -330,6 +390,11 @@ impl<'a> Start<'a> {
             wait(&builder);
         }
         self.follow_machine()?;
+        self.go(booting)
+    }
+
+    /// Everything is in place: has the program started.
+    fn go(&mut self, booting: Option<Booting<'_>>) -> Result<(Option<OwnedFd>, SignalFd), LaunchError> {
         if let Some(booting) = booting {
             self.boot(booting)?;
         }
@@ -446,12 +511,7 @@ impl<'a> Start<'a> {
             let fault = Fault::new(format!("write {}", error.path.display()), &error.source);
             own(fault.with_remedy(remedy::user_namespace(&error.source)))
         })?;
-        if let Some(cgroup) = &self.processes.cgroup
-            && let Err(error) = cgroup.add(pid.as_raw_nonzero().get())
-        {
-            self.notices.extend(limits::notices(self.spec, &error.to_string()));
-            self.processes.cgroup = None;
-        }
+        self.limit(pid);
         let trees = take_trees(mounts, pid, &mut self.notices).map_err(own)?;
         wire::send(&self.builder, &Message::Mapped, &[]).step(|| "reach the builder".to_owned()).map_err(own)?;
         for trees in trees.chunks(fdpass::MAX_FDS) {
@@ -459,6 +519,16 @@ impl<'a> Start<'a> {
             wire::send(&self.init, &Message::Trees, &trees).step(|| "reach the init".to_owned()).map_err(own)?;
         }
         Ok(())
+    }
+
+    /// Puts a process, and what it will start, under the limits.
+    fn limit(&mut self, pid: Pid) {
+        if let Some(cgroup) = &self.processes.cgroup
+            && let Err(error) = cgroup.add(pid.as_raw_nonzero().get())
+        {
+            self.notices.extend(limits::notices(self.spec, &error.to_string()));
+            self.processes.cgroup = None;
+        }
     }
 
     fn adopt(&mut self, pid: i32, mut fds: Vec<OwnedFd>) -> Result<(), LaunchError> {

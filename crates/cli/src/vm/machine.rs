@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use cofferdam_control::vm::{
     Accelerator, Access, Architecture, DEFAULT_MEMORY, Network, PortForward, Reach, Root, Share, Vm, cpus, root_source,
 };
-use cofferdam_control::{Kit, Progress, VmOptions, Wish};
+use cofferdam_control::{Engine, Kit, Progress, VmOptions, Wish};
 
 use super::setup::{INITRAMFS, KERNEL};
 use crate::args::{AcceleratorWord, ArchitectureWord, EngineWord, ModeOfVm, VmArgsArgs};
@@ -55,7 +55,7 @@ pub(crate) fn options_for(architecture: Option<ArchitectureWord>) -> Result<VmOp
     let kit = Kit::find(architecture, &path, &folder.join(KERNEL), &folder.join(INITRAMFS))
         .map_err(|error| Refusal::setup(format!("--backend vm cannot be used: {error}")))?;
     let progress = if std::io::stderr().is_terminal() { Progress::Tell } else { Progress::Silent };
-    Ok(VmOptions { kit, wish: Wish::Best, notes: Some(folder), sharing: None, progress })
+    Ok(VmOptions { kit, wish: Wish::Best, notes: Some(folder), sharing: None, progress, engine: Engine::Gateway })
 }
 
 fn this_host(then: &str) -> Result<Architecture, Refusal> {
