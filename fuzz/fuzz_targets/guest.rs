@@ -62,7 +62,7 @@ fuzz_target!(|input: &[u8]| {
                     }
                 }
                 Event::Data { call, stream, bytes } => host.taken(call, stream, bytes.len()),
-                Event::Room { call } => {
+                Event::Room { call, .. } => {
                     assert!(host.room(call) <= usize::try_from(WINDOW).unwrap());
                     host.write(call, &[1]);
                 }

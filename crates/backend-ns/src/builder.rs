@@ -76,8 +76,8 @@ impl Builder<'_> {
         // user this process becomes next.
         let tun = init.spec.network.as_ref().map(|_| open_tun()).transpose()?;
         let tap = match (&tun, init.task) {
-            (Some(_), Task::Monitor) => Some(open_tun()?),
-            (_, Task::Program | Task::Stay) | (None, Task::Monitor) => None,
+            (Some(_), Task::Monitor | Task::StayMonitor) => Some(open_tun()?),
+            (_, Task::Program | Task::Stay) | (None, Task::Monitor | Task::StayMonitor) => None,
         };
         wire::send(&supervisor, &Message::Unshared, &[]).step(|| "reach the supervisor".to_owned())?;
         match wire::receive(supervisor.as_fd(), Some(lifeline.as_fd()), None) {
@@ -113,9 +113,9 @@ impl Builder<'_> {
         // All of them now: once it is mapped, the init closes its entry in /proc.
         let netns =
             ns::open(Some(child.pid), NamespaceKind::Net).step(|| "open the sandbox's network namespace".to_owned())?;
-        let doors = match init.task {
-            Task::Stay => handles::open_doors(child.pid).step(|| "open the sandbox's namespaces".to_owned())?,
-            Task::Program | Task::Monitor => Vec::new(),
+        let doors = match init.task.stays() {
+            true => handles::open_doors(child.pid).step(|| "open the sandbox's namespaces".to_owned())?,
+            false => Vec::new(),
         };
         let born = std::iter::once(child.pidfd.as_fd()).chain(doors.iter().map(AsFd::as_fd)).collect::<Vec<_>>();
         wire::send(&supervisor, &Message::Born { pid }, &born).step(|| "reach the supervisor".to_owned())?;

@@ -23,7 +23,7 @@ use rustix::process::PidfdFlags;
 use crate::builder::{fault, packets};
 use crate::handles::{Attachment, Handles};
 use crate::identity::Identity;
-use crate::init::{self, Init};
+use crate::init::{self, Init, Inside};
 use crate::remedy;
 use crate::wire::{self, Fault, Message, Received, Step as _};
 
@@ -42,7 +42,7 @@ impl Enter<'_> {
     pub(crate) fn run(self) -> u8 {
         let mut kept = vec![self.supervisor.as_fd(), self.lifeline.as_fd(), self.init.supervisor.as_fd()];
         kept.extend(self.handles.fds());
-        kept.extend(self.init.inside.iter().map(|inside| inside.mount.as_fd()));
+        kept.extend(self.init.inside.iter().flat_map(Inside::fds));
         if process::close_all_except(&kept).is_err() {
             return 1;
         }

@@ -7,6 +7,7 @@
 //! | placed | `Linked` of the builder, with a network | configures its interface, says `Placed` |
 //! | ready | `Go` of the supervisor | forks the program, says `Started` or `NotExecuted`; without a program `Started` |
 //! | ready | `Go` of the supervisor, with a monitor | forks that, and passes on what it says until that is `Started` ([`monitor`](crate::monitor)) |
+//! | running | `Caller` of the supervisor | passes it on to the monitor |
 //! | running | end of children, signals from the supervisor | says `Exited` or `Signaled`, ends |
 //!
 //! When it ends, for whatever reason, the kernel kills every process of the sandbox. It ends when the supervisor does:
@@ -69,8 +70,21 @@ pub(crate) enum Task {
     Program,
     /// To hold the sandbox's namespaces, in which others run programs.
     Stay,
-    /// A virtual machine, and it ends with that.
+    /// A virtual machine, and it ends with that; or a run in one that stays.
     Monitor,
+    /// A virtual machine that stays: it ends with that, and others run programs in it.
+    StayMonitor,
+}
+
+impl Task {
+    pub(crate) fn is_monitored(self) -> bool {
+        matches!(self, Task::Monitor | Task::StayMonitor)
+    }
+
+    /// Whether others run programs inside.
+    pub(crate) fn stays(self) -> bool {
+        matches!(self, Task::Stay | Task::StayMonitor)
+    }
 }
 
 /// What the init of a run has of its sandbox.
@@ -78,6 +92,14 @@ pub(crate) enum Task {
 pub(crate) struct Inside {
     pub(crate) mount: OwnedFd,
     pub(crate) attachment: Attachment,
+    /// The way to the monitor of its virtual machine.
+    pub(crate) line: Option<OwnedFd>,
+}
+
+impl Inside {
+    pub(crate) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        std::iter::once(&self.mount).chain(&self.line).map(AsFd::as_fd)
+    }
 }
 
 /// Signals that stay ignored inside when they are ignored outside: how `nohup` and a shell's `&` work.
@@ -88,7 +110,7 @@ pub(crate) fn run(init: Init<'_>, builder: OwnedFd, lifeline: OwnedFd) -> u8 {
     let mut init = init;
     let inside = init.inside.take();
     let mut kept = vec![init.supervisor.as_fd(), builder.as_fd(), lifeline.as_fd()];
-    kept.extend(inside.iter().map(|inside| inside.mount.as_fd()));
+    kept.extend(inside.iter().flat_map(Inside::fds));
     if process::close_all_except(&kept).is_err() {
         return 1;
     }
@@ -132,7 +154,7 @@ fn prepare(
         trees.extend(expect(&init.supervisor, lifeline, &Message::Trees)?);
     }
     // Made before the view is: the kernel gives no new proc where the old one is partly covered. A sandbox without it runs all the same.
-    let is_monitored = init.task == Task::Monitor;
+    let is_monitored = init.task.is_monitored();
     let eyes = init.spec.network.as_ref().filter(|_| !is_monitored).and_then(|_| inspect::eyes().ok());
     let is_joined = inside.as_ref().is_some_and(|inside| inside.attachment == Attachment::Session);
     let mut linked = Linked::default();
@@ -152,9 +174,10 @@ fn prepare(
     };
     let sockets = match inside {
         None => place(init.steps, &trees, init.spec.limits.memory, link)?,
-        Some(Inside { mount, .. }) => {
+        Some(Inside { mount, line, .. }) => {
             link()?;
             place::step_inside(mount, init.steps)?;
+            linked.tap = line;
             Vec::new()
         }
     };
@@ -175,13 +198,14 @@ fn prepare(
     match init.task {
         Task::Program => start(init),
         Task::Stay => stay(init).map(|children| (Started::default(), children)),
-        Task::Monitor => start_monitor(init, linked, lifeline),
+        Task::Monitor | Task::StayMonitor => start_monitor(init, linked, lifeline),
     }
 }
 
-/// What a virtual machine has of the gateway's namespace.
+/// What a monitor is linked to.
 #[derive(Debug, Default)]
 pub(crate) struct Linked {
+    /// The end of the gateway's link; of a run in a machine that stays its line to the monitor there.
     tap: Option<OwnedFd>,
     /// Where it connects to for its files.
     files: Option<OwnedFd>,
@@ -372,6 +396,13 @@ pub(crate) fn serve(
                 Ok(Received::Message(Message::Signal { number, target }, _)) => {
                     if let Some(program) = program {
                         pass_on(program, number, target);
+                    }
+                }
+                Ok(Received::Message(Message::Caller, fds)) => {
+                    if let Some(monitor) = &started.monitor {
+                        let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+                        // One that has ended is noticed as such.
+                        let _gone = wire::send(monitor, &Message::Caller, &fds);
                     }
                 }
                 Ok(_) | Err(_) => return Ok(()),

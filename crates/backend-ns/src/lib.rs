@@ -34,7 +34,9 @@ pub use inspect::{Inspector, Transport};
 pub use monitor::{Monitor, Post};
 pub use project::check_project;
 pub use resolve::{ResolveError, open_directory, resolve, writable_roots};
-pub use run::{Observer, Order, Running, launch, launch_empty, launch_inside, launch_monitored};
+pub use run::{
+    Observer, Order, Running, launch, launch_calling, launch_empty, launch_inside, launch_monitored, launch_staying,
+};
 pub use spec::{
     GatewayEnd, GatewayFate, Mount, NetworkSpec, Outcome, Place, ResolverFile, ResourceLimits, SandboxSpec, Sockets,
     Status, Terminal, View,

@@ -7,12 +7,14 @@
 //! | ready | – | `Go` | asks the guest for the program |
 //! | ready | `Started`, `NotExecuted` | – | running, or ends |
 //! | running | `Lost` | – | ends |
+//! | running, of one that stays | – | `Caller` | serves them as well |
 //!
 //! Its pid 1 passes on what it says and hears. From the supervisor's point of view it is a program: signals come as signals, its
 //! standard streams are the caller's or a terminal's, and its exit status is the run's.
 
 use std::fmt::Debug;
-use std::os::fd::{AsFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::wire::{self, Fault, Message, Received};
 
@@ -25,7 +27,10 @@ pub trait Monitor: Debug {
     /// Serves the guest's files to whoever connects to `listener`, in a process of its own beside the monitor's, and for as long as
     /// the sandbox is there. It has no capability, no standard streams and no other descriptor; what more it gives up before it
     /// accepts the first connection is its own to do, and then `post` is to be dropped, which is the monitor's as well.
-    fn serve_files(&self, listener: OwnedFd, post: Post) -> u8;
+    /// Only the monitor of a machine that has such files is asked.
+    fn serve_files(&self, _listener: OwnedFd, _post: Post) -> u8 {
+        1
+    }
 }
 
 /// How a monitor reaches its pid 1, and what it was given.
@@ -44,7 +49,8 @@ impl Post {
         std::iter::once(&self.init).chain(&self.link)
     }
 
-    /// The guest's end of the link: the descriptor of a TAP device. Once, and only where there is a network.
+    /// The guest's end of the link: the descriptor of a TAP device. In a run in a virtual machine that stays, the way to its
+    /// monitor. Once, and only where there is one.
     pub fn take_link(&mut self) -> Option<OwnedFd> {
         self.link.take()
     }
@@ -56,6 +62,24 @@ impl Post {
             return false;
         }
         matches!(wire::receive(self.init.as_fd(), None, None), Ok(Received::Message(Message::Go, _)))
+    }
+
+    /// Readable when [`Post::next_caller`] has something to say.
+    #[must_use]
+    pub fn callers(&self) -> BorrowedFd<'_> {
+        self.init.as_fd()
+    }
+
+    /// A socket of somebody who wants something done in the guest, once [`Post::callers`] is readable.
+    ///
+    /// # Errors
+    /// When pid 1 is gone.
+    pub fn next_caller(&self) -> io::Result<Option<OwnedFd>> {
+        match wire::receive_ready(&self.init)? {
+            Received::Message(Message::Caller, mut fds) => Ok(fds.pop()),
+            Received::Message(..) => Ok(None),
+            Received::Closed | Received::Orphaned | Received::Late => Err(io::ErrorKind::ConnectionReset.into()),
+        }
     }
 
     /// Says that the program runs.

@@ -350,6 +350,13 @@ pub(crate) fn plan_run(hidden: &[PathBuf]) -> Vec<Step> {
     steps
 }
 
+/// The same for a run in a virtual machine: what runs here is its way there, in QEMU's view.
+pub(crate) fn plan_call() -> Vec<Step> {
+    let mut steps = vec![terminals()];
+    plan_processes(&mut steps);
+    steps
+}
+
 /// Leaves the proc of a sandbox that stays out of its view: it would show the processes of every run, and each run puts its
 /// own there.
 pub(crate) fn leave_out_processes(steps: &mut [Step]) {

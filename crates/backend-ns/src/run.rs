@@ -39,7 +39,7 @@ use crate::limits::Cgroup;
 use crate::{GatewayEnd, Handles, Inspector, ResourceLimits};
 use machine::Machine;
 
-pub use start::{launch, launch_empty, launch_inside, launch_monitored};
+pub use start::{launch, launch_calling, launch_empty, launch_inside, launch_monitored, launch_staying};
 pub use watch::{Observer, Order};
 
 /// A sandbox whose program is running. Dropping it ends the sandbox.

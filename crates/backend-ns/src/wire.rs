@@ -100,6 +100,8 @@ pub(crate) enum Message {
     Started,
     /// Init → supervisor: the program could not be executed.
     NotExecuted { errno: i32 },
+    /// Supervisor → init → monitor of a virtual machine that stays, with a socket: somebody wants something done in the guest.
+    Caller,
     /// Supervisor → init.
     Signal { number: i32, target: Target },
     /// Init → supervisor.
@@ -131,6 +133,7 @@ impl Message {
                 bytes.truncate(LONGEST);
                 bytes
             }
+            Self::Caller => b"c".to_vec(),
             Self::Started => b"s".to_vec(),
             Self::NotExecuted { errno } => number(b'n', *errno),
             Self::Signal { number: signal, target: Target::Program } => number(b'k', *signal),
@@ -165,6 +168,7 @@ impl Message {
             b'g' => Self::Go,
             b'v' => Self::Booted,
             b'L' => Self::Lost { why: String::from_utf8_lossy(rest).into_owned() },
+            b'c' => Self::Caller,
             b's' => Self::Started,
             b'n' => Self::NotExecuted { errno: number()? },
             b'k' => Self::Signal { number: number()?, target: Target::Program },
@@ -284,6 +288,7 @@ mod tests {
             Message::Placed,
             Message::Go,
             Message::Booted,
+            Message::Caller,
             Message::Lost { why: "QEMU has ended".to_owned() },
             Message::Started,
             Message::NotExecuted { errno: 2 },

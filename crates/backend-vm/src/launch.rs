@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::Read as _;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,6 +14,7 @@ use cofferdam_backend_ns::{
     GatewayEnd, LaunchError, Mount, Observer, Place, ResourceLimits, Running, SandboxSpec, Status, Terminal, View,
     launch_monitored,
 };
+use cofferdam_backend_ns::Handles;
 use cofferdam_gateway::NetnsSpec;
 use cofferdam_guest_protocol::{
     Exec, Leftover, Mount as GuestMount, MountKind, Neighbour, Network, Route, Size, Token,
@@ -22,6 +24,7 @@ use cofferdam_smb::Password;
 use crate::Kit;
 use crate::accelerator::{self, Cache, Choice, Wish};
 use crate::arguments::{Accelerator, Access, ImageFormat, Network as Card, Root, RootSource, Share, Vm};
+use crate::calling::Calling;
 use crate::files::Files;
 use crate::image;
 use crate::monitor::{GuestMonitor, Task, terminal_size};
@@ -103,6 +106,55 @@ pub enum Progress {
 /// # Errors
 /// What cannot be done in a virtual machine, or what could not be set up; nothing is left of it then.
 pub fn launch(spec: SandboxSpec, options: &Options, tell: &mut dyn FnMut(&str)) -> Result<Running, LaunchError> {
+    launch_as(Stays::No, spec, options, tell)
+}
+
+/// Starts a virtual machine that stays, for runs inside: its command is not looked at. Otherwise as [`launch`].
+///
+/// # Errors
+/// As [`launch`].
+pub fn launch_staying(
+    spec: SandboxSpec,
+    options: &Options,
+    tell: &mut dyn FnMut(&str),
+) -> Result<Running, LaunchError> {
+    launch_as(Stays::Yes, spec, options, tell)
+}
+
+/// Runs a program in a virtual machine that stays, over a line to its monitor. Of the specification the program counts, its terminal
+/// and its time: everything else is the machine's. Must be called while the process has one thread, since it forks.
+///
+/// # Errors
+/// What could not be set up; the program has not run then.
+pub fn launch_calling(spec: SandboxSpec, handles: Handles, line: OwnedFd) -> Result<Running, LaunchError> {
+    let calling = Calling { exec: exec(&spec) };
+    let place = Place { view: View::Qemu, ..Place::default() };
+    let limits = ResourceLimits { timeout: spec.limits.timeout, ..ResourceLimits::default() };
+    let outer = SandboxSpec {
+        env: Vec::new(),
+        workdir: "/".into(),
+        place,
+        capabilities: Vec::new(),
+        limits,
+        sockets: Vec::new(),
+        ..spec
+    };
+    cofferdam_backend_ns::launch_calling(outer, handles, &calling, line)
+}
+
+/// Whether a machine is there for one program or for runs inside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stays {
+    Yes,
+    No,
+}
+
+fn launch_as(
+    stays: Stays,
+    spec: SandboxSpec,
+    options: &Options,
+    tell: &mut dyn FnMut(&str),
+) -> Result<Running, LaunchError> {
     let root = checked(&spec, options.sharing)?;
     check_engine(&spec, &options.engine)?;
     if let Engine::Slirp(slirp) = &options.engine {
@@ -118,8 +170,14 @@ pub fn launch(spec: SandboxSpec, options: &Options, tell: &mut dyn FnMut(&str)) 
             tell("the guest is starting…");
         }
     };
-    let (monitor, outer) = monitored(spec, options, root, accelerator, BOOT_TIME);
-    launch_monitored(outer, &monitor, &mut booting)
+    let (mut monitor, outer) = monitored(spec, options, root, accelerator, BOOT_TIME);
+    match stays {
+        Stays::No => launch_monitored(outer, &monitor, &mut booting),
+        Stays::Yes => {
+            monitor.task = Task::Stay;
+            cofferdam_backend_ns::launch_staying(outer, &monitor, &mut booting)
+        }
+    }
 }
 
 /// Which accelerator a machine would have here. Tries KVM where that is not known.

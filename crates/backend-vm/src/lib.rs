@@ -11,12 +11,15 @@
 //! | `launch` | from a sandbox's specification to the sandbox that QEMU is in |
 //! | `slirp` | QEMU's own network in place of a gateway, for hosts without user namespaces |
 //! | `monitor` | the process in that sandbox which starts QEMU and speaks with the guest |
+//! | `calling` | the process of a run in a machine that stays, which has a line to the monitor |
+//! | `switchboard` | pure: between those and the agent in the guest |
 //!
 //! Where the parts are and what may fail is in `docs/design/0009-vm.md`.
 
 mod accelerator;
 mod accounts;
 pub mod arguments;
+mod calling;
 mod console;
 mod files;
 mod image;
@@ -27,8 +30,11 @@ mod process;
 pub mod qmp;
 mod relay;
 mod slirp;
+mod switchboard;
 
 pub use accelerator::{Cache, Choice, Wish};
 pub use kit::{Kit, KitError};
-pub use launch::{DEFAULT_MEMORY, Options, Progress, Sharing, check, cpus, launch, probe, root_source};
+pub use launch::{
+    DEFAULT_MEMORY, Options, Progress, Sharing, check, cpus, launch, launch_calling, launch_staying, probe, root_source,
+};
 pub use slirp::{Engine, Slirp, check_engine};

@@ -12,6 +12,15 @@
 //! | running | `Exited` | what is left of its output is written, QEMU is ended, its exit status is ours |
 //! | running | QEMU ends, the agent breaks the protocol | `Lost` |
 //!
+//! A machine that stays has no program of its own: from `booted` on it is the [`switchboard`](crate::switchboard) of the runs in it.
+//!
+//! | State | Event | Then |
+//! |---|---|---|
+//! | staying | a line of pid 1 | somebody may call over it |
+//! | staying | bytes of a caller or of the agent | to the other |
+//! | staying | TERM | the guest writes what it has in memory, and is switched off |
+//! | staying | QEMU ends, the agent breaks the protocol | every caller is told why, then `Lost` |
+//!
 //! Everything that it reads from the agent, from QMP and from the console is the guest's word. It believes none of it; and it
 //! has no right that a guest could gain.
 
@@ -40,13 +49,17 @@ use crate::arguments::Vm;
 use crate::files::Files;
 use crate::process::{Parts, Qemu};
 use crate::qmp::{self, Qmp, Reason};
+use crate::switchboard::{CallerId, Switchboard};
 use crate::relay::{CHUNK, Outgoing, Written};
 
 /// How long the agent may take to start a program.
-const EXEC_TIME: Duration = Duration::from_secs(25);
+pub(crate) const EXEC_TIME: Duration = Duration::from_secs(25);
 
 /// How long a guest with shared directories may take to write what it has not written, and switch itself off.
 const FAREWELL: Duration = Duration::from_secs(5);
+
+/// How long those who call may take to hear that there is no guest any more.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// What to do about a directory that cannot be mounted for want of a file system in the guest's kernel: which, and what.
 const REMEDIES: [(&str, &str); 2] = [
@@ -108,6 +121,8 @@ pub(crate) enum Task {
     Run(Exec),
     /// To see that it starts.
     Start,
+    /// To be there for others.
+    Stay,
 }
 
 impl Monitor for GuestMonitor {
@@ -145,7 +160,7 @@ fn with_token(initrd: &Path, token: &Token) -> io::Result<OwnedFd> {
 }
 
 /// How it ends when nothing went wrong on the way.
-enum End {
+pub(crate) enum End {
     Exited(Status),
     /// Whoever has to know does.
     Told,
@@ -167,47 +182,229 @@ impl GuestMonitor {
         if !post.booted() {
             return Ok(End::Told);
         }
-        let exec = match &self.task {
+        let ended = match &self.task {
             Task::Start => {
                 post.started();
                 return Ok(End::Exited(Status::Code(0)));
             }
-            Task::Run(exec) => exec.clone(),
+            Task::Stay => return stay(&mut guest, post),
+            Task::Run(exec) => execute(&mut guest, exec.clone(), post),
         };
-        let has_terminal = exec.terminal.is_some();
-        let call = guest.host.exec(exec).map_err(|error| error.to_string())?;
-        match guest.started(call, Instant::now() + EXEC_TIME).map_err(|trouble| guest.explain(trouble, EXEC_TIME))? {
-            Ok(()) => {}
-            Err(Failure { kind, text }) => {
-                let errno = match kind {
-                    FailureKind::NotFound => Errno::NOENT,
-                    FailureKind::NotExecutable => Errno::ACCESS,
-                    FailureKind::Killed | FailureKind::Refused => {
-                        return Err(format!("the program did not start: {text}"));
-                    }
-                };
-                post.not_executed(errno.raw_os_error());
-                return Ok(End::Told);
-            }
-        }
-        let mut signals: Vec<Signal> = PASSED_ON.to_vec();
-        signals.push(Signal::WINCH);
-        let signals = SignalFd::new(&signals).map_err(|error| format!("signals cannot be received: {error}"))?;
-        let raw = if has_terminal { RawMode::enter(io::stdin()).ok().flatten() } else { None };
-        post.started();
-        let mut run = Run::new(&mut guest, call, &signals);
-        let ended = run.relay();
-        drop(raw);
-        let status = ended.map_err(|trouble| guest.explain(trouble, Duration::ZERO))?;
-        if self.mounts.iter().any(|mount| mount.kind != MountKind::Tmpfs) {
+        let ended = ended.map_err(|trouble| guest.explain(trouble, EXEC_TIME))?;
+        if matches!(ended, End::Exited(_)) && self.mounts.iter().any(|mount| mount.kind != MountKind::Tmpfs) {
             guest.say_goodbye();
         }
-        Ok(End::Exited(status))
+        Ok(ended)
     }
 }
 
+/// Has a program executed, and relays its streams and signals to its end.
+pub(crate) fn execute(side: &mut impl Side, exec: Exec, post: &Post) -> Result<End, Trouble> {
+    let has_terminal = exec.terminal.is_some();
+    let call = side.host().exec(exec).map_err(|error| Trouble::Broken(error.to_string()))?;
+    match started(side, call, Instant::now() + EXEC_TIME)? {
+        Ok(()) => {}
+        Err(Failure { kind, text }) => {
+            let errno = match kind {
+                FailureKind::NotFound => Errno::NOENT,
+                FailureKind::NotExecutable => Errno::ACCESS,
+                FailureKind::Killed | FailureKind::Refused => {
+                    return Err(Trouble::Broken(format!("the program did not start: {text}")));
+                }
+            };
+            post.not_executed(errno.raw_os_error());
+            return Ok(End::Told);
+        }
+    }
+    let mut signals: Vec<Signal> = PASSED_ON.to_vec();
+    signals.push(Signal::WINCH);
+    let signals =
+        SignalFd::new(&signals).map_err(|error| Trouble::Broken(format!("signals cannot be received: {error}")))?;
+    let raw = if has_terminal { RawMode::enter(io::stdin()).ok().flatten() } else { None };
+    post.started();
+    let ended = Run::new(side, call, &signals).relay();
+    drop(raw);
+    ended.map(End::Exited)
+}
+
+/// Is there for callers, until the guest ends or is to be ended.
+fn stay(guest: &mut Guest, post: &Post) -> Result<End, String> {
+    let signals = SignalFd::new(&[Signal::TERM]).map_err(|error| format!("signals cannot be received: {error}"))?;
+    post.started();
+    let mut exchange = Exchange { guest, post, signals, board: Switchboard::default(), lines: BTreeMap::new() };
+    match exchange.serve() {
+        Ok(()) => {
+            exchange.guest.say_goodbye();
+            Ok(End::Exited(Status::Code(0)))
+        }
+        Err(trouble) => {
+            let why = exchange.guest.explain(trouble, Duration::ZERO);
+            exchange.tell_all(&why);
+            Err(why)
+        }
+    }
+}
+
+/// A guest and those who call.
+struct Exchange<'a> {
+    guest: &'a mut Guest,
+    post: &'a Post,
+    signals: SignalFd,
+    board: Switchboard,
+    lines: BTreeMap<CallerId, OwnedFd>,
+}
+
+impl Exchange<'_> {
+    /// Until it is asked to end.
+    fn serve(&mut self) -> Result<(), Trouble> {
+        loop {
+            while let Some(event) = self.guest.host.poll_event() {
+                self.board.handle_event(&mut self.guest.host, event);
+            }
+            for source in wait(&self.sources(), None)? {
+                match source {
+                    Source::Signals => {
+                        if let Ok(Some(_)) = self.signals.next() {
+                            return Ok(());
+                        }
+                    }
+                    Source::Callers => self.accept()?,
+                    Source::Line(id) => self.handle_line(id),
+                    Source::Agent | Source::Control | Source::Console | Source::End => self.guest.handle(source)?,
+                    Source::Input | Source::Output(_) => {}
+                }
+            }
+        }
+    }
+
+    fn sources(&self) -> Vec<(Source, BorrowedFd<'_>, PollFlags)> {
+        let mut sources = self.guest.sources();
+        sources.push((Source::Signals, self.signals.as_fd(), PollFlags::IN));
+        sources.push((Source::Callers, self.post.callers(), PollFlags::IN));
+        // What a guest that says it has room does not fetch waits with its callers.
+        let input = if self.guest.host.output().len() < MOST_WAITING { PollFlags::IN } else { PollFlags::empty() };
+        sources.extend(self.lines.iter().map(|(id, line)| {
+            let output = if self.board.output(*id).is_empty() { PollFlags::empty() } else { PollFlags::OUT };
+            (Source::Line(*id), line.as_fd(), input | output)
+        }));
+        sources
+    }
+
+    fn accept(&mut self) -> Result<(), Trouble> {
+        let line = self.post.next_caller();
+        let Some(line) = line.map_err(|error| Trouble::Broken(format!("its pid 1 cannot be heard: {error}")))? else {
+            return Ok(());
+        };
+        // One too many sees its line closed.
+        if rustix::io::ioctl_fionbio(&line, true).is_ok()
+            && let Some(id) = self.board.add()
+        {
+            self.lines.insert(id, line);
+        }
+        Ok(())
+    }
+
+    fn handle_line(&mut self, id: CallerId) {
+        let is_there = self.write_line(id) && self.read_line(id);
+        if !is_there {
+            self.lines.remove(&id);
+            self.board.remove(&mut self.guest.host, id);
+        }
+    }
+
+    fn write_line(&mut self, id: CallerId) -> bool {
+        let Some(line) = self.lines.get(&id) else { return false };
+        if self.board.output(id).is_empty() {
+            return true;
+        }
+        match rustix::net::send(line, self.board.output(id), SendFlags::NOSIGNAL) {
+            Ok(len) => {
+                self.board.sent(id, len);
+                true
+            }
+            Err(Errno::AGAIN | Errno::INTR) => true,
+            Err(_) => false,
+        }
+    }
+
+    fn read_line(&mut self, id: CallerId) -> bool {
+        let Some(line) = self.lines.get(&id) else { return false };
+        if self.guest.host.output().len() >= MOST_WAITING {
+            return true;
+        }
+        let mut buffer = [0; CHUNK];
+        match rustix::io::read(line, &mut buffer) {
+            Ok(len @ 1..) => {
+                let bytes = buffer.get(..len).unwrap_or_default();
+                self.board.handle_bytes(&mut self.guest.host, id, bytes).is_ok()
+            }
+            Err(Errno::AGAIN | Errno::INTR) => true,
+            Ok(_) | Err(_) => false,
+        }
+    }
+
+    /// Tells everybody why there is no guest any more, and waits until they have heard it: with the sandbox they end as well.
+    fn tell_all(&mut self, why: &str) {
+        self.board.end(why);
+        let deadline = Instant::now() + LAST_WORDS;
+        while !self.lines.is_empty() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let lines = self.lines.iter().map(|(id, line)| {
+                let output = if self.board.output(*id).is_empty() { PollFlags::empty() } else { PollFlags::OUT };
+                (Source::Line(*id), line.as_fd(), PollFlags::IN | output)
+            });
+            let ready = match wait(&lines.collect::<Vec<_>>(), Some(left)) {
+                Ok(ready) if !left.is_zero() => ready,
+                Ok(_) | Err(_) => return,
+            };
+            for source in ready {
+                if let Source::Line(id) = source {
+                    self.handle_line(id);
+                }
+            }
+        }
+    }
+}
+
+/// Who executes programs for us.
+pub(crate) trait Side {
+    /// What is said with it.
+    fn host(&mut self) -> &mut Host;
+    fn heard(&self) -> &Host;
+    /// What it is waited for by.
+    fn sources(&self) -> Vec<(Source, BorrowedFd<'_>, PollFlags)>;
+    /// One of those is ready.
+    fn handle(&mut self, source: Source) -> Result<(), Trouble>;
+}
+
+/// The next event of it.
+pub(crate) fn next_event(side: &mut impl Side, deadline: Instant) -> Result<Event, Trouble> {
+    loop {
+        if let Some(event) = side.host().poll_event() {
+            return Ok(event);
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(Trouble::Late);
+        }
+        let ready = wait(&side.sources(), Some(left))?;
+        for source in ready {
+            side.handle(source)?;
+        }
+    }
+}
+
+/// Waits until the program runs, or cannot.
+fn started(side: &mut impl Side, call: CallId, deadline: Instant) -> Result<Result<(), Failure>, Trouble> {
+    let event = next_event(side, deadline)?;
+    if event == (Event::Started { call }) {
+        return Ok(Ok(()));
+    }
+    if let Event::Failed { failure, .. } = event { Ok(Err(failure)) } else { Err(out_of_turn(&event)) }
+}
+
 /// Why there is no guest any more.
-enum Trouble {
+pub(crate) enum Trouble {
     /// QEMU has ended.
     Ended(String),
     /// It has not answered in time.
@@ -234,7 +431,7 @@ enum Off {
 }
 
 /// An agent of ours does not say this now. The protocol's own part has held it to the rest.
-fn out_of_turn(event: &Event) -> Trouble {
+pub(crate) fn out_of_turn(event: &Event) -> Trouble {
     let what = match event {
         Event::Ready => "a greeting",
         Event::Started { .. } => "that something has started",
@@ -251,7 +448,7 @@ fn out_of_turn(event: &Event) -> Trouble {
 
 /// What the monitor waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Source {
+pub(crate) enum Source {
     End,
     Console,
     Agent,
@@ -259,6 +456,9 @@ enum Source {
     Input,
     Output(Stream),
     Signals,
+    /// Somebody who wants something done in the guest; and one who has said so.
+    Callers,
+    Line(CallerId),
 }
 
 impl Guest {
@@ -355,30 +555,19 @@ impl Guest {
         Ok(())
     }
 
-    /// Waits until the program runs, or cannot.
-    fn started(&mut self, call: CallId, deadline: Instant) -> Result<Result<(), Failure>, Trouble> {
-        let event = self.event(deadline)?;
-        if event == (Event::Started { call }) {
-            return Ok(Ok(()));
-        }
-        if let Event::Failed { failure, .. } = event { Ok(Err(failure)) } else { Err(out_of_turn(&event)) }
-    }
-
     /// The next event of the agent.
     fn event(&mut self, deadline: Instant) -> Result<Event, Trouble> {
-        loop {
-            if let Some(event) = self.host.poll_event() {
-                return Ok(event);
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(Trouble::Late);
-            }
-            let ready = wait(&self.sources(), Some(left))?;
-            for source in ready {
-                self.handle(source)?;
-            }
-        }
+        next_event(self, deadline)
+    }
+}
+
+impl Side for Guest {
+    fn host(&mut self) -> &mut Host {
+        &mut self.host
+    }
+
+    fn heard(&self) -> &Host {
+        &self.host
     }
 
     fn sources(&self) -> Vec<(Source, BorrowedFd<'_>, PollFlags)> {
@@ -397,7 +586,6 @@ impl Guest {
         sources
     }
 
-    /// Something can be done.
     fn handle(&mut self, source: Source) -> Result<(), Trouble> {
         match source {
             Source::Agent => {
@@ -413,9 +601,12 @@ impl Guest {
                 Ok(())
             }
             Source::End => self.ended(),
-            Source::Input | Source::Output(_) | Source::Signals => Ok(()),
+            Source::Input | Source::Output(_) | Source::Signals | Source::Callers | Source::Line(_) => Ok(()),
         }
     }
+}
+
+impl Guest {
 
     /// QEMU has ended: reads what it has said before, which may be all that was waited for.
     fn ended(&mut self) -> Result<(), Trouble> {
@@ -539,8 +730,8 @@ impl Guest {
 }
 
 /// A program that runs in the guest, between its streams and ours.
-struct Run<'a> {
-    guest: &'a mut Guest,
+struct Run<'a, S> {
+    side: &'a mut S,
     call: CallId,
     signals: &'a SignalFd,
     outputs: [Outgoing; 2],
@@ -548,16 +739,16 @@ struct Run<'a> {
     status: Option<Status>,
 }
 
-impl<'a> Run<'a> {
-    fn new(guest: &'a mut Guest, call: CallId, signals: &'a SignalFd) -> Run<'a> {
+impl<'a, S: Side> Run<'a, S> {
+    fn new(side: &'a mut S, call: CallId, signals: &'a SignalFd) -> Run<'a, S> {
         let outputs = [Outgoing::default(), Outgoing::default()];
-        Run { guest, call, signals, outputs, input_open: true, status: None }
+        Run { side, call, signals, outputs, input_open: true, status: None }
     }
 
     /// Relays until the program has ended and all that it wrote is written.
     fn relay(&mut self) -> Result<Status, Trouble> {
         loop {
-            while let Some(event) = self.guest.host.poll_event() {
+            while let Some(event) = self.side.host().poll_event() {
                 self.handle_event(event)?;
             }
             if let Some(status) = self.status
@@ -571,8 +762,9 @@ impl<'a> Run<'a> {
                     Source::Input => self.read_input(),
                     Source::Output(stream) => self.write_output(stream),
                     Source::Signals => self.pass_signals(),
-                    Source::End => self.qemu_ended()?,
-                    Source::Agent | Source::Control | Source::Console => self.guest.handle(source)?,
+                    Source::End => self.side_ended()?,
+                    Source::Agent | Source::Control | Source::Console => self.side.handle(source)?,
+                    Source::Callers | Source::Line(_) => {}
                 }
             }
         }
@@ -590,18 +782,18 @@ impl<'a> Run<'a> {
             return sources;
         }
         // The room is what the guest says that it has; what it does not fetch waits here.
-        if self.input_open && self.guest.host.room(self.call) > 0 && self.guest.host.output().len() < MOST_WAITING {
+        if self.input_open && self.side.heard().room(self.call) > 0 && self.side.heard().output().len() < MOST_WAITING {
             sources.push((Source::Input, rustix::stdio::stdin(), PollFlags::IN));
         }
         // The agent before the end of QEMU: what it says explains that.
-        sources.extend(self.guest.sources());
+        sources.extend(self.side.sources());
         sources
     }
 
     /// QEMU has ended, which is no trouble when the program had before and what it said is just being read.
-    fn qemu_ended(&mut self) -> Result<(), Trouble> {
-        let ended = self.guest.ended();
-        while let Some(event) = self.guest.host.poll_event() {
+    fn side_ended(&mut self) -> Result<(), Trouble> {
+        let ended = self.side.handle(Source::End);
+        while let Some(event) = self.side.host().poll_event() {
             self.handle_event(event)?;
         }
         if self.status.is_some() { Ok(()) } else { ended }
@@ -611,7 +803,7 @@ impl<'a> Run<'a> {
         match event {
             Event::Data { call, stream, bytes } if call == self.call => {
                 if self.output(stream).is_closed() {
-                    self.guest.host.taken(call, stream, bytes.len());
+                    self.side.host().taken(call, stream, bytes.len());
                 } else {
                     self.output_mut(stream).push(&bytes);
                 }
@@ -636,16 +828,16 @@ impl<'a> Run<'a> {
 
     fn read_input(&mut self) {
         let mut buffer = [0; CHUNK];
-        let room = self.guest.host.room(self.call).min(CHUNK);
+        let room = self.side.heard().room(self.call).min(CHUNK);
         match rustix::io::read(rustix::stdio::stdin(), buffer.get_mut(..room).unwrap_or_default()) {
             Ok(len @ 1..) => {
                 let bytes = buffer.get(..len).unwrap_or_default();
-                self.guest.host.write(self.call, bytes);
+                self.side.host().write(self.call, bytes);
             }
             Err(Errno::AGAIN | Errno::INTR) => {}
             Ok(_) | Err(_) => {
                 self.input_open = false;
-                self.guest.host.end(self.call);
+                self.side.host().end(self.call);
             }
         }
     }
@@ -659,21 +851,21 @@ impl<'a> Run<'a> {
             Written::Bytes(len) => len,
             Written::Closed(len) => {
                 // As it would come to a program that writes to a pipe without a reader.
-                self.guest.host.signal(self.call, number(Signal::PIPE));
+                self.side.host().signal(self.call, number(Signal::PIPE));
                 len
             }
         };
-        self.guest.host.taken(self.call, stream, taken);
+        self.side.host().taken(self.call, stream, taken);
     }
 
     fn pass_signals(&mut self) {
         while let Ok(Some(signal)) = self.signals.next() {
             if signal == Signal::WINCH {
                 if let Some(size) = terminal_size() {
-                    self.guest.host.resize(self.call, size);
+                    self.side.host().resize(self.call, size);
                 }
             } else {
-                self.guest.host.signal(self.call, number(signal));
+                self.side.host().signal(self.call, number(signal));
             }
         }
     }
@@ -723,7 +915,7 @@ fn wait(sources: &[(Source, BorrowedFd<'_>, PollFlags)], timeout: Option<Duratio
 }
 
 /// Ends as the program in the guest did: by a signal when that is how it ended, so that whoever asks sees the same.
-fn end_as(status: Status) -> u8 {
+pub(crate) fn end_as(status: Status) -> u8 {
     match status {
         Status::Code(code) => code,
         Status::Signal(signal) => {

@@ -16,11 +16,11 @@ use std::time::Duration;
 use clap::ArgMatches;
 use cofferdam_control::change::{ChangeError, Changeable, Proposal};
 use cofferdam_control::named::{
-    self, Entry, ExecOptions, LimitsEntry, Locked, Mode, MountEntry, NamedError, NamedSpec, Registry, RunSpec,
+    self, BackendEntry, Entry, ExecOptions, LimitsEntry, Locked, Mode, MountEntry, NamedError, NamedSpec, Registry, RunSpec,
     SandboxName, SpecError,
 };
 use cofferdam_control::store::RunKind;
-use cofferdam_control::{RunError, RunOptions, Terminal, check_project, environment};
+use cofferdam_control::{Backend, RunError, RunOptions, Terminal, check_project, environment};
 use cofferdam_policy::file::{self, FlagItem};
 
 use crate::args::{
@@ -31,6 +31,7 @@ use crate::output::{self, Screen};
 use crate::refusal::{EXIT_FAILED, Refusal, each};
 use crate::run;
 use crate::state::{self, registry};
+use crate::vm;
 
 pub(crate) use cp::cp;
 pub(crate) use logs::logs;
@@ -145,12 +146,12 @@ fn spec_of(
     if limits.timeout.is_some() {
         return Err(Refusal::setup("a sandbox that stays has no --timeout; exec has one for a run".to_owned()));
     }
-    if place.backend == BackendWord::Vm {
-        let text = "--backend vm is for `cofferdam run`: a sandbox that stays has no virtual machine";
-        return Err(Refusal::setup(text.to_owned()));
-    }
-    if place.disk.is_some() {
-        return Err(Refusal::setup("--disk is for `cofferdam run --backend vm`".to_owned()));
+    let backend = match place.backend {
+        BackendWord::Namespace => BackendEntry::Namespace,
+        BackendWord::Vm => BackendEntry::Vm,
+    };
+    if place.disk.is_some() || place.mount_via.is_some() || place.arch.is_some() {
+        return Err(Refusal::setup("--disk, --mount-via and --arch are for `cofferdam run --backend vm`".to_owned()));
     }
     let network_flags = run::flag_items(&network, &network_limits, matches)?;
     let config = run::network_config(&network_flags, &network)?;
@@ -184,6 +185,7 @@ fn spec_of(
         policy_changes: 0,
         ipv6: if network.ipv6 { Some(true) } else { None },
         no_record: false,
+        backend,
     })
 }
 
@@ -220,7 +222,11 @@ fn environment_of(spec: &NamedSpec, own: &[(OsString, OsString)]) -> Result<Vec<
 /// Starts one; what there is to say.
 fn start_kept(locked: Locked, spec: &NamedSpec) -> Result<Vec<String>, Refusal> {
     let env = environment_of(spec, &[])?;
-    match named::start(locked, spec, env) {
+    let backend = match spec.backend {
+        BackendEntry::Namespace => Backend::Namespace,
+        BackendEntry::Vm => Backend::Vm(vm::options()?),
+    };
+    match named::start(locked, spec, env, backend) {
         Ok(kept) => Ok(kept.notices),
         Err((text, status)) => Err(Refusal::start(text, status)),
     }

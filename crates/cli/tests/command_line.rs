@@ -176,9 +176,10 @@ fn says_what_virtual_machines_lack_and_refuses_a_backend_that_there_is_not() {
     let output = finish(cofferdam(&["demo", "--backend", "vm"]).env("PATH", "/nowhere"), b"");
     assert_eq!((output.status, output.stdout.as_str()), (1, ""));
     assert_eq!(output.stderr.lines().count(), 1, "{}", output.stderr);
-    let output = run(&["create", "--backend", "vm", "--no-cwd", "work"]);
+    let create = ["create", "--backend", "vm", "--no-cwd", "--no-start", "work"];
+    let output = finish(cofferdam(&create).env("PATH", "/nowhere"), b"");
     assert_eq!(output.status, 125, "{}", output.stderr);
-    assert!(output.stderr.contains("has no virtual machine"), "{}", output.stderr);
+    assert!(output.stderr.contains("apt-get install --no-install-recommends qemu-system"), "{}", output.stderr);
     let output = run(&["run", "--backend", "jail", "--", "true"]);
     assert_eq!(output.status, 125, "{}", output.stderr);
     assert!(output.stderr.contains("[possible values: namespace, vm]"), "{}", output.stderr);

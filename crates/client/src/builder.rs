@@ -60,6 +60,8 @@ struct Spec {
     limits: Limits,
     network: serde_json::Value,
     no_record: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    backend: Option<&'static str>,
 }
 
 #[derive(Debug, Serialize)]
@@ -186,6 +188,13 @@ impl SandboxBuilder {
     /// The most processes of everything inside.
     pub fn pids(mut self, count: u32) -> SandboxBuilder {
         self.spec.limits.pids = Some(count);
+        self
+    }
+
+    /// Keeps its programs in a virtual machine, which has a kernel of its own and keeps its files until it is stopped. `cofferdam vm
+    /// setup` has to have been there before.
+    pub fn virtual_machine(mut self) -> SandboxBuilder {
+        self.spec.backend = Some("vm");
         self
     }
 

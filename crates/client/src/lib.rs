@@ -34,6 +34,7 @@
 //! | [`Sandbox::builder`], [`Session::builder`] | make a sandbox, with the public internet or with nothing |
 //! | [`Sandbox::open`], [`Sandbox::list`] | find those there are |
 //! | [`Sandbox::run`] | run a program in it: [`Run::output`], [`Run::status`], [`Run::spawn`] |
+//! | [`Sandbox::vm`] | make a virtual machine for a few commands; [`vm`] has more |
 //! | [`Network`] | say what may be reached; [`policy`] has rules |
 //! | [`Sandbox::put`], [`get`](Sandbox::get), [`write`](Sandbox::write), [`read`](Sandbox::read) | copy files |
 //!
@@ -56,6 +57,7 @@ mod run;
 mod running;
 mod sandbox;
 mod streams;
+pub mod vm;
 
 pub use cofferdam_model as model;
 pub use cofferdam_policy as policy;

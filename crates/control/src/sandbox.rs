@@ -270,6 +270,14 @@ impl Sandbox {
         self
     }
 
+    /// What its virtual machine is made from, if it is to be one, drawn for one boot.
+    pub(crate) fn take_machine(&mut self) -> Result<Option<cofferdam_backend_vm::Options>, RunError> {
+        match std::mem::take(&mut self.backend) {
+            Backend::Namespace => Ok(None),
+            Backend::Vm(options) => options.drawn().map(Some),
+        }
+    }
+
     /// Says what it is for, where the program is started by somebody else.
     pub(crate) fn about(mut self, command: &[String]) -> Sandbox {
         self.command = command.to_vec();

@@ -42,9 +42,10 @@ pub enum Event {
         call: CallId,
         stream: Stream,
     },
-    /// There is room for more input.
+    /// There is room for so much more input.
     Room {
         call: CallId,
+        bytes: u32,
     },
     Exited {
         call: CallId,
@@ -434,7 +435,7 @@ impl Call {
                     // It was on its way when the input ended.
                     Input::Closed => fits(matches!(self.kind, Kind::Exec | Kind::Put), "it has no input")?,
                 }
-                Ok(Event::Room { call })
+                Ok(Event::Room { call, bytes })
             }
             ToHost::Exited { status, .. } => {
                 fits(self.kind == Kind::Exec && self.started, "it is no program, or has not started")?;

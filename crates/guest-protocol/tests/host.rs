@@ -128,7 +128,7 @@ fn input_stops_where_the_window_ends_and_goes_on_with_credit() {
         })
         .collect();
     assert_eq!(sizes, vec![MAX_DATA; window / MAX_DATA]);
-    assert_eq!(say(&mut host, &ToHost::Credit { call, bytes: 5 }), Ok(vec![Event::Room { call }]));
+    assert_eq!(say(&mut host, &ToHost::Credit { call, bytes: 5 }), Ok(vec![Event::Room { call, bytes: 5 }]));
     assert_eq!(host.write(call, b"0123456789"), 5);
 }
 

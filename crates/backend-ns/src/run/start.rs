@@ -62,6 +62,35 @@ pub fn launch_monitored(
     launch_fresh(spec, Task::Monitor, Some((monitor, booting)))
 }
 
+/// As [`launch_monitored`], for runs inside: it has [`Running::handles`], and the monitor hears of them by
+/// [`Order::Caller`](super::Order).
+///
+/// # Errors
+/// As [`launch`].
+pub fn launch_staying(
+    spec: SandboxSpec,
+    monitor: &dyn Monitor,
+    booting: &mut dyn FnMut(Duration),
+) -> Result<Running, LaunchError> {
+    launch_fresh(spec, Task::StayMonitor, Some((monitor, booting)))
+}
+
+/// A run in a virtual machine that stays: `monitor` has the program executed there, over `line`, the other end of what that
+/// machine's monitor was given. It is a run like others otherwise, in the sandbox that QEMU is in.
+///
+/// # Errors
+/// As [`launch`].
+pub fn launch_calling(
+    spec: SandboxSpec,
+    handles: Handles,
+    monitor: &dyn Monitor,
+    line: OwnedFd,
+) -> Result<Running, LaunchError> {
+    let spec = SandboxSpec { network: None, ..check::checked(spec, Task::Monitor)? };
+    let inner = Inner { task: Task::Monitor, own: None, monitor: Some((monitor, line)), steps: plan::plan_call() };
+    launch_inner(&spec, &handles, Attachment::Session, inner)
+}
+
 /// Makes a sandbox without a program, for runs inside: it has [`Running::handles`], and lasts until it is ended. Its command
 /// is not looked at. Otherwise as [`launch`].
 ///
@@ -92,27 +121,48 @@ pub fn launch_inside(
             SandboxSpec { network, ..spec }
         }
     };
-    let filters = filter::program_filters(spec.allow_userns)
-        .map_err(|error| failed(Role::Supervisor, crate::builder::fault(&error)))?;
     let hidden = match attachment {
         Attachment::Session => &[],
         Attachment::Own => spec.sockets.as_slice(),
     };
-    let steps = plan::plan_run(hidden);
-    let mut start = Start::inside(&spec, &handles)?;
-    start.fork_enter(&handles, attachment, |supervisor, mount| Init {
-        spec: &spec,
+    let inner = Inner { task: Task::Program, own, monitor: None, steps: plan::plan_run(hidden) };
+    launch_inner(&spec, &handles, attachment, inner)
+}
+
+/// What runs in a sandbox that is there.
+struct Inner<'a> {
+    task: Task,
+    own: Option<OwnProgram>,
+    monitor: Option<(&'a dyn Monitor, OwnedFd)>,
+    steps: Vec<plan::Step>,
+}
+
+fn launch_inner(
+    spec: &SandboxSpec,
+    handles: &Handles,
+    attachment: Attachment,
+    inner: Inner<'_>,
+) -> Result<Running, LaunchError> {
+    let filters = filter::program_filters(spec.allow_userns)
+        .map_err(|error| failed(Role::Supervisor, crate::builder::fault(&error)))?;
+    let Inner { task, own, monitor, steps } = inner;
+    let (monitor, line) = monitor.unzip();
+    let mut start = Start::inside(spec, handles)?;
+    start.fork_enter(handles, attachment, |supervisor, mount| Init {
+        spec,
         supervisor,
         steps: &steps,
         trees: 0,
         filters: &filters,
-        task: Task::Program,
+        task,
         own,
-        monitor: None,
-        inside: Some(Inside { mount, attachment }),
+        monitor,
+        inside: Some(Inside { mount, attachment, line }),
     })?;
-    let conducted = start.conduct(&[], None);
-    conclude(conducted, start, &spec, || Host::survey(spec.place.rootfs.as_deref(), spec.place.view).ok())
+    // It has nothing to boot, and says so at once.
+    let mut silent = |_elapsed: Duration| {};
+    let conducted = start.conduct(&[], task.is_monitored().then_some(&mut silent));
+    conclude(conducted, start, spec, || Host::survey(spec.place.rootfs.as_deref(), spec.place.view).ok())
 }
 
 /// A monitor, and who is told how long its machine has been starting.

@@ -93,6 +93,8 @@ pub trait Observer {
 pub enum Order {
     /// Send the program a signal.
     Signal(Signal),
+    /// Hand this to the monitor of a virtual machine that stays: whoever has the other end wants something done in the guest.
+    Caller(OwnedFd),
     /// End the sandbox at once, and everything in it.
     End,
 }
@@ -252,6 +254,10 @@ impl<'a> Watch<'a> {
             Order::Signal(signal) => {
                 let target = PASSED_ON.iter().find(|(known, _)| *known == signal).map(|(_, target)| *target);
                 self.send(signal, target.unwrap_or(Target::Program));
+            }
+            Order::Caller(line) => {
+                // An init that is gone is noticed as such; and without a hearer the other end is closed.
+                let _gone = wire::send(&self.running.init, &Message::Caller, &[line.as_fd()]);
             }
             Order::End => self.is_ordered_to_end = true,
         }

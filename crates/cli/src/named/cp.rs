@@ -2,6 +2,8 @@
 //!
 //! What is in the sandbox is read and written by a run in it, which sees what programs there see: links lead where they lead
 //! inside. A process of ours outside makes the archive or takes it apart, confined to the place where that happens.
+//!
+//! No function of ours runs in a guest: there it is the guest's own `tar`, and whatever that says is taken apart here as any archive.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Write};
@@ -9,7 +11,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use cofferdam_control::named::{self, ExecOptions};
+use cofferdam_control::named::{self, BackendEntry, ExecOptions};
 use cofferdam_control::{EventLog, OwnProgram, RunOptions, open_directory, resolve};
 use cofferdam_sys::confine::{self, PathAccess};
 use cofferdam_sys::ns::{self, Fork};
@@ -120,9 +122,17 @@ pub(crate) fn cp(args: &CpArgs) -> u8 {
 }
 
 fn copy_out(name: &str, path: &Path, to: Option<&Path>, reader: Reader) -> Result<u8, Refusal> {
-    let run = |name: &str| run_inside(name, path, pack_inside, reader);
+    let is_guest = is_guest(name)?;
+    let run = |name: &str| match is_guest {
+        true => run_in_guest(name, PACK, path, reader),
+        false => run_inside(name, path, pack_inside, reader),
+    };
     let Some(to) = to else { return run(name) };
-    let place = destination(to).map_err(failed)?;
+    let mut place = destination(to).map_err(failed)?;
+    if is_guest && place.called.is_none() {
+        // As it was named: in the archive it has the name of where that leads.
+        place.called = path.file_name().map(OsStr::to_owned);
+    }
     let (input, output) = pipe()?;
     let unpacker = beside(&[input.as_fd(), place.directory.as_fd()], reader, || {
         // Whatever the archive makes this process do, it does it there.
@@ -136,14 +146,30 @@ fn copy_out(name: &str, path: &Path, to: Option<&Path>, reader: Reader) -> Resul
 }
 
 fn copy_in(from: Option<&Path>, name: &str, path: &Path, reader: Reader) -> Result<u8, Refusal> {
-    let run = |name: &str| run_inside(name, path, unpack_inside, reader);
-    let Some(from) = from else { return run_inside(name, path, unpack_stream_inside, reader) };
+    let is_guest = is_guest(name)?;
+    let Some(from) = from else {
+        return match is_guest {
+            true => run_in_guest(name, UNPACK, path, reader),
+            false => run_inside(name, path, unpack_stream_inside, reader),
+        };
+    };
     let source = source(from).map_err(failed)?;
+    let mut into = path;
+    let mut renamed = None;
+    if is_guest && run_in_guest(name, IS_DIRECTORY, path, reader)? != 0 {
+        into = path.parent().unwrap_or(path);
+        renamed = path.file_name();
+    }
+    let run = |name: &str| match is_guest {
+        true => run_in_guest(name, UNPACK, into, reader),
+        false => run_inside(name, path, unpack_inside, reader),
+    };
     let (input, output) = pipe()?;
     let packer = beside(&[output.as_fd(), source.directory.as_fd()], reader, || {
         let out = std::fs::File::from(output.try_clone()?);
         let called = source.called.as_deref().unwrap_or(OsStr::new("."));
-        archive::pack(source.directory.as_fd(), called, Path::new(called), io::BufWriter::new(out))
+        let name = renamed.unwrap_or(called);
+        archive::pack(source.directory.as_fd(), called, Path::new(name), io::BufWriter::new(out))
     })?;
     drop(output);
     let status = with_stream(input, rustix::stdio::dup2_stdin, || run(name))?;
@@ -260,6 +286,33 @@ fn with_stream(
     let done = act();
     put(null).map_err(failed)?;
     done
+}
+
+/// What a guest does, in its own words: `$1` is an absolute path there.
+const PACK: &str = r#"real=$(realpath "$1") || exit 1
+[ "$real" != / ] || { echo 'the root directory cannot be copied' >&2; exit 1; }
+exec tar -c -f - -C "${real%/*}/" -- "${real##*/}""#;
+const UNPACK: &str = r#"exec tar -x -o -f - -C "$1""#;
+const IS_DIRECTORY: &str = r#"[ -d "$1" ]"#;
+
+/// Whether a sandbox is a virtual machine.
+fn is_guest(name: &str) -> Result<bool, Refusal> {
+    let spec = open(name)?.spec().map_err(|error| Refusal::from(&error))?;
+    Ok(spec.backend == BackendEntry::Vm)
+}
+
+/// Has a guest do something with a path.
+fn run_in_guest(name: &str, script: &str, path: &Path, reader: Reader) -> Result<u8, Refusal> {
+    let entry = open(name)?;
+    let session = named::enter(&entry).map_err(|error| Refusal::from(&error))?;
+    let env = environment_of(session.spec(), &[])?;
+    let command = ["sh", "-c", script, "sh"].into_iter().map(OsString::from).chain([path.into()]).collect();
+    let options = ExecOptions { env, workdir: Some("/".into()), ..ExecOptions::new(command) };
+    let finished = session.exec(options, &mut EventLog::none(), &mut |text| reader.notice(text), &mut || {});
+    match finished.map_err(|error| Refusal::from(&error))?.exit_status {
+        127 => Err(failed("the guest has no `tar` or no `realpath`, and a copy needs both there".to_owned())),
+        status => Ok(status),
+    }
 }
 
 /// Runs a function of ours in a sandbox, without a network.

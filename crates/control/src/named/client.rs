@@ -11,7 +11,7 @@ use cofferdam_model::PublishedPort;
 use super::exec::Session;
 use super::protocol::{self, Link, Reply, Request};
 use super::registry::{Entry, NamedError};
-use super::spec::NamedSpec;
+use super::spec::{BackendEntry, NamedSpec};
 use super::told::Listener;
 
 /// How long a keeper may take to answer. It does nothing that takes long.
@@ -59,9 +59,11 @@ pub fn enter(entry: &Entry) -> Result<Session, NamedError> {
     let (keeper, reply, mut fds) = ask(entry, &Request::Enter, None)?;
     let Reply::Entered(entered) = reply else { return Err(unexpected(entry, &reply)) };
     let broken = |what: String| NamedError::Keeper { name: entry.name().clone(), what };
-    if fds.len() != HANDLE_COUNT + 2 {
+    // That of a virtual machine comes with a line to its monitor.
+    if fds.len() != HANDLE_COUNT + 2 && fds.len() != HANDLE_COUNT + 3 {
         return Err(broken("has handed over something else than its sandbox".to_owned()));
     }
+    let line = if fds.len() > HANDLE_COUNT + 2 { fds.pop() } else { None };
     let listener = fds.pop().map(Listener::new);
     let json = fds.pop().map(protocol::read_memory_file).transpose();
     let json = json.map_err(|error| broken(format!("has handed over nothing that can be read: {error}")))?;
@@ -69,8 +71,11 @@ pub fn enter(entry: &Entry) -> Result<Session, NamedError> {
         .map_err(|source| NamedError::Spec { name: entry.name().clone(), source })?;
     let handles = Handles::from_parts(fds, entered.identity, entered.cgroup)
         .map_err(|error| broken(format!("has handed over something else than its sandbox: {error}")))?;
+    if line.is_some() != (spec.backend == BackendEntry::Vm) {
+        return Err(broken("has handed over something else than its sandbox".to_owned()));
+    }
     let link = entered.link.as_ref().map(Link::addresses);
-    Ok(Session { spec, directory: entry.path().to_owned(), handles, link, keeper, listener })
+    Ok(Session { spec, directory: entry.path().to_owned(), handles, link, keeper, listener, line })
 }
 
 /// Looks at a running sandbox.

@@ -35,6 +35,8 @@ pub struct Session {
     pub(super) keeper: OwnedFd,
     /// What the session's gateway denies.
     pub(super) listener: Option<Listener>,
+    /// The way to the monitor of a virtual machine, where it is one.
+    pub(super) line: Option<OwnedFd>,
 }
 
 /// Everything a caller decides about one run.
@@ -98,7 +100,10 @@ impl Session {
         tell: &mut dyn FnMut(&str),
         started: &mut dyn FnMut(),
     ) -> Result<Finished, RunError> {
-        let Session { spec, directory, handles, link, keeper, listener } = self;
+        let Session { spec, directory, handles, link, keeper, listener, line } = self;
+        if line.is_some() {
+            check_for_guest(&options)?;
+        }
         let own = options.own;
         let unusable = |error: super::SpecError| RunError::Spec(chain(&error));
         let shown: Vec<_> = options.command.iter().map(|word| word.to_string_lossy()).collect();
@@ -141,13 +146,35 @@ impl Session {
         let keeper = Some(keeper);
         let mut run = Run { keeper, listener, heard: Vec::new(), command: shown, asked, waiting: None, started };
         let mut finished =
-            sandbox.run_by(|spec, _| launch_inside(spec, handles, attachment, own), log, tell, &mut run)?;
+            sandbox.run_by(
+                |spec, _| match line {
+                    None => launch_inside(spec, handles, attachment, own),
+                    Some(line) => cofferdam_backend_vm::launch_calling(spec, handles, line),
+                },
+                log,
+                tell,
+                &mut run,
+            )?;
         if attachment == Attachment::Session && finished.summary.denied_anything() {
             let whose = "what was denied was denied in the session's network, to this run or to others that share it";
             finished.notices.push(whose.to_owned());
         }
         Ok(finished)
     }
+}
+
+/// What a run in a virtual machine cannot have.
+fn check_for_guest(options: &ExecOptions) -> Result<(), RunError> {
+    if options.network.is_some() {
+        let text = "a run in a virtual machine has the network of the machine: its programs share one network card, and which of them a \
+                    packet came from only the guest could say; leave the options of the network out, narrow the whole machine with \
+                    `cofferdam policy set`, or give the program a sandbox of its own";
+        return Err(RunError::Spec(text.to_owned()));
+    }
+    if options.own.is_some() {
+        return Err(RunError::Spec("a function of this program cannot run in a virtual machine".to_owned()));
+    }
+    Ok(())
 }
 
 /// The keeper's end of a run.
@@ -287,11 +314,13 @@ pub(super) struct Main<'a> {
     pub(super) keeper: OwnedFd,
     /// Where the command's output goes.
     pub(super) output: OwnedFd,
+    /// See [`Session`].
+    pub(super) line: Option<OwnedFd>,
 }
 
 /// That process, from its fork to its end, with the command's exit status.
 pub(super) fn main_command(main: Main<'_>) -> u8 {
-    let Main { handles, link, spec, directory, env, keeper, output } = main;
+    let Main { handles, link, spec, directory, env, keeper, output, line } = main;
     let prepare = |output: OwnedFd| -> io::Result<OwnedFd> {
         process::die_with_parent()?;
         rustix::stdio::dup2_stdout(&output)?;
@@ -300,13 +329,14 @@ pub(super) fn main_command(main: Main<'_>) -> u8 {
         let told = keeper.try_clone()?;
         let mut kept: Vec<BorrowedFd<'_>> = handles.fds().into();
         kept.extend([keeper.as_fd(), told.as_fd()]);
+        kept.extend(line.iter().map(AsFd::as_fd));
         process::close_all_except(&kept)?;
         Ok(told)
     };
     let Ok(told) = prepare(output) else { return EXIT_SETUP };
     let command = spec.command.iter().map(OsString::from).collect();
     let options = ExecOptions { env, ..ExecOptions::new(command) };
-    let session = Session { spec: spec.clone(), directory, handles, link, keeper, listener: None };
+    let session = Session { spec: spec.clone(), directory, handles, link, keeper, listener: None, line };
     match session.exec(options, &mut EventLog::none(), &mut |text| say(text), &mut || {}) {
         Ok(finished) => finished.exit_status,
         Err(error) => {

@@ -5,13 +5,14 @@
 //! | forked twice | – | a session of its own, no terminal, standard output in the log, no working directory |
 //! | starting | the sandbox is there | the main command's run is forked, if there is one; whoever starts us is told |
 //! | running | connection | its peer is looked at, its first message answered |
-//! | running | `Enter` | handles and specification are handed over; the connection is the run |
+//! | running | `Enter` | handles and specification are handed over, in a virtual machine a line to its monitor as well; the connection is the run |
 //! | running | `Stop`, TERM | stopping: every run is asked to end |
 //! | running | end of the main command | its status is written down; stopping |
 //! | running | `Policy` | the gateway is told; once it has answered, it is written down and every run is told |
 //! | running | a run has not narrowed in time | it is killed |
 //! | running | the gateway denies something | every run is told ([`told`]) |
 //! | running | a run's program has ended | once the gateway has told everything, so has the keeper |
+//! | stopping | no run is left | a virtual machine is asked to end, and has [`FAREWELL`] |
 //! | stopping | no run is left, or the time is up | the sandbox is ended, and with it whatever runs in it |
 //!
 //! The main command is a run like others, in a process of its own that is forked before this one has a thread; so every
@@ -19,6 +20,7 @@
 //!
 //! Limits: [`MAX_CONNECTIONS`] at once, more are closed; a peer that does not read is dropped.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
@@ -34,7 +36,7 @@ use cofferdam_sys::ns::{self, Child, Fork};
 use cofferdam_sys::{fdpass, process};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
-use rustix::net::SocketFlags;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::pipe::PipeFlags;
 use rustix::process::{WaitId, WaitIdOptions};
 use serde::{Deserialize, Serialize};
@@ -51,7 +53,7 @@ use crate::resolvers;
 use crate::sandbox::{Companion, EXIT_SETUP};
 use crate::state::{Replacement, write_new};
 use crate::store::{RecordAs, RunKind, RunStore};
-use crate::{EventLog, RunError, Sandbox};
+use crate::{Backend, EventLog, RunError, Sandbox};
 
 /// Connections at once: runs, and who asks something.
 const MAX_CONNECTIONS: usize = 1024;
@@ -61,6 +63,9 @@ const LOG_SIZE: u64 = 8 << 20;
 
 /// How long a keeper that gets TERM gives its runs.
 const GRACE: Duration = Duration::from_secs(10);
+
+/// How long a virtual machine in which nothing runs any more may take to write what it has in memory, and end.
+const FAREWELL: Duration = Duration::from_secs(6);
 
 /// How long a run may take to be within the session's changed policy. It takes milliseconds, seconds with very many rules.
 const NARROWING: Duration = Duration::from_secs(5);
@@ -86,7 +91,12 @@ pub struct Kept {
 ///
 /// # Errors
 /// Why it does not run, in words, with an exit status.
-pub fn start(locked: Locked, spec: &NamedSpec, env: Vec<(OsString, OsString)>) -> Result<Kept, (String, u8)> {
+pub fn start(
+    locked: Locked,
+    spec: &NamedSpec,
+    env: Vec<(OsString, OsString)>,
+    backend: Backend,
+) -> Result<Kept, (String, u8)> {
     let setup = |what: String| (what, EXIT_SETUP);
     let name = locked.entry().name().clone();
     let keeper = |what: &str| setup(NamedError::Keeper { name: name.clone(), what: what.to_owned() }.to_string());
@@ -94,7 +104,7 @@ pub fn start(locked: Locked, spec: &NamedSpec, env: Vec<(OsString, OsString)>) -
         .map_err(|error| keeper(&format!("could not be started: {error}")))?;
     process::fill_standard_descriptors().map_err(|error| keeper(&format!("could not be started: {error}")))?;
     let child = match ns::fork().map_err(|error| keeper(&format!("could not be started: {error}")))? {
-        Fork::Child => process::run_and_exit(|| detach(&locked, &ready_in, spec, env)),
+        Fork::Child => process::run_and_exit(|| detach(&locked, &ready_in, spec, (env, backend))),
         Fork::Parent(child) => child,
     };
     drop((ready_in, locked));
@@ -111,26 +121,29 @@ pub fn start(locked: Locked, spec: &NamedSpec, env: Vec<(OsString, OsString)>) -
     }
 }
 
+/// The environment of the main command, and what keeps it in.
+type With = (Vec<(OsString, OsString)>, Backend);
+
 /// In the first child: the keeper is the second, and no child of whoever called.
-fn detach(locked: &Locked, ready: &OwnedFd, spec: &NamedSpec, env: Vec<(OsString, OsString)>) -> u8 {
+fn detach(locked: &Locked, ready: &OwnedFd, spec: &NamedSpec, with: With) -> u8 {
     if rustix::process::setsid().is_err() {
         return 1;
     }
     match ns::fork() {
-        Ok(Fork::Child) => process::run_and_exit(|| keep(locked, ready, spec, env)),
+        Ok(Fork::Child) => process::run_and_exit(|| keep(locked, ready, spec, with)),
         Ok(Fork::Parent(_)) => 0,
         Err(_) => 1,
     }
 }
 
 /// The keeper from its fork to its end.
-fn keep(locked: &Locked, ready: &OwnedFd, spec: &NamedSpec, env: Vec<(OsString, OsString)>) -> u8 {
+fn keep(locked: &Locked, ready: &OwnedFd, spec: &NamedSpec, with: With) -> u8 {
     let entry = locked.entry();
     // Another number, so that the original is closed with everything else of the caller's.
     let Ok(ready) = ready.try_clone() else { return 1 };
     let mut ready = Some(ready);
     let failed = match settle(locked, &ready) {
-        Ok(log) => serve(entry, &mut ready, spec, env, log),
+        Ok(log) => serve(entry, &mut ready, spec, with, log),
         Err(error) => Err((format!("the keeper could not settle in {}: {error}", entry.path().display()), EXIT_SETUP)),
     };
     let _gone = protocol::stop_listening(entry.directory());
@@ -167,18 +180,24 @@ fn serve(
     entry: &Entry,
     ready: &mut Option<OwnedFd>,
     spec: &NamedSpec,
-    env: Vec<(OsString, OsString)>,
+    (env, backend): With,
     log: Log,
 ) -> Result<(), (String, u8)> {
     let refused = |error: &dyn std::error::Error| (chain(error), EXIT_SETUP);
     let listener = protocol::listen(entry.directory())
         .map_err(|error| (format!("cannot listen on the control socket of {}: {error}", entry.name()), EXIT_SETUP))?;
     let mut options = spec.run_options(Vec::new(), Vec::new()).map_err(|error| refused(&error))?;
-    let mut mounts = spec.kept_in(entry.path());
-    mounts.append(&mut options.mounts);
-    options.mounts = mounts;
+    // What a guest keeps, it keeps in its memory.
+    if let Backend::Namespace = backend {
+        let mut mounts = spec.kept_in(entry.path());
+        mounts.append(&mut options.mounts);
+        options.mounts = mounts;
+    }
+    options.backend = backend;
     let with_status = |error: RunError| (chain(&error), error.exit_status());
-    let sandbox = Sandbox::prepare(options).map_err(with_status)?.live().open_to_ports().about(&spec.command);
+    let mut sandbox = Sandbox::prepare(options).map_err(with_status)?.live().open_to_ports().about(&spec.command);
+    let machine = sandbox.take_machine().map_err(with_status)?;
+    let told = RefCell::new(Vec::new());
     let link = sandbox.link().map(Link::from);
     let has_gateway = link.is_some();
     let mut keeper = Keeper {
@@ -201,6 +220,10 @@ fn serve(
         published: Published::new(sandbox.published()),
         has_gateway,
         notices: Vec::new(),
+        told: &told,
+        is_machine: machine.is_some(),
+        farewell: None,
+        orders: Vec::new(),
         failed: None,
     };
     let mut events = EventLog::none();
@@ -212,9 +235,15 @@ fn serve(
         events = events.recorded(record);
     }
     let finished = sandbox.run_by(
-        |spec, _| cofferdam_backend_ns::launch_empty(spec),
+        |spec, tell| match machine {
+            None => cofferdam_backend_ns::launch_empty(spec),
+            Some(machine) => cofferdam_backend_vm::launch_staying(spec, &machine, tell),
+        },
         &mut events,
-        &mut |text| say(text),
+        &mut |text| {
+            say(text);
+            told.borrow_mut().push(text.to_owned());
+        },
         &mut keeper,
     );
     match (finished, keeper.failed) {
@@ -283,6 +312,13 @@ struct Keeper<'a> {
     published: Published,
     has_gateway: bool,
     notices: Vec<String>,
+    /// What the start has had to say so far.
+    told: &'a RefCell<Vec<String>>,
+    /// Whether it is a virtual machine, and until when it has been given time to end by itself.
+    is_machine: bool,
+    farewell: Option<Instant>,
+    /// What is to be done next.
+    orders: Vec<Order>,
     failed: Option<(String, u8)>,
 }
 
@@ -409,8 +445,10 @@ impl Keeper<'_> {
                 });
                 let spec = protocol::memory_file(self.spec.to_json().as_bytes())?;
                 let (teller, listener) = fdpass::pair()?;
+                let line = if self.is_machine { Some(call(&mut self.orders)?) } else { None };
                 let mut fds: Vec<BorrowedFd<'_>> = handles.fds().into();
                 fds.extend([spec.as_fd(), listener.as_fd()]);
+                fds.extend(line.iter().map(AsFd::as_fd));
                 protocol::send(&connection.socket, &entered, &fds)?;
                 connection.teller = Some(Teller::new(teller));
                 connection.kind = Kind::Run { command: None, is_main: false };
@@ -657,6 +695,23 @@ impl Keeper<'_> {
         self.stopping = [self.stopping, deadline].into_iter().flatten().min();
     }
 
+    /// What ends the sandbox, once it is to end.
+    fn last_order(&mut self) -> Option<Order> {
+        let now = Instant::now();
+        if !self.is_over() {
+            return None;
+        }
+        let is_late = self.stopping.is_some_and(|deadline| deadline <= now);
+        match self.farewell {
+            None if self.is_machine && !is_late => {
+                self.farewell = Some(now + FAREWELL);
+                Some(Order::Signal(rustix::process::Signal::TERM))
+            }
+            Some(until) if now < until && !is_late => None,
+            None | Some(_) => Some(Order::End),
+        }
+    }
+
     fn is_over(&self) -> bool {
         let is_run = |connection: &Connection| matches!(connection.kind, Kind::Run { .. });
         let is_idle = self.main.is_none() && !self.connections.values().any(is_run);
@@ -692,7 +747,8 @@ impl Companion for Keeper<'_> {
         let Some(handles) = running.handles() else { return Err(refused(io::ErrorKind::NotFound.into())) };
         let handles = handles.try_clone().map_err(refused)?;
         self.init = running.init_pid();
-        self.notices = running.notices().to_vec();
+        self.notices = std::mem::take(&mut *self.told.borrow_mut());
+        self.notices.extend_from_slice(running.notices());
         if self.spec.command.is_empty() {
             self.handles = Some(handles);
             self.report();
@@ -700,7 +756,9 @@ impl Companion for Keeper<'_> {
         }
         let (socket, other) = fdpass::pair().map_err(refused)?;
         let (output, output_in) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|errno| refused(errno.into()))?;
+        let line = if self.is_machine { Some(call(&mut self.orders).map_err(refused)?) } else { None };
         let main = Main {
+            line,
             handles: handles.try_clone().map_err(refused)?,
             link: self.link.as_ref().map(Link::addresses),
             spec: &self.spec,
@@ -734,7 +792,8 @@ impl Companion for Keeper<'_> {
             ChangeStep::Runs(deadline) => deadline,
             ChangeStep::Gateway(_) => change.due,
         });
-        self.stopping.into_iter().chain(change).chain(self.published.deadline()).min()
+        let at_once = (!self.orders.is_empty()).then(Instant::now);
+        self.stopping.into_iter().chain(change).chain(self.published.deadline()).chain(self.farewell).chain(at_once).min()
     }
 
     fn handle(&mut self, ready: &[bool], mut commands: Option<&mut Commands>) -> Vec<Order> {
@@ -759,7 +818,9 @@ impl Companion for Keeper<'_> {
         if let Some(commands) = commands {
             self.published.tidy(commands);
         }
-        if self.is_over() { vec![Order::End] } else { Vec::new() }
+        let mut orders = std::mem::take(&mut self.orders);
+        orders.extend(self.last_order());
+        orders
     }
 
     fn event(&mut self, event: &Event, line: &[u8]) {
@@ -800,8 +861,15 @@ impl Companion for Keeper<'_> {
 
     fn signal(&mut self) -> Vec<Order> {
         self.stop(GRACE);
-        if self.is_over() { vec![Order::End] } else { Vec::new() }
+        self.last_order().into_iter().collect()
     }
+}
+
+/// A line to the monitor of a virtual machine, whose other end it is to be given.
+fn call(orders: &mut Vec<Order>) -> io::Result<OwnedFd> {
+    let (line, other) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    orders.push(Order::Caller(other));
+    Ok(line)
 }
 
 /// Kills the supervisor of a run, and with it the run.

@@ -64,6 +64,26 @@ pub struct NamedSpec {
     /// Whether nothing of its sessions is recorded.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub no_record: bool,
+    /// What keeps its programs in.
+    #[serde(default, skip_serializing_if = "BackendEntry::is_namespace")]
+    pub backend: BackendEntry,
+}
+
+/// The word for a [`Backend`](crate::Backend). What a virtual machine is made from is found anew at each start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BackendEntry {
+    #[default]
+    Namespace,
+    Vm,
+}
+
+impl BackendEntry {
+    /// As serde asks for it.
+    #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+    fn is_namespace(&self) -> bool {
+        *self == BackendEntry::Namespace
+    }
 }
 
 /// One file or directory of the host.

@@ -1,0 +1,173 @@
+//! Virtual machines that stay: runs in them, copies, ports, policies, and how they end.
+//!
+//! A guest takes seconds to start, so one story is told with one guest, and says which part it is at.
+
+use std::time::Duration;
+
+use cofferdam_world_tests::{Family, Ran, World};
+
+/// What every script here begins with: what guests start from, and runs in the guest `g`.
+const PRELUDE: &str = r#"
+mkdir -p "$XDG_STATE_HOME/cofferdam"; cp -r "$WORLD/home/.local/state/cofferdam/vm" "$XDG_STATE_HOME/cofferdam/"
+g() { $C exec --quiet g "$@"; }
+# Whether something of this name sleeps in the guest; the bracket keeps it from finding itself.
+asleep() { g sh -c 'cat /proc/[0-9]*/cmdline 2>/dev/null | tr "\\0" " " | grep -q "slee[p] '"$1"'"'; }
+awake() { ! asleep "$1"; }
+# The processes of the machine that runs, and whether one of them is left.
+note() { machine="$(number g keeper) $(number g init) $(pgrep -d ' ' -f 'cofferdam-vm' -P "$(number g init)")"; machine="$machine $(pgrep -d ' ' -P "$(pgrep -f 'cofferdam-vm' -P "$(number g init)")")"; }
+none_left() { for one in $machine; do ! kill -0 "$one" 2>/dev/null || return 1; done; }
+"#;
+
+#[track_caller]
+fn script(text: &str) -> Ran {
+    let world = World::with_guests();
+    let sandbox = world.sandbox().patience(Duration::from_secs(240));
+    world.script_in(sandbox, &format!("{PRELUDE}\n{text}"))
+}
+
+#[test]
+fn a_guest_that_stays_takes_many_runs() {
+    let (web, other) = (Family::V4.in_url(Family::V4.web()), Family::V4.in_url(Family::V4.other()));
+    let (web6, other6) = (Family::V6.in_url(Family::V6.web()), Family::V6.in_url(Family::V6.other()));
+    let ran = script(&format!(
+        r#"
+        $C create g --backend vm --no-cwd -e GIVEN=1 --net-default-egress deny --net-rule 'allow@{web},allow@{web6}'
+        echo "a kernel of its own: $(g cat /proc/cmdline | grep -c console=ttyS0)"
+
+        # Streams, statuses, variables and places.
+        echo "in and out: $(printf 'abc' | g tr a-z A-Z)"
+        echo "much: $(head -c 3000000 /dev/zero | g sh -c 'cat; echo end >&2' 2>"$XDG_STATE_HOME/err" | wc -c) $(cat "$XDG_STATE_HOME/err")"
+        g sh -c 'exit 7' || echo "status $?"
+        g sh -c 'kill -9 $$' || echo "signal $?"
+        g absent 2>/dev/null || echo "absent $?"
+        g /etc/passwd 2>/dev/null || echo "not executable $?"
+        echo "variables: $($C exec --quiet -e OWN=2 -w /tmp g -- sh -c 'echo $GIVEN $OWN $PWD')"
+        g sh -c 'echo kept >file'; echo "files: $(g cat file)"
+        echo "who: $(g id -u)"
+
+        # A terminal with the size of ours, and its signals.
+        size=$(script -qefc "stty rows 33 cols 44; $C exec -t g stty size" /dev/null </dev/null | tr -d '\r')
+        echo "terminal: $size"
+        $C exec --quiet g -- sh -c 'trap "echo trapped; exit 5" TERM; touch ready; while :; do sleep 0.1; done' >"$XDG_STATE_HOME/trapped" &
+        run=$!
+        until_ g test -e ready
+        kill -TERM $run; wait $run || echo "$(cat "$XDG_STATE_HOME/trapped") $?"
+
+        # Time that is up ends everybody, in whatever session, and so does the end of who asked.
+        $C exec --quiet --timeout 500ms g -- sh -c 'setsid sleep 1001 & setsid sh -c "trap : TERM; sleep 1002; sleep 1003" & wait' || echo "timeout $?"
+        until_ awake 100
+        $C exec --quiet g -- sh -c 'setsid sleep 1004 & touch asked; wait' &
+        run=$!
+        until_ g test -e asked
+        kill -9 $run; wait $run 2>/dev/null || true
+        until_ awake 100
+        echo "nobody left"
+
+        # Several at a time, and one that reads nothing holds up nobody.
+        g sh -c 'yes | head -c 4000000' | (until_ test -e "$XDG_STATE_HOME/eight"; wc -c >"$XDG_STATE_HOME/slow") &
+        slow=$!
+        runs=
+        for n in 1 2 3 4 5 6 7 8; do g sh -c "touch up-$n; until [ -e up-1 -a -e up-8 ]; do sleep 0.05; done; echo $n" >"$XDG_STATE_HOME/run-$n" & runs="$runs $!"; done
+        wait $runs
+        touch "$XDG_STATE_HOME/eight"; wait $slow
+        echo "eight: $(cat "$XDG_STATE_HOME"/run-* | tr -d '\n') $(cat "$XDG_STATE_HOME/slow")"
+
+        # Copies.
+        cd "$XDG_STATE_HOME"; mkdir -p tree/in; echo a >tree/a; head -c 200000 /dev/urandom >tree/in/b; ln -s a tree/link
+        $C cp tree g:; $C cp tree g:/tmp/named; $C cp g:/tmp/named back; diff -r tree back && echo "copied: $(readlink back/link)"
+        tar c tree | $C cp - g:/tmp; $C cp g:/tmp/tree - | tar t | sort | tr '\n' ' '; echo
+        g sh -c 'mkdir out; ln -s /etc/passwd out/evil; ln -s ../../../up out/up; echo fine >out/fine'
+        $C cp g:out . 2>left || echo "left out: $(grep -c 'leads out' left) $(ls out)"
+        $C cp g:nowhere . 2>/dev/null || echo "no copy $?"
+
+        # The network is the machine's, and a policy set while it runs holds at once.
+        $C exec --allow a.example g true 2>narrow || echo "narrow $?: $(grep -c 'share one network card' narrow)"
+        fetch() {{ g timeout 5 wget -qO- "http://$1/" >/dev/null 2>&1 && echo "$1 yes" || echo "$1 no"; }}
+        for at in '{web}' '{web6}' '{other}' '{other6}'; do fetch "$at"; done
+        $C policy set g --net-default-egress deny --net-rule 'allow@{other},allow@{other6}'
+        for at in '{web}' '{web6}' '{other}' '{other6}'; do echo "then $(fetch "$at")"; done
+        echo "logged: $($C log g --json --denied | grep -c '"type":"flow.denied"')"
+
+        # Ports, while it runs.
+        g sh -c 'echo page >index.html'
+        $C exec --quiet g -- httpd -f -p 8080 -h /home/user & server=$!
+        until_ g timeout 5 wget -qO /dev/null http://127.0.0.1:8080/
+        for at in 127.0.0.1 '[::1]'; do
+            port=$($C ports add g "$at:0:8080" | sed 's|/tcp||; s|.*:\([0-9]*\):8080|\1|')
+            echo "port: $(curl -s --max-time 20 "http://$at:$port/")"
+            $C ports rm g "$at:$port"
+            curl -s --max-time 5 "http://$at:$port/" || echo "port gone"
+        done
+        kill $server; wait $server 2>/dev/null || true
+
+        echo "inspected: $(state g) $($C ls --quiet)"
+        # How long a run takes.
+        for n in $(seq 40); do a=$(date +%s%N); g true; b=$(date +%s%N); echo $(((b - a) / 1000000)); done | sort -n | sed -n 20p | sed 's/^/median ms: /'
+
+        note; echo "noted: $(echo $machine | wc -w)"
+        $C stop g; until_ none_left; echo "stopped: $(state g)"
+        $C exec g true 2>/dev/null || echo "not there $?"
+        $C rm g; echo "left: $($C ls --quiet)."
+        "#
+    ));
+    println!("{ran}");
+    ran.exits(0);
+    for said in [
+        "a kernel of its own: 1\n",
+        "in and out: ABC\n",
+        "much: 3000000 end\n",
+        "status 7\nsignal 137\nabsent 127\nnot executable 126\nvariables: 1 2 /tmp\nfiles: kept\nwho: 1000\n",
+        "terminal: 33 44\n",
+        "trapped 5\n",
+        "timeout 124\nnobody left\n",
+        "eight: 12345678 4000000\n",
+        "copied: a\n",
+        "tree/ tree/a tree/in/ tree/in/b tree/link \n",
+        "left out: 2 fine\nno copy 1\n",
+        "narrow 125: 1\n",
+        &format!("{web} yes\n{web6} yes\n{other} no\n{other6} no\n"),
+        &format!("then {web} no\nthen {web6} no\nthen {other} yes\nthen {other6} yes\n"),
+        "port: page\nport gone\nport: page\nport gone\n",
+        "inspected: running g\n",
+        "noted: 4\n",
+        "stopped: stopped\nnot there 125\nleft: .\n",
+    ] {
+        ran.says(said);
+    }
+}
+
+#[test]
+fn whatever_ends_first_nothing_is_left_and_one_line_says_why() {
+    let ran = script(
+        r#"
+        # A main command, whose end is that of the machine.
+        $C run --detach --name g --backend vm --no-cwd --no-net -- sh -c 'echo from inside; until [ -e /tmp/end ]; do sleep 0.1; done; exit 3' >/dev/null
+        until_ sh -c "$C logs g | grep -q 'from inside'"
+        g touch /tmp/end
+        until_ is g stopped; echo "main: $(number g last_exit_status)"; $C rm g
+
+        # QEMU.
+        $C create g --backend vm --no-cwd --no-net
+        ($C exec g -- sleep 1000 2>"$XDG_STATE_HOME/said" || echo "exec $?") & run=$!
+        until_ asleep 1000
+        note; kill -9 ${machine##* }
+        wait $run; grep -c 'QEMU has ended (signal 9)' "$XDG_STATE_HOME/said"
+        until_ is g stopped; echo "logged: $($C logs g | grep -c 'QEMU has ended')"
+        until_ none_left
+
+        # Its keeper, after a start anew.
+        $C start g
+        ($C exec g -- sleep 1000 2>/dev/null || echo "exec $?") & run=$!
+        until_ asleep 1000
+        note; kill -9 "$(number g keeper)"
+        wait $run; until_ is g stopped; until_ none_left; echo "keeper gone"
+        $C rm --force g; echo "left: $($C ls --quiet)."
+        $C create bad --backend vm --no-cwd --pids 5 || echo "refused $?: $($C ls --quiet)."
+        "#,
+    );
+    ran.exits(0)
+        .says("main: 3\n")
+        .says("exec 125\n1\nlogged: 1\n")
+        .says("keeper gone\nleft: .\nrefused 125: .\n")
+        .complains("--pids cannot be used with --backend vm");
+}
