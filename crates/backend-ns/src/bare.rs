@@ -6,7 +6,7 @@
 //! namespace hides other processes of the user, so Landlock and the filter keep it from them. Whoever breaks out of QEMU can
 //! send signals to those where the kernel is older than Linux 6.12, whose Landlock has that.
 //!
-//! The first process is the parent of the monitor, with the states of [`init`](crate::init) from `Placed` on. When it ends the
+//! The first process is the parent of the monitor, with the states of [`init`] from `Placed` on. When it ends the
 //! kernel kills the monitor, and with that QEMU: each has asked for a signal at the end of its parent.
 
 use std::os::fd::{AsFd, OwnedFd};
