@@ -14,7 +14,7 @@ const DEBIAN: &str = "COFFERDAM_TEST_ROOT";
 const PATIENCE: Duration = Duration::from_secs(480);
 
 /// `vm FLAGS... -- CMD...` runs a guest, and `case NAME WANTED SHELL` inside one says whether a piece of shell did what it should:
-/// WANTED is a part of what it prints when it succeeds, or `FAILS`.
+/// WANTED is a part of what it prints when it succeeds, or `FAILS`: within a minute, and what waits for an answer that does not come waits longer.
 const TOOLS: &str = r#"
 mkdir -p "$XDG_STATE_HOME/cofferdam"; cp -r "$STATE/cofferdam/vm" "$XDG_STATE_HOME/cofferdam/"
 vm() { "$C" run --backend vm --no-cwd --no-record --quiet "$@"; }
@@ -25,7 +25,7 @@ case='CASES'
 const CASES_ARE: &str = r#"case_() {
     read -r before _ </proc/uptime; said=$(eval "$3" 2>&1); status=$?; read -r now _ </proc/uptime
     took=$((${now%.*} - ${before%.*}))
-    if [ "$2" = FAILS ]; then [ $status != 0 ] && [ $took -le 20 ]; else [ $status = 0 ] && case "$said" in *"$2"*) true ;; *) false ;; esac; fi &&
+    if [ "$2" = FAILS ]; then [ $status != 0 ] && [ $took -le 60 ]; else [ $status = 0 ] && case "$said" in *"$2"*) true ;; *) false ;; esac; fi &&
         echo "as it should: $1 ($took s)" || echo "NOT SO: $1: status $status after $took s: $said"
 }"#;
 
@@ -65,7 +65,7 @@ fn a_folder_is_the_root_of_a_guest_and_stays_as_it_is() {
             let flag = family.flag();
             format!(
                 r#"case_ "allowed {flag}" "hello from the world" "curl -sS {flag} http://web.wall-test.com/"
-                case_ "denied {flag}" FAILS "curl -sS {flag} --max-time 10 http://{}/"
+                case_ "denied {flag}" FAILS "curl -sS {flag} http://{}/"
                 "#,
                 family.in_url(family.other())
             )
@@ -224,8 +224,8 @@ fn debian_in_a_guest_does_what_people_do_with_it() {
             cases,
             r#"
             case_ "curl {flag}" "hello from the world" "curl -sS {flag} --cacert /ca.pem https://web.wall-test.com/"
-            case_ "curl {flag} to what is denied" FAILS "curl -sS --max-time 15 http://{other}/"
-            case_ "curl {flag} to a private address" FAILS "curl -sS --max-time 15 http://{inside}/"
+            case_ "curl {flag} to what is denied" FAILS "curl -sS http://{other}/"
+            case_ "curl {flag} to a private address" FAILS "curl -sS http://{inside}/"
             case_ "git {flag}" "hello from the world" "git -c http.sslCAInfo=/ca.pem clone -q {flag} {git} /copy{flag} && cat /copy{flag}/README"
             case_ "pip {flag}" "hello from a wheel" "python3 -m pip install -q --disable-pip-version-check --no-cache-dir --cert /ca.pem --target /site{flag} --index-url https://{web}/simple/ wallpkg && PYTHONPATH=/site{flag} python3 -c \"import wallpkg; print(wallpkg.GREETING)\""
             case_ "iperf3 {flag}" "receiver" "iperf3 {flag} -c {iperf} -t 1"
