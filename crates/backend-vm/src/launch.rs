@@ -10,11 +10,11 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use cofferdam_backend_ns::Handles;
 use cofferdam_backend_ns::{
     GatewayEnd, LaunchError, Mount, Observer, Place, ResourceLimits, Running, SandboxSpec, Status, Terminal, View,
     launch_monitored,
 };
-use cofferdam_backend_ns::Handles;
 use cofferdam_gateway::NetnsSpec;
 use cofferdam_guest_protocol::{
     Exec, Leftover, Mount as GuestMount, MountKind, Neighbour, Network, Route, Size, Token,

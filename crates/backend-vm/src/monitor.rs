@@ -49,8 +49,8 @@ use crate::arguments::Vm;
 use crate::files::Files;
 use crate::process::{Parts, Qemu};
 use crate::qmp::{self, Qmp, Reason};
-use crate::switchboard::{CallerId, Switchboard};
 use crate::relay::{CHUNK, Outgoing, Written};
+use crate::switchboard::{CallerId, Switchboard};
 
 /// How long the agent may take to start a program.
 pub(crate) const EXEC_TIME: Duration = Duration::from_secs(25);
@@ -607,7 +607,6 @@ impl Side for Guest {
 }
 
 impl Guest {
-
     /// QEMU has ended: reads what it has said before, which may be all that was waited for.
     fn ended(&mut self) -> Result<(), Trouble> {
         let Some(how) = self.qemu.has_ended() else { return Ok(()) };

@@ -373,7 +373,10 @@ mod tests {
         }
         exchange.agent_says(&ToHost::Exited { call: ours, status: Status::Code(3) });
         exchange.deliver(first, &mut one);
-        assert_eq!(std::iter::from_fn(|| one.poll_event()).last(), Some(Event::Exited { call: theirs, status: Status::Code(3) }));
+        assert_eq!(
+            std::iter::from_fn(|| one.poll_event()).last(),
+            Some(Event::Exited { call: theirs, status: Status::Code(3) })
+        );
         assert!(exchange.board.output(second).is_empty());
         assert_eq!(exchange.board.calls.len(), 1);
     }
@@ -393,7 +396,8 @@ mod tests {
         }
         exchange.say(id, &mut caller).unwrap();
         let heard = exchange.heard_by_agent();
-        let credit: u32 = heard.iter().map(|said| if let ToGuest::Credit { bytes, .. } = said { *bytes } else { 0 }).sum();
+        let credit: u32 =
+            heard.iter().map(|said| if let ToGuest::Credit { bytes, .. } = said { *bytes } else { 0 }).sum();
         assert_eq!(credit, WINDOW);
     }
 

@@ -16,8 +16,8 @@ use std::time::Duration;
 use clap::ArgMatches;
 use cofferdam_control::change::{ChangeError, Changeable, Proposal};
 use cofferdam_control::named::{
-    self, BackendEntry, Entry, ExecOptions, LimitsEntry, Locked, Mode, MountEntry, NamedError, NamedSpec, Registry, RunSpec,
-    SandboxName, SpecError,
+    self, BackendEntry, Entry, ExecOptions, LimitsEntry, Locked, Mode, MountEntry, NamedError, NamedSpec, Registry,
+    RunSpec, SandboxName, SpecError,
 };
 use cofferdam_control::store::RunKind;
 use cofferdam_control::{Backend, RunError, RunOptions, Terminal, check_project, environment};

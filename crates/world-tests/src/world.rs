@@ -133,6 +133,12 @@ impl World {
         })
     }
 
+    /// What [`World::with_guests`] has made for virtual machines to start from.
+    #[must_use]
+    pub fn guest_parts(&self) -> PathBuf {
+        self.folder.join("home/.local/state/cofferdam/vm")
+    }
+
     /// Makes what virtual machines start from, in a state directory in the world's folder, with the kernel in this Debian package.
     ///
     /// # Panics

@@ -90,7 +90,7 @@ fn a_guest_that_stays_takes_many_runs() {
 
         # Ports, while it runs.
         g sh -c 'echo page >index.html'
-        $C exec --quiet g -- httpd -f -p 8080 -h /home/user & server=$!
+        g sh -c 'httpd -f -p 8080 -h /home/user' & server=$!
         until_ g timeout 5 wget -qO /dev/null http://127.0.0.1:8080/
         for at in 127.0.0.1 '[::1]'; do
             port=$($C ports add g "$at:0:8080" | sed 's|/tcp||; s|.*:\([0-9]*\):8080|\1|')

@@ -145,16 +145,15 @@ impl Session {
         let listener = listener.filter(|_| attachment == Attachment::Session);
         let keeper = Some(keeper);
         let mut run = Run { keeper, listener, heard: Vec::new(), command: shown, asked, waiting: None, started };
-        let mut finished =
-            sandbox.run_by(
-                |spec, _| match line {
-                    None => launch_inside(spec, handles, attachment, own),
-                    Some(line) => cofferdam_backend_vm::launch_calling(spec, handles, line),
-                },
-                log,
-                tell,
-                &mut run,
-            )?;
+        let mut finished = sandbox.run_by(
+            |spec, _| match line {
+                None => launch_inside(spec, handles, attachment, own),
+                Some(line) => cofferdam_backend_vm::launch_calling(spec, handles, line),
+            },
+            log,
+            tell,
+            &mut run,
+        )?;
         if attachment == Attachment::Session && finished.summary.denied_anything() {
             let whose = "what was denied was denied in the session's network, to this run or to others that share it";
             finished.notices.push(whose.to_owned());

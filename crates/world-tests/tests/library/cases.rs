@@ -10,6 +10,7 @@ use std::time::Duration;
 use cofferdam_client::model::{EventBody, NetworkConfig};
 use cofferdam_client::policy::Policy;
 use cofferdam_client::policy::file;
+use cofferdam_client::vm::{INITRAMFS, NetworkMode as GuestNetwork};
 use cofferdam_client::{
     Error as LibraryError, Mode, NetworkMode, Output, Sandbox, Session, Signal, State, Status, lists,
 };
@@ -49,6 +50,7 @@ pub(crate) fn run(case: &str, arguments: &[String]) -> Done {
             ("life", []) => life().await,
             ("lost", [word]) => lost(word).await,
             ("spec", []) => spec().await,
+            ("guest", []) => guest().await,
             ("example", [name, ..]) => examples::run(name, &arguments[1..]).await,
             (case, words) => Err(format!("no case is called {case} {words:?}").into()),
         }
@@ -208,6 +210,37 @@ async fn greeting(address: SocketAddr) -> std::io::Result<String> {
     let mut answer = String::new();
     TcpStream::connect(address).await?.read_to_string(&mut answer).await?;
     Ok(answer)
+}
+
+async fn guest() -> Done {
+    let guest = Sandbox::vm(INITRAMFS).port_forward(0, 8000).create().await?;
+    let output = guest.execute("echo out; echo err >&2; exit 3").await?;
+    assert_eq!((output.status, output.stdout_text().as_str()), (Status::Exited(3), "out\n"));
+    assert_eq!(output.stderr_text(), "err\n");
+    let ended = guest.execute_within("echo started; setsid sleep 1000 & wait", Duration::from_secs(2)).await;
+    let Err(LibraryError::TimedOut { output, .. }) = ended else { panic!("{ended:?}") };
+    assert_eq!(output.stdout_text(), "started\n");
+    // Whoever is left would be in the list, and a bracket keeps the command itself out of it.
+    assert_eq!(guest.execute("ps | grep 'slee[p] 1000'").await?.status, Status::Exited(1));
+
+    let [port] = guest.sandbox().ports().await?.try_into().unwrap();
+    let mut server =
+        guest.sandbox().run("sh").args(["-c", "while :; do echo hello | nc -l -p 8000; done"]).spawn().await?;
+    while greeting(port.host()).await.ok().as_deref() != Some("hello\n") {}
+    server.kill()?;
+    // Nothing but what is mounted: what is outside is denied.
+    let output = guest.execute("timeout 20 nc -w 20 192.0.2.1 80 </dev/null").await?;
+    assert!(!output.success() && !output.denied.is_empty(), "{output:?}");
+    guest.close().await?;
+    assert!(Sandbox::list().await?.is_empty());
+
+    let dropped = Sandbox::vm(INITRAMFS).network_mode(GuestNetwork::None).create().await?;
+    assert!(dropped.execute("grep -c : /proc/net/dev | grep -x 1").await?.success());
+    drop(dropped);
+    while !Sandbox::list().await?.is_empty() {}
+    let absent = Sandbox::vm("/there/is/no/such/image").create().await;
+    assert!(matches!(absent, Err(LibraryError::Setup { .. })), "{absent:?}");
+    Ok(())
 }
 
 async fn streams() -> Done {

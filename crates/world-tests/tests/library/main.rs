@@ -34,7 +34,7 @@ trap '$C ls --quiet | xargs -r $C rm --force >/dev/null 2>&1 || true; rm -rf "$X
 
 type Test = (&'static str, fn());
 
-const TESTS: [Test; 21] = [
+const TESTS: [Test; 22] = [
     ("a_run_says_what_it_came_to_and_what_it_was_denied", || each_family("denied")),
     ("a_blocked_run_in_an_open_session_reaches_nothing", || each_family("blocked_in_open")),
     ("an_open_run_in_a_blocked_session_stays_blocked", || each_family("open_in_blocked")),
@@ -56,6 +56,7 @@ const TESTS: [Test; 21] = [
     ("the_end_of_a_sandbox_is_the_end_of_its_runs", || leaves_nothing("lost")),
     ("the_examples_run", example_runs),
     ("what_is_asked_for_comes_through", || passes("spec")),
+    ("a_virtual_machine_is_gone_when_it_is_dropped", guests),
 ];
 
 fn main() -> ExitCode {
@@ -110,10 +111,16 @@ fn is_wanted(name: &str, arguments: &[String]) -> bool {
 /// Runs a case on the world's host.
 #[track_caller]
 fn inside(case: &str, arguments: &[&str]) -> Ran {
-    let world = World::shared();
-    let sandbox = world.sandbox().patience(Duration::from_secs(120));
+    inside_of(World::shared(), "", case, arguments)
+}
+
+/// As [`inside`], after a piece of shell.
+#[track_caller]
+fn inside_of(world: &World, before: &str, case: &str, arguments: &[&str]) -> Ran {
+    let sandbox = world.sandbox().patience(Duration::from_secs(180));
     let this = env::current_exe().unwrap();
-    let script = format!("C='{}'\n{PRELUDE}\n'{}' inside \"$@\"", world.cofferdam().display(), this.display());
+    let script =
+        format!("C='{}'\n{PRELUDE}\n{before}\n'{}' inside \"$@\"", world.cofferdam().display(), this.display());
     let mut command = vec!["bash", "-c", &script, "bash", case];
     command.extend(arguments);
     sandbox.without_a_sandbox(&command)
@@ -137,6 +144,14 @@ fn leaves_nothing(case: &str) {
     let marked: Marked = World::shared().marked();
     inside(case, &[marked.word()]).exits(0);
     assert!(marked.processes().is_empty(), "{:?}", marked.processes());
+}
+
+fn guests() {
+    let world = World::with_guests();
+    let parts = world.guest_parts();
+    let copy =
+        format!("mkdir \"$XDG_STATE_HOME/cofferdam\"; cp -r '{}' \"$XDG_STATE_HOME/cofferdam/\"", parts.display());
+    inside_of(world, &copy, "guest", &[]).exits(0);
 }
 
 fn example_runs() {
