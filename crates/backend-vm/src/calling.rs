@@ -93,7 +93,12 @@ impl Line {
                 let bytes = buffer.get(..len).unwrap_or_default();
                 self.host.handle_bytes(bytes).map_err(|violation| match violation {
                     Violation::Ended { text } => Trouble::Ended(text),
-                    other => Trouble::Broken(other.to_string()),
+                    other @ (Violation::TooLong { .. }
+                    | Violation::Malformed { .. }
+                    | Violation::NoGreeting
+                    | Violation::Version { .. }
+                    | Violation::Token
+                    | Violation::Unfitting { .. }) => Trouble::Broken(other.to_string()),
                 })
             }
             Err(Errno::AGAIN | Errno::INTR) => Ok(()),

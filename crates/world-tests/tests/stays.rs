@@ -51,7 +51,7 @@ fn a_guest_that_stays_takes_many_runs() {
         $C exec --quiet g -- sh -c 'trap "echo trapped; exit 5" TERM; touch ready; while :; do sleep 0.1; done' >"$XDG_STATE_HOME/trapped" &
         run=$!
         until_ g test -e ready
-        kill -TERM $run; wait $run || echo "$(cat "$XDG_STATE_HOME/trapped") $?"
+        kill -TERM $run; status=0; wait $run || status=$?; echo "$(cat "$XDG_STATE_HOME/trapped") $status"
 
         # Time that is up ends everybody, in whatever session, and so does the end of who asked.
         $C exec --quiet --timeout 500ms g -- sh -c 'setsid sleep 1001 & setsid sh -c "trap : TERM; sleep 1002; sleep 1003" & wait' || echo "timeout $?"
@@ -95,7 +95,7 @@ fn a_guest_that_stays_takes_many_runs() {
         for at in 127.0.0.1 '[::1]'; do
             port=$($C ports add g "$at:0:8080" | sed 's|/tcp||; s|.*:\([0-9]*\):8080|\1|')
             echo "port: $(curl -s --max-time 20 "http://$at:$port/")"
-            $C ports rm g "$at:$port"
+            $C ports rm g "$at:$port" >/dev/null
             curl -s --max-time 5 "http://$at:$port/" || echo "port gone"
         done
         kill $server; wait $server 2>/dev/null || true
