@@ -12,7 +12,7 @@ use std::time::Duration;
 use crate::{Marked, Ran, Sandbox};
 
 /// What `world/up.sh` and its neighbours need beside them; in the binary, so that a test can be run from anywhere.
-const FILES: [(&str, &str); 32] = [
+const FILES: [(&str, &str); 33] = [
     ("up.sh", include_str!("../world/up.sh")),
     ("enter.sh", include_str!("../world/enter.sh")),
     ("as_guest.sh", include_str!("../world/as_guest.sh")),
@@ -45,6 +45,7 @@ const FILES: [(&str, &str); 32] = [
     ("top.py", include_str!("../world/top.py")),
     ("browser.py", include_str!("../world/browser.py")),
     ("host_sockets.py", include_str!("../world/host_sockets.py")),
+    ("conformance.py", include_str!("../world/conformance.py")),
 ];
 
 /// What every script on the host begins with.
