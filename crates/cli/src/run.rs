@@ -10,8 +10,8 @@ use cofferdam_control::named::Registry;
 use cofferdam_control::store::RunKind;
 use cofferdam_control::summary::{Detail, Summary};
 use cofferdam_control::{
-    Backend, Capability, Engine, EventLog, Finished, Mount, ResolveError, ResourceLimits, RunError, RunOptions, Sandbox,
-    Terminal, VmOptions, check_project, connect_report, create_report, environment, resolve, writable_roots,
+    Backend, Capability, Engine, EventLog, Finished, Mount, ResolveError, ResourceLimits, RunError, RunOptions,
+    Sandbox, Terminal, VmOptions, check_project, connect_report, create_report, environment, resolve, writable_roots,
 };
 use cofferdam_model::{Action, DenyWith, NetworkConfig, NetworkMode};
 use cofferdam_policy::file::{self, FlagItem, RateFlag};
@@ -239,7 +239,8 @@ pub(crate) fn fill_place(options: &mut RunOptions, place: PlaceArgs) -> Result<(
             return Err(Refusal::setup(text.to_owned()));
         }
         BackendWord::Namespace if architecture.is_some() => {
-            let text = "--arch is the kind of processor of a virtual machine: use it with --backend vm, or leave it out";
+            let text =
+                "--arch is the kind of processor of a virtual machine: use it with --backend vm, or leave it out";
             return Err(Refusal::setup(text.to_owned()));
         }
         BackendWord::Namespace => Backend::Namespace,

@@ -793,7 +793,13 @@ impl Companion for Keeper<'_> {
             ChangeStep::Gateway(_) => change.due,
         });
         let at_once = (!self.orders.is_empty()).then(Instant::now);
-        self.stopping.into_iter().chain(change).chain(self.published.deadline()).chain(self.farewell).chain(at_once).min()
+        self.stopping
+            .into_iter()
+            .chain(change)
+            .chain(self.published.deadline())
+            .chain(self.farewell)
+            .chain(at_once)
+            .min()
     }
 
     fn handle(&mut self, ready: &[bool], mut commands: Option<&mut Commands>) -> Vec<Order> {
