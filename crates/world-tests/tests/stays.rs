@@ -46,7 +46,7 @@ fn a_guest_that_stays_takes_many_runs() {
         echo "who: $(g id -u)"
 
         # A terminal with the size of ours, and its signals.
-        size=$(script -qefc "stty rows 33 cols 44; $C exec -t g stty size" /dev/null </dev/null | tr -d '\r')
+        size=$(script -qefc "stty rows 33 cols 44; $C exec -t g stty size" /dev/null </dev/null | grep -o '[0-9]* [0-9]*')
         echo "terminal: $size"
         $C exec --quiet g -- sh -c 'trap "echo trapped; exit 5" TERM; touch ready; while :; do sleep 0.1; done' >"$XDG_STATE_HOME/trapped" &
         run=$!
