@@ -138,7 +138,8 @@ impl Modules {
         self.0.insert(canonical(file_stem), info);
     }
 
-    /// The modules of the groups in the order of loading, each once, in the first group that needs it.
+    /// The modules of the groups in the order of loading, each once in every group that needs it, since no group but that of the
+    /// start is loaded for certain before another.
     ///
     /// # Errors
     /// A module that stands on one that is neither there nor among those `built_in`.
@@ -148,10 +149,14 @@ impl Modules {
         built_in: &BTreeSet<String>,
     ) -> Result<Vec<(Group, String)>, ModuleError> {
         let mut order = Vec::new();
-        let mut done = BTreeSet::new();
+        let mut at_start = BTreeSet::new();
         for group in groups {
+            let mut done = at_start.clone();
             for name in group.modules().iter().filter(|name| self.0.contains_key(**name)) {
                 self.add(name, *group, built_in, &mut done, &mut order, 0)?;
+            }
+            if *group == Group::Boot {
+                at_start = done;
             }
         }
         Ok(order)
@@ -284,6 +289,20 @@ mod tests {
             words(&order),
             ["boot virtio", "boot virtio_pci", "net failover", "net net_failover", "net virtio_net"]
         );
+    }
+
+    #[test]
+    fn what_two_groups_stand_on_is_in_both() {
+        let kernel = kernel(&[
+            ("virtio_pci", &["virtio"], &[]),
+            ("virtio", &[], &[]),
+            ("9p", &["fscache", "virtio"], &[]),
+            ("cifs", &["fscache"], &[]),
+            ("fscache", &[], &[]),
+        ]);
+        let order = kernel.load_order(&[Group::Boot, Group::Plan9, Group::Cifs], &BTreeSet::new()).unwrap();
+        let expected = ["boot virtio", "boot virtio_pci", "9p fscache", "9p 9p", "cifs fscache", "cifs cifs"];
+        assert_eq!(words(&order), expected);
     }
 
     #[test]

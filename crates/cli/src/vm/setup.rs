@@ -378,10 +378,13 @@ fn pack_modules(folder: &Path, archive: &mut Archive) -> Result<(), SetupError> 
     let built_in: BTreeSet<String> =
         built_in.lines().filter_map(|line| Modules::name_of(line.rsplit('/').next()?)).collect();
     let mut list = String::new();
+    let mut packed = BTreeSet::new();
     for (group, name) in modules.load_order(&Group::ALL, &built_in)? {
         let Some(content) = contents.get(&name) else { continue };
         let file = format!("{name}.ko");
-        archive.file(&format!("{DIRECTORY}/{file}"), 0o400, content)?;
+        if packed.insert(file.clone()) {
+            archive.file(&format!("{DIRECTORY}/{file}"), 0o400, content)?;
+        }
         list.push_str(&format!("{} {file}\n", group.word()));
     }
     if !list.contains("virtio_console") && !built_in.contains("virtio_console") {
