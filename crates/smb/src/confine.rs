@@ -53,7 +53,7 @@ pub fn confine(shares: &Shares) -> Result<Confined, ConfineError> {
     confine_to(shares, calls())
 }
 
-/// As [`confine`], and the thread may accept connections.
+/// As [`confine()`], and the thread may accept connections.
 pub(crate) fn confine_listener(shares: &Shares) -> Result<Confined, ConfineError> {
     let mut calls = calls();
     calls.push(Call::new(libc::SYS_accept4));
