@@ -196,9 +196,7 @@ pub(crate) fn demo(args: &DemoArgs) -> u8 {
             BackendWord::Namespace => {
                 "Next:  cofferdam run -- curl -sS https://example.com     and     cofferdam doctor --prove\n"
             }
-            BackendWord::Vm => {
-                "Next:  cofferdam run --backend vm --no-cwd --tty -- sh     and     cofferdam doctor --prove\n"
-            }
+            BackendWord::Vm => "Next:  cofferdam run --backend vm --tty -- sh     and     cofferdam doctor --prove\n",
         });
         output::print(&text)
     };

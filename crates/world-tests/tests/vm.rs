@@ -286,7 +286,7 @@ fn a_guest_that_floods_its_card_disturbs_nobody() {
             Says("hello from the world"),
         ));
     }
-    run_cases(&format!("--allow {}:80 --allow [{}]:80 --quiet", Family::V4.web(), Family::V6.web()), &cases);
+    run_cases(&format!("--allow {}:80 --allow [{}]:80 --quiet --user 0", Family::V4.web(), Family::V6.web()), &cases);
 }
 
 #[test]
