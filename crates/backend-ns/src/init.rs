@@ -401,8 +401,8 @@ pub(crate) fn serve(
                 Ok(Received::Message(Message::Caller, fds)) => {
                     if let Some(monitor) = &started.monitor {
                         let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
-                        // One that has ended is noticed as such.
-                        let _gone = wire::send(monitor, &Message::Caller, &fds);
+                        // One that has ended is noticed as such. Where one that has stopped leaves no room, the caller's line is closed.
+                        let _gone = wire::send_now(monitor, &Message::Caller, &fds);
                     }
                 }
                 Ok(_) | Err(_) => return Ok(()),

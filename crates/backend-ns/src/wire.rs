@@ -201,6 +201,11 @@ pub(crate) fn send(socket: impl AsFd, message: &Message, fds: &[BorrowedFd<'_>])
     fdpass::send_fds(socket, &message.encode(), fds)
 }
 
+/// As [`send`], where there may be no room: then nothing is sent.
+pub(crate) fn send_now(socket: impl AsFd, message: &Message, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    fdpass::send_fds_now(socket, &message.encode(), fds)
+}
+
 /// Receives one message that has arrived already or is waited for without a deadline.
 pub(crate) fn receive_ready(socket: impl AsFd) -> io::Result<Received> {
     let mut buffer = vec![0; LONGEST];

@@ -283,9 +283,11 @@ impl Exchange<'_> {
         sources.push((Source::Callers, self.post.callers(), PollFlags::IN));
         // What a guest that says it has room does not fetch waits with its callers.
         let input = if self.guest.host.output().len() < MOST_WAITING { PollFlags::IN } else { PollFlags::empty() };
-        sources.extend(self.lines.iter().map(|(id, line)| {
+        sources.extend(self.lines.iter().filter_map(|(id, line)| {
             let output = if self.board.output(*id).is_empty() { PollFlags::empty() } else { PollFlags::OUT };
-            (Source::Line(*id), line.as_fd(), input | output)
+            // A line that nothing is wanted of is ready all the same when its other end is gone.
+            let wanted = input | output;
+            (!wanted.is_empty()).then(|| (Source::Line(*id), line.as_fd(), wanted))
         }));
         sources
     }

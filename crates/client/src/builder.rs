@@ -100,6 +100,16 @@ impl SandboxBuilder {
         self
     }
 
+    /// Whether anything was said of its network.
+    pub(crate) fn says_network(&self) -> bool {
+        !self.network.is_empty()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn resolved_network(self) -> Result<cofferdam_model::NetworkConfig, Error> {
+        self.network.resolve(self.usual)
+    }
+
     /// Its network in a word.
     pub fn network_mode(self, mode: NetworkMode) -> SandboxBuilder {
         self.network(|network| network.mode(mode))

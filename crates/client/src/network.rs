@@ -152,7 +152,7 @@ impl Network {
 /// What the wire form is called while it is read: the ending tells what it is.
 const WIRE: &str = "network.json";
 
-fn wrong(origin: &str, message: &str, help: &str) -> Error {
+pub(crate) fn wrong(origin: &str, message: &str, help: &str) -> Error {
     let (origin, message, help) = (origin.to_owned(), message.to_owned(), Some(help.to_owned()));
     Error::Policy(ConfigErrors(vec![ConfigError { origin, message, help, rule: None }]))
 }

@@ -24,6 +24,7 @@ use std::time::Duration;
 use cofferdam_model::{Action, PolicyConfig};
 
 use crate::builder::SandboxBuilder;
+use crate::network::wrong;
 use crate::{Error, Output, Sandbox};
 
 /// The image that is none: busybox in memory, which `cofferdam vm setup` has made.
@@ -46,7 +47,7 @@ pub enum NetworkMode {
 #[must_use = "a builder does nothing until `create`"]
 pub struct GuestBuilder {
     builder: SandboxBuilder,
-    mode: NetworkMode,
+    mode: Option<NetworkMode>,
     forwards: Vec<(u16, u16)>,
 }
 
@@ -55,14 +56,14 @@ impl Sandbox {
     pub fn vm(image: impl Into<PathBuf>) -> GuestBuilder {
         let (builder, image) = (Sandbox::unnamed().virtual_machine(), image.into());
         let builder = if image.as_os_str() == INITRAMFS { builder } else { builder.rootfs(image) };
-        GuestBuilder { builder, mode: NetworkMode::default(), forwards: Vec::new() }
+        GuestBuilder { builder, mode: None, forwards: Vec::new() }
     }
 }
 
 impl GuestBuilder {
-    /// What it reaches; [`NetworkMode::MountsOnly`] without this.
+    /// What it reaches; [`NetworkMode::MountsOnly`] without this, and without a network in [`GuestBuilder::adjust`].
     pub fn network_mode(mut self, mode: NetworkMode) -> GuestBuilder {
-        self.mode = mode;
+        self.mode = Some(mode);
         self
     }
 
@@ -97,16 +98,32 @@ impl GuestBuilder {
     /// # Errors
     /// When something that was asked for cannot be had; nothing is left behind then.
     pub async fn create(self) -> Result<Guest, Error> {
+        Ok(Guest { sandbox: self.settled()?.create().await?, is_closed: false })
+    }
+
+    /// The sandbox that is asked for. What it reaches is said in one way.
+    fn settled(self) -> Result<SandboxBuilder, Error> {
         let GuestBuilder { builder, mode, forwards } = self;
-        let builder = builder.network(|network| {
+        let mode = match (mode, builder.says_network()) {
+            (Some(_), true) => {
+                return Err(wrong(
+                    "network_mode",
+                    "a mode and a network that `adjust` says are two ways to say one thing",
+                    "say it in one way",
+                ));
+            }
+            (None, true) => None,
+            (mode, false) => Some(mode.unwrap_or_default()),
+        };
+        Ok(builder.network(|network| {
             let network = forwards.iter().fold(network, |network, (host, guest)| network.port(*host, *guest));
             network.adjust(move |config| match mode {
-                NetworkMode::None => config.enabled = false,
-                NetworkMode::MountsOnly => config.policy = everything(Action::Deny),
-                NetworkMode::Full => config.policy = everything(Action::Allow),
+                None => {}
+                Some(NetworkMode::None) => config.enabled = false,
+                Some(NetworkMode::MountsOnly) => config.policy = everything(Action::Deny),
+                Some(NetworkMode::Full) => config.policy = everything(Action::Allow),
             })
-        });
-        Ok(Guest { sandbox: builder.create().await?, is_closed: false })
+        }))
     }
 }
 
@@ -170,5 +187,27 @@ impl Drop for Guest {
         if let Ok(mut child) = remove.spawn() {
             let _no_thread = std::thread::Builder::new().spawn(move || child.wait());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cofferdam_model::NetworkConfig;
+
+    use super::*;
+
+    fn settled(fill: impl FnOnce(GuestBuilder) -> GuestBuilder) -> Result<NetworkConfig, Error> {
+        fill(Sandbox::vm(INITRAMFS)).settled()?.resolved_network()
+    }
+
+    #[test]
+    fn what_a_machine_reaches_is_said_in_one_way() {
+        let own = PolicyConfig { default_ingress: Action::Deny, ..everything(Action::Allow) };
+        let said = |guest: GuestBuilder| guest.adjust(|sandbox| sandbox.network(|network| network.policy(own.clone())));
+        assert!(settled(|guest| said(guest.network_mode(NetworkMode::Full))).is_err());
+        assert_eq!(settled(|guest| said(guest).port_forward(8080, 80)).unwrap().policy, own);
+        assert_eq!(settled(|guest| guest).unwrap().policy, everything(Action::Deny));
+        assert_eq!(settled(|guest| guest.network_mode(NetworkMode::Full)).unwrap().policy, everything(Action::Allow));
+        assert!(!settled(|guest| guest.network_mode(NetworkMode::None)).unwrap().enabled);
     }
 }

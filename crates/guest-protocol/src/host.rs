@@ -110,9 +110,10 @@ enum Kind {
 
 #[derive(Debug)]
 enum Input {
-    /// There is none, or it has ended.
-    Closed,
+    None,
     Open(Window),
+    /// It has ended; credit for what was sent before may be on its way.
+    Ended(Window),
 }
 
 /// A stream that has not ended.
@@ -209,7 +210,7 @@ impl Host {
     /// See [`CallError`].
     pub fn get(&mut self, path: Vec<u8>) -> Result<CallId, CallError> {
         let outputs = [Some(Output::default()), None];
-        self.call(Kind::Get, Input::Closed, outputs, |call| ToGuest::Get { call, path })
+        self.call(Kind::Get, Input::None, outputs, |call| ToGuest::Get { call, path })
     }
 
     /// # Errors
@@ -251,7 +252,7 @@ impl Host {
     pub fn room(&self, call: CallId) -> usize {
         match self.calls.get(&call) {
             Some(Call { input: Input::Open(window), .. }) => window.room(),
-            Some(Call { input: Input::Closed, .. }) | None => 0,
+            Some(Call { input: Input::None | Input::Ended(_), .. }) | None => 0,
         }
     }
 
@@ -271,7 +272,8 @@ impl Host {
     /// The input has ended. Does nothing for one that has ended already, or for a call that is over.
     pub fn end(&mut self, call: CallId) {
         let Some(state) = self.calls.get_mut(&call) else { return };
-        if let Input::Open(_) = std::mem::replace(&mut state.input, Input::Closed) {
+        if let Input::Open(window) = state.input {
+            state.input = Input::Ended(window);
             self.output.extend(ToGuest::End { call }.emit());
         }
     }
@@ -309,7 +311,7 @@ impl Host {
     }
 
     fn short(&mut self, message: impl FnOnce(CallId) -> ToGuest) -> Result<CallId, CallError> {
-        self.call(Kind::Short, Input::Closed, [None, None], message)
+        self.call(Kind::Short, Input::None, [None, None], message)
     }
 
     fn call(
@@ -430,10 +432,12 @@ impl Call {
             }
             ToHost::Credit { bytes, .. } => {
                 fits(self.started, "it has not started")?;
+                fits(bytes > 0, "it is for nothing")?;
                 match &mut self.input {
-                    Input::Open(window) => fits(window.credit(bytes), "that is more than a window has")?,
-                    // It was on its way when the input ended.
-                    Input::Closed => fits(matches!(self.kind, Kind::Exec | Kind::Put), "it has no input")?,
+                    Input::Open(window) | Input::Ended(window) => {
+                        fits(window.credit(bytes), "that is more than a window has")?;
+                    }
+                    Input::None => return Err("it has no input"),
                 }
                 Ok(Event::Room { call, bytes })
             }
