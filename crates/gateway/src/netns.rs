@@ -221,8 +221,14 @@ pub fn open_packets(spec: &NetnsSpec) -> Result<OwnedFd, BuildError> {
 /// # Errors
 /// [`BuildError::Files`].
 pub fn listen_for_files(address: SocketAddrV4) -> Result<OwnedFd, BuildError> {
-    transparent_listener_at(address.into(), plan::FILES_BACKLOG.into(), CONGESTION_CONTROL)
-        .map_err(|(call, source)| BuildError::Files { address, call, source })
+    let failed = |call, source| BuildError::Files { address, call, source };
+    let listener = transparent_listener_at(address.into(), plan::FILES_BACKLOG.into(), CONGESTION_CONTROL)
+        .map_err(|(call, source)| failed(call, source))?;
+    // Connections have it from their listener: what is closed is gone at once, and a guest that does not read leaves nothing in the
+    // kernel's memory.
+    rustix::net::sockopt::set_socket_linger(&listener, Some(std::time::Duration::ZERO))
+        .map_err(|errno| failed("setsockopt(SO_LINGER)", errno.into()))?;
+    Ok(listener)
 }
 
 /// Configures `lo` and `eth0` in the sandbox's network namespace, in which the calling thread must be. Comes after

@@ -13,6 +13,9 @@ use crate::{Confined, Server};
 /// How long a client of a listener may take to log on. A guest that is emulated on a busy host takes a second.
 const LOGON_TIME: Duration = Duration::from_secs(30);
 
+/// Bytes that a stream has room for when it is ready to be written to. Linux calls one ready with a third of its room free.
+const PIECE: usize = 1024;
+
 /// Why a stream is served no longer, other than that it has ended.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
@@ -64,7 +67,7 @@ fn serve_until(
         let deadline = deadline.filter(|_| !connection.is_logged_on());
         if !wait(input, connection.is_waiting())? {
             connection.handle_timeout(&mut out);
-            send(output, &out)?;
+            send(output, &out, deadline)?;
             continue;
         }
         let mut head = [0; 4];
@@ -80,7 +83,7 @@ fn serve_until(
             return Ok(());
         }
         let result = connection.handle_message(&message, &mut out);
-        send(output, &out)?;
+        send(output, &out, deadline)?;
         result.map_err(|source| ServeError::Ended { source })?;
     }
 }
@@ -101,15 +104,8 @@ fn wait(input: BorrowedFd<'_>, is_waiting: bool) -> Result<bool, ServeError> {
 /// Fills `room`; `false` when the stream has ended before.
 fn receive(input: BorrowedFd<'_>, mut room: &mut [u8], deadline: Option<Instant>) -> Result<bool, ServeError> {
     while !room.is_empty() {
-        if let Some(deadline) = deadline {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let timeout = Timespec::try_from(left).unwrap_or_default();
-            match rustix::event::poll(&mut [PollFd::from_borrowed_fd(input, PollFlags::IN)], Some(&timeout)) {
-                Ok(0) => return Err(ServeError::Late),
-                Ok(_) => {}
-                Err(Errno::INTR) => continue,
-                Err(error) => return Err(ServeError::Read { source: error.into() }),
-            }
+        if !in_time(input, PollFlags::IN, deadline).map_err(|source| ServeError::Read { source })? {
+            return Err(ServeError::Late);
         }
         match rustix::io::read(input, &mut *room) {
             Ok(0) => return Ok(false),
@@ -124,9 +120,14 @@ fn receive(input: BorrowedFd<'_>, mut room: &mut [u8], deadline: Option<Instant>
     Ok(true)
 }
 
-fn send(output: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<(), ServeError> {
+fn send(output: BorrowedFd<'_>, mut bytes: &[u8], deadline: Option<Instant>) -> Result<(), ServeError> {
     while !bytes.is_empty() {
-        match rustix::io::write(output, bytes) {
+        if !in_time(output, PollFlags::OUT, deadline).map_err(|source| ServeError::Write { source })? {
+            return Err(ServeError::Late);
+        }
+        // A stream that is ready to be written to has room for that much, and does not block.
+        let most = if deadline.is_some() { PIECE.min(bytes.len()) } else { bytes.len() };
+        match rustix::io::write(output, bytes.get(..most).unwrap_or(bytes)) {
             Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
             Err(Errno::INTR) => {}
             Err(Errno::AGAIN) => ready(output, PollFlags::OUT).map_err(|source| ServeError::Write { source })?,
@@ -134,6 +135,25 @@ fn send(output: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<(), ServeError> {
         }
     }
     Ok(())
+}
+
+/// Waits until the stream is ready; `false` when the time was up before. Without a deadline nothing is waited for here.
+fn in_time(stream: BorrowedFd<'_>, events: PollFlags, deadline: Option<Instant>) -> io::Result<bool> {
+    let Some(deadline) = deadline else { return Ok(true) };
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        // Whoever always has something to say does not stay for ever either.
+        if left.is_zero() {
+            return Ok(false);
+        }
+        let timeout = Timespec::try_from(left).unwrap_or_default();
+        match rustix::event::poll(&mut [PollFd::from_borrowed_fd(stream, events)], Some(&timeout)) {
+            Ok(0) => return Ok(false),
+            Ok(_) => return Ok(true),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 /// Waits on a stream that was handed over without blocking.
@@ -165,6 +185,20 @@ mod tests {
         let mut got = Vec::new();
         client.read_to_end(&mut got).unwrap();
         (result, got)
+    }
+
+    #[test]
+    fn time_is_up_for_who_always_has_something_to_say() {
+        let server = Server::new(Password::new("secret").unwrap(), Owner::new(0, 0)).unwrap();
+        let (mut client, stream) = UnixStream::pair().unwrap();
+        client.write_all(&[0, 0, 0, 80, 0xfe, b'S']).unwrap();
+        let ends = (stream.as_fd(), stream.as_fd());
+        let result = serve_until(&server, ends, Some(Instant::now()), &Confined::not_at_all());
+        assert!(matches!(result, Err(ServeError::Late)), "{result:?}");
+        // Nor for who does not read.
+        while rustix::net::send(&stream, &[0; 4096], rustix::net::SendFlags::DONTWAIT).is_ok() {}
+        let result = send(stream.as_fd(), &[0; 4096], Some(Instant::now() + Duration::from_millis(20)));
+        assert!(matches!(result, Err(ServeError::Late)), "{result:?}");
     }
 
     #[test]
