@@ -12,7 +12,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::time::Duration;
 
-use cofferdam_world_tests::{Family, World};
+use cofferdam_world_tests::{Family, World, skip};
 
 /// Much longer than a guest takes on a machine that is busy with others.
 const PATIENCE: Duration = Duration::from_secs(400);
@@ -217,7 +217,7 @@ fn what_a_network_allows_is_the_same_in_namespaces_and_in_a_virtual_machine() {
     let stages = || [listed(), answered("icmp"), answered("drop"), open()];
     let namespaces = try_all(Backend::Namespaces, &stages());
     let Some(kernel) = env::var_os("COFFERDAM_TEST_KERNEL_9P").filter(|package| !package.is_empty()) else {
-        println!("SKIP: COFFERDAM_TEST_KERNEL_9P names no kernel with 9p");
+        skip("COFFERDAM_TEST_KERNEL_9P names no kernel with 9p");
         return;
     };
     World::shared().set_up_guests("state-9p", Some(kernel));

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use cofferdam_world_tests::{Ran, World};
+use cofferdam_world_tests::{Ran, World, skip};
 
 /// Much longer than a guest takes to start on a machine that is busy with others.
 const PATIENCE: Duration = Duration::from_secs(240);
@@ -172,7 +172,7 @@ fn what_root_in_a_guest_does_gains_it_nothing() {
 #[test]
 fn a_guest_without_a_network_has_its_directories_by_9p() {
     let Some(kernel) = std::env::var_os("COFFERDAM_TEST_KERNEL_9P").filter(|package| !package.is_empty()) else {
-        println!("SKIP: COFFERDAM_TEST_KERNEL_9P names no kernel with 9p");
+        skip("COFFERDAM_TEST_KERNEL_9P names no kernel with 9p");
         return;
     };
     World::with_guests().set_up_guests("state-9p", Some(kernel));

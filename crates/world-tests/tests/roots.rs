@@ -5,7 +5,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use cofferdam_world_tests::{Family, Ran, World};
+use cofferdam_world_tests::{Family, Ran, World, skip};
 
 /// The image of a Debian root, which `tests/debian-root` makes.
 const DEBIAN: &str = "COFFERDAM_TEST_ROOT";
@@ -36,7 +36,7 @@ fn story(kernel: &str, script: &str) -> Option<Ran> {
         "" => world.path("home/.local/state"),
         variable => {
             let Some(package) = std::env::var_os(variable).filter(|package| !package.is_empty()) else {
-                println!("SKIP: {variable} names no kernel");
+                skip(&format!("{variable} names no kernel"));
                 return None;
             };
             let state = format!("state-{variable}");
@@ -211,7 +211,7 @@ fn what_is_no_root_is_refused_before_anything_starts() {
 #[test]
 fn debian_in_a_guest_does_what_people_do_with_it() {
     let Some(image) = std::env::var_os(DEBIAN).filter(|image| !image.is_empty()) else {
-        println!("SKIP: {DEBIAN} names no image of a Debian root");
+        skip(&format!("{DEBIAN} names no image of a Debian root"));
         return;
     };
     let mut cases = String::new();
