@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{self, Read as _};
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::os::fd::OwnedFd;
@@ -20,6 +20,7 @@ use cofferdam_guest_protocol::{
     Exec, Leftover, Mount as GuestMount, MountKind, Neighbour, Network, Route, Size, Token,
 };
 use cofferdam_smb::Password;
+use rustix::fs::{Mode, OFlags};
 
 use crate::Kit;
 use crate::accelerator::{self, Cache, Choice, Wish};
@@ -304,7 +305,11 @@ fn checked(spec: &SandboxSpec, sharing: Option<Sharing>) -> Result<Option<Root>,
 /// # Errors
 /// Why it is none, in words.
 pub fn root_source(path: &Path, shown: PathBuf) -> Result<RootSource, String> {
-    let about = path.metadata().map_err(|error| error.to_string())?;
+    // Opened once, and without waiting: what it is may change between two looks, and a FIFO has nobody at its other end.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| io::Error::from(error).to_string())?;
+    let file = File::from(file);
+    let about = file.metadata().map_err(|error| error.to_string())?;
     if about.is_dir() {
         return Ok(RootSource::Directory(shown));
     }
@@ -312,8 +317,7 @@ pub fn root_source(path: &Path, shown: PathBuf) -> Result<RootSource, String> {
         return Err("it is neither a directory nor an image of a disk".to_owned());
     }
     let mut head = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(image::HEAD as u64).read_to_end(&mut head));
-    read.map_err(|error| error.to_string())?;
+    file.take(image::HEAD as u64).read_to_end(&mut head).map_err(|error| error.to_string())?;
     let format = ImageFormat::parse(&head).map_err(|error| error.to_string())?;
     Ok(RootSource::Image(shown, format))
 }

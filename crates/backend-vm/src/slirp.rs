@@ -65,6 +65,16 @@ impl Slirp {
         format!("no gateway decides here and nothing is recorded per flow (--engine slirp): {reach}")
     }
 
+    /// The word of the mode.
+    #[must_use]
+    pub fn mode(&self) -> &'static str {
+        match self.reach {
+            None => "none",
+            Some(Reach::Forwards) => "mounts-only",
+            Some(Reach::Everything) => "full",
+        }
+    }
+
     pub(crate) fn card(&self) -> Network {
         match self.reach {
             None => Network::None,

@@ -374,7 +374,12 @@ impl Sandbox {
             summary.note("this machine names no resolver in /etc/resolv.conf: names will not resolve; --dns-nameserver gives one");
         }
         let command = options.command.iter().map(|word| word.to_string_lossy().into_owned()).collect();
-        let policy = policy_text(network);
+        let policy = match &options.backend {
+            Backend::Vm(VmOptions { engine: Engine::Slirp(slirp), .. }) => {
+                vec![format!("engine slirp, mode {}: decided by nobody, and not recorded", slirp.mode())]
+            }
+            Backend::Vm(_) | Backend::Namespace => policy_text(network),
+        };
         let hosts = link.as_ref().map(hosts_lines).unwrap_or_else(|| vec![(LOCAL_NAME, vec![NAME.to_owned()])]);
         let fail_on_deny = options.fail_on_deny;
         let sockets = places(&network.host_sockets);
