@@ -29,7 +29,8 @@ use crate::units::Budget;
 
 /// Runs a program and returns the exit status. `matches` knows the order of the flags.
 pub(crate) fn run(args: RunArgs, matches: &ArgMatches) -> u8 {
-    let chosen = slirp::Chosen { engine: args.engine, mode: args.mode, backend: args.place.backend };
+    let PlaceArgs { backend, mount_via, .. } = args.place;
+    let chosen = slirp::Chosen { engine: args.engine, mode: args.mode, backend, mount_via };
     if args.detach {
         if let Err(refusal) = chosen.no_other() {
             return refusal.tell(false);

@@ -4,7 +4,7 @@ use cofferdam_control::vm::{PortForward, Reach};
 use cofferdam_control::{Engine, Slirp};
 use cofferdam_policy::file::FlagItem;
 
-use crate::args::{BackendWord, EngineWord, ModeOfVm};
+use crate::args::{BackendWord, EngineWord, ModeOfVm, SharingWord};
 use crate::refusal::Refusal;
 use crate::units;
 
@@ -14,6 +14,7 @@ pub(crate) struct Chosen {
     pub engine: EngineWord,
     pub mode: Option<ModeOfVm>,
     pub backend: BackendWord,
+    pub mount_via: Option<SharingWord>,
 }
 
 impl Chosen {
@@ -44,6 +45,9 @@ impl Chosen {
         if self.backend != BackendWord::Vm {
             return refused("--engine slirp is the network of a virtual machine: use it with --backend vm");
         }
+        if self.mount_via.is_some() {
+            return refused("--engine slirp shares no directories with its guests: leave --mount-via out");
+        }
         let mut forwards = Vec::new();
         for item in items {
             let FlagItem::Publish(text) = item else {
@@ -71,7 +75,7 @@ impl Chosen {
 mod tests {
     use super::*;
 
-    const SLIRP: Chosen = Chosen { engine: EngineWord::Slirp, mode: None, backend: BackendWord::Vm };
+    const SLIRP: Chosen = Chosen { engine: EngineWord::Slirp, mode: None, backend: BackendWord::Vm, mount_via: None };
 
     fn refusal(chosen: Chosen, items: &[FlagItem]) -> String {
         chosen.engine(items).unwrap_err().text
@@ -104,6 +108,10 @@ mod tests {
         assert_eq!(gateway.engine(&[FlagItem::NoNet]).unwrap(), Engine::Gateway);
         assert!(refusal(Chosen { mode: Some(ModeOfVm::Full), ..gateway }, &[]).contains("--engine slirp"));
         assert!(refusal(Chosen { backend: BackendWord::Namespace, ..SLIRP }, &[]).contains("--backend vm"));
+        for mount_via in [Some(SharingWord::Smb), Some(SharingWord::Plan9)] {
+            assert_eq!(Chosen { mount_via, ..gateway }.engine(&[]).unwrap(), Engine::Gateway);
+            assert!(refusal(Chosen { mount_via, ..SLIRP }, &[]).contains("leave --mount-via out"));
+        }
         assert!(SLIRP.no_other().unwrap_err().text.contains("--detach"));
     }
 }
