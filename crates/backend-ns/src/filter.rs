@@ -82,12 +82,27 @@ const FAMILIES: &[u32] = &[
     17, // AF_PACKET, on the sandbox's own interface and with CAP_NET_RAW
 ];
 
-/// The families that QEMU uses where it is in no namespace, each added to those before it.
+/// The families of a network that QEMU uses where it is in no namespace, each added to those before it. None of them is
+/// AF_UNIX: Landlock leaves out sockets with a path before ABI 9 and abstract ones before Linux 6.12, and a message bus of the
+/// user would start whatever it is asked to. The channels of the agent and of QMP are pairs.
 const BARE_FAMILIES: &[u32] = &[
-    1,  // AF_UNIX: the channels of the agent and of QMP
     2,  // AF_INET: published ports
     10, // AF_INET6: what its own network reaches
 ];
+
+/// Types of socket(2), from `linux/net.h`, and the flags beside them: `SOCK_NONBLOCK`, `SOCK_CLOEXEC`.
+const STREAM: u32 = 1;
+const SEQPACKET: u32 = 5;
+const KIND_FLAGS: [u32; 4] = [0, 0o4000, 0o2_000_000, 0o2_004_000];
+
+/// The protocols that a stream of a network may have: its own, and TCP by name. SCTP connects by sending.
+const STREAM_PROTOCOLS: [u32; 2] = [0, 6];
+
+/// `MSG_FASTOPEN` connects without connect(2), from `linux/socket.h`.
+const FASTOPEN: u32 = 0x2000_0000;
+
+/// System calls that take it, with the argument it is in.
+const SENDING: [(libc::c_long, u8); 3] = [(libc::SYS_sendto, 3), (libc::SYS_sendmsg, 2), (libc::SYS_sendmmsg, 3)];
 
 /// What would reach other processes of the same user where no pid namespace hides them. Landlock forbids it as well.
 const OTHERS: &[(libc::c_long, &str)] = &[
@@ -99,6 +114,43 @@ const OTHERS: &[(libc::c_long, &str)] = &[
     (libc::SYS_shmat, "as shmget"),
     (libc::SYS_msgget, "as shmget, for messages"),
     (libc::SYS_semget, "as shmget, for semaphores"),
+];
+
+/// What changes files without opening them for writing, for which Landlock has no word, or has it late: truncate(2) from Linux 6.2
+/// on. QEMU has no disk and no share where it is in no namespace, so nothing of the host is its to change.
+const CHANGES: &[libc::c_long] = &[
+    libc::SYS_truncate,
+    libc::SYS_fchmod,
+    libc::SYS_fchmodat,
+    // fchmodat2(2), Linux 6.6; numbers from 424 on are the same on every architecture.
+    452,
+    libc::SYS_fchown,
+    libc::SYS_fchownat,
+    libc::SYS_utimensat,
+    libc::SYS_setxattr,
+    libc::SYS_lsetxattr,
+    libc::SYS_fsetxattr,
+    // setxattrat(2), Linux 6.13.
+    463,
+    libc::SYS_removexattr,
+    libc::SYS_lremovexattr,
+    libc::SYS_fremovexattr,
+    // removexattrat(2), Linux 6.13.
+    466,
+    // file_setattr(2), Linux 6.17.
+    469,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_chmod,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_chown,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_lchown,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_utime,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_utimes,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_futimesat,
 ];
 
 const CLONE_NEWUSER: u32 = 0x1000_0000;
@@ -170,7 +222,7 @@ pub(crate) fn program_filters(allow_userns: bool) -> Result<Vec<Filter>, FilterE
     Ok(vec![
         Filter::deny(denied, Answer::Errno(libc::EPERM))?,
         Filter::deny(missing, Answer::Errno(libc::ENOSYS))?,
-        only_families(FAMILIES)?,
+        only_families(&[libc::SYS_socket, libc::SYS_socketpair], FAMILIES)?,
     ])
 }
 
@@ -180,28 +232,180 @@ pub(crate) fn program_filters(allow_userns: bool) -> Result<Vec<Filter>, FilterE
 /// As [`program_filters`].
 pub(crate) fn bare_filters(sockets: Sockets) -> Result<Vec<Filter>, FilterError> {
     let mut filters = program_filters(false)?;
-    filters.push(only_families(
-        match sockets {
-            Sockets::None => BARE_FAMILIES.get(..1),
-            Sockets::Listening => BARE_FAMILIES.get(..2),
-            Sockets::Any => Some(BARE_FAMILIES),
-        }
-        .unwrap_or_default(),
-    )?);
+    let families = match sockets {
+        Sockets::None => BARE_FAMILIES.get(..0),
+        Sockets::Listening => BARE_FAMILIES.get(..1),
+        Sockets::Any => Some(BARE_FAMILIES),
+    };
+    filters.push(only_families(&[libc::SYS_socket], families.unwrap_or_default())?);
     let mut denied: Vec<Call> = OTHERS.iter().map(|(number, _why)| Call::new(*number)).collect();
+    denied.extend(CHANGES.iter().copied().map(Call::new));
+    // One end of a pair of datagram sockets reaches any other by its address; those of the others stay connected to each other.
+    let paired = [STREAM, SEQPACKET].map(with_flags).concat();
+    denied.push(but(Call::new(libc::SYS_socketpair), 1, &paired));
     if sockets != Sockets::Any {
         // Its channels are connected when it gets them.
         denied.push(Call::new(libc::SYS_connect));
+        // What sends without being connected would reach every address all the same.
+        denied.push(but(Call::new(libc::SYS_socket), 1, &with_flags(STREAM)));
+        denied.push(but(Call::new(libc::SYS_socket), 2, &STREAM_PROTOCOLS));
+        denied.extend(SENDING.map(|(number, flags)| Call::new(number).when(flags, Test::Bit(FASTOPEN))));
     }
     filters.push(Filter::deny(denied, Answer::Errno(libc::EPERM))?);
     Ok(filters)
 }
 
+/// What the second argument of socket(2) is for a type.
+fn with_flags(kind: u32) -> [u32; 4] {
+    KIND_FLAGS.map(|flags| kind | flags)
+}
+
+/// A call whose argument is none of these.
+fn but(call: Call, index: u8, values: &[u32]) -> Call {
+    values.iter().fold(call, |call, value| call.when(index, Test::NotEqual(*value)))
+}
+
 /// Leaves sockets of these families alone.
-fn only_families(families: &[u32]) -> Result<Filter, FilterError> {
-    let mut calls = Vec::new();
-    for number in [libc::SYS_socket, libc::SYS_socketpair] {
-        calls.push(families.iter().fold(Call::new(number), |call, family| call.when(0, Test::NotEqual(*family))));
-    }
+fn only_families(numbers: &[libc::c_long], families: &[u32]) -> Result<Filter, FilterError> {
+    let calls = numbers.iter().map(|number| but(Call::new(*number), 0, families)).collect();
     Filter::deny(calls, Answer::Errno(libc::EAFNOSUPPORT))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+    use std::os::fd::OwnedFd;
+    use std::os::unix::fs::PermissionsExt;
+
+    use cofferdam_sys::confine;
+    use rustix::io::Errno;
+    use rustix::net::{AddressFamily, Protocol, SendFlags, SocketAddrUnix, SocketFlags, SocketType, ipproto};
+
+    use super::*;
+
+    /// Runs a check on a thread of its own, since what is taken away there never comes back.
+    fn under(sockets: Sockets, check: impl FnOnce() + Send + 'static) {
+        let filters = bare_filters(sockets).unwrap();
+        let checked = std::thread::spawn(move || {
+            filters.iter().for_each(|filter| confine::install_seccomp(filter).unwrap());
+            check();
+        });
+        checked.join().unwrap();
+    }
+
+    fn socket(family: AddressFamily, kind: SocketType, protocol: Option<Protocol>) -> Result<OwnedFd, Errno> {
+        rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, protocol)
+    }
+
+    fn pair(kind: SocketType) -> Result<(OwnedFd, OwnedFd), Errno> {
+        rustix::net::socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)
+    }
+
+    #[test]
+    fn a_qemu_in_no_namespace_makes_no_unix_socket_but_a_connected_pair() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("bus");
+        let _listening = [SocketType::STREAM, SocketType::SEQPACKET].map(|kind| {
+            let listening = socket(AddressFamily::UNIX, kind, None).unwrap();
+            let path = path.with_extension(kind.as_raw().to_string());
+            rustix::net::bind(&listening, &SocketAddrUnix::new(path).unwrap()).unwrap();
+            rustix::net::listen(&listening, 8).unwrap();
+            listening
+        });
+        for sockets in [Sockets::None, Sockets::Listening, Sockets::Any] {
+            let path = path.clone();
+            under(sockets, move || {
+                for kind in [SocketType::STREAM, SocketType::DGRAM, SocketType::SEQPACKET] {
+                    assert!(socket(AddressFamily::UNIX, kind, None).is_err(), "{sockets:?} {kind:?}");
+                }
+                for kind in [SocketType::STREAM, SocketType::SEQPACKET] {
+                    let address = SocketAddrUnix::new(path.with_extension(kind.as_raw().to_string())).unwrap();
+                    let (one, other) = pair(kind).unwrap();
+                    assert_eq!(rustix::net::send(&one, b"x", SendFlags::empty()), Ok(1));
+                    assert_eq!(rustix::io::read(&other, &mut [0; 8]), Ok(1));
+                    // Nor is one of them connected to anything else.
+                    let refused = if sockets == Sockets::Any { Errno::ISCONN } else { Errno::PERM };
+                    assert_eq!(rustix::net::connect(&one, &address), Err(refused), "{sockets:?} {kind:?}");
+                }
+                for kind in [SocketType::DGRAM, SocketType::RAW] {
+                    assert_eq!(pair(kind).unwrap_err(), Errno::PERM, "{sockets:?}");
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn a_qemu_in_no_namespace_has_the_networks_that_its_guest_needs() {
+        let made = |family, kind| move || socket(family, kind, None).map(drop);
+        let (inet, inet6) = (AddressFamily::INET, AddressFamily::INET6);
+        let (stream, datagram) = (SocketType::STREAM, SocketType::DGRAM);
+        for (sockets, family, kind, answer) in [
+            (Sockets::None, inet, stream, Err(Errno::AFNOSUPPORT)),
+            (Sockets::None, inet6, stream, Err(Errno::AFNOSUPPORT)),
+            (Sockets::Listening, inet, stream, Ok(())),
+            (Sockets::Listening, inet6, stream, Err(Errno::AFNOSUPPORT)),
+            (Sockets::Listening, inet, datagram, Err(Errno::PERM)),
+            (Sockets::Listening, inet, SocketType::RAW, Err(Errno::PERM)),
+            (Sockets::Any, inet, stream, Ok(())),
+            (Sockets::Any, inet, datagram, Ok(())),
+        ] {
+            let made = made(family, kind);
+            under(sockets, move || assert_eq!(made(), answer, "{sockets:?} {family:?} {kind:?}"));
+        }
+    }
+
+    #[test]
+    fn who_only_listens_connects_in_no_other_way() {
+        let there = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address: SocketAddr = there.local_addr().unwrap();
+        under(Sockets::Listening, move || {
+            let _listening = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+            let stream = |protocol| socket(AddressFamily::INET, SocketType::STREAM, protocol);
+            for protocol in [ipproto::SCTP, ipproto::MPTCP] {
+                assert_eq!(stream(Some(protocol)).unwrap_err(), Errno::PERM);
+            }
+            let own = stream(Some(ipproto::TCP)).unwrap();
+            assert_eq!(rustix::net::connect(&own, &address), Err(Errno::PERM));
+            let fast = SendFlags::from_bits_retain(FASTOPEN) | SendFlags::NOSIGNAL;
+            assert_eq!(rustix::net::sendto(&own, b"x", fast, &address), Err(Errno::PERM));
+            let mut nothing = rustix::net::SendAncillaryBuffer::default();
+            let text = [std::io::IoSlice::new(b"x")];
+            assert_eq!(rustix::net::sendmsg_addr(&own, &address, &text, &mut nothing, fast), Err(Errno::PERM));
+        });
+        there.set_nonblocking(true).unwrap();
+        assert_eq!(there.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+        under(Sockets::Any, move || {
+            UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().connect(address).unwrap();
+        });
+    }
+
+    #[test]
+    fn a_qemu_in_no_namespace_changes_no_file_that_it_reads() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let before = file.as_file().metadata().unwrap();
+        let path = file.path().to_owned();
+        under(Sockets::Any, move || {
+            let open = std::fs::File::open(&path).unwrap();
+            let mode = std::fs::Permissions::from_mode(0o777);
+            let (owner, group) = (Some(rustix::process::getuid()), Some(rustix::process::getgid()));
+            let none = rustix::fs::XattrFlags::empty();
+            for changed in [
+                std::fs::set_permissions(&path, mode.clone()),
+                open.set_permissions(mode),
+                open.set_modified(std::time::UNIX_EPOCH),
+                rustix::fs::chown(&path, owner, group).map_err(Into::into),
+                rustix::fs::fchown(&open, owner, group).map_err(Into::into),
+                rustix::fs::setxattr(&path, "user.a", b"x", none).map_err(Into::into),
+                rustix::fs::lsetxattr(&path, "user.a", b"x", none).map_err(Into::into),
+                rustix::fs::fsetxattr(&open, "user.a", b"x", none).map_err(Into::into),
+                rustix::fs::removexattr(&path, "user.a").map_err(Into::into),
+                rustix::fs::lremovexattr(&path, "user.a").map_err(Into::into),
+            ] {
+                assert_eq!(changed.unwrap_err().raw_os_error(), Some(libc::EPERM));
+            }
+        });
+        let after = file.as_file().metadata().unwrap();
+        assert_eq!(after.permissions(), before.permissions());
+        assert_eq!(after.modified().unwrap(), before.modified().unwrap());
+    }
 }

@@ -113,12 +113,12 @@ pub enum View {
     Host(Sockets),
 }
 
-/// Which sockets QEMU may make where it is in no namespace.
+/// Which sockets QEMU may make where it is in no namespace. None of them is a Unix socket, but for connected pairs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sockets {
     /// None of a network.
     None,
-    /// Those that listen; it may not connect.
+    /// TCP that listens; it may not connect, and has no datagrams.
     Listening,
     /// Whatever the host has a network for.
     Any,
