@@ -4,7 +4,9 @@
 //! program puts in the way, what is read lies beneath the source, and what is written beneath the destination. What is
 //! neither file, directory nor link is left out and reported.
 
+use std::borrow::Cow;
 use std::ffi::{CStr, CString, OsStr};
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -13,23 +15,59 @@ use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tar::{Builder, EntryType, Header};
 
 /// How deep directories may be; each level holds a descriptor.
 const DEEPEST: usize = 200;
 
+/// What [`limit_memory`] leaves, in bytes: many times of what archives of the longest and deepest names take.
+const MEMORY: u64 = 256 << 20;
+
 /// Permissions that are copied: never the set-id bits.
 const MODE: u32 = 0o777;
 
-/// What came of a copy besides what was copied.
-pub(super) type Left = Vec<String>;
+/// What came of a copy besides what was copied. How much that is and what it is called, a sandbox may choose.
+#[derive(Debug, Default)]
+pub(super) struct Left {
+    lines: Vec<String>,
+    more: usize,
+}
+
+/// Lines of [`Left`]: more than anybody reads.
+const LINES: usize = 1000;
+
+/// What is shown of a path, in bytes: PATH_MAX, the most that the kernel takes.
+const SHOWN: usize = 4096;
+
+impl Left {
+    fn add(&mut self, path: &Path, why: impl fmt::Display) {
+        match self.lines.len() < LINES {
+            true => self.lines.push(format!("{}: {why}", shown(path))),
+            false => self.more += 1,
+        }
+    }
+
+    /// One for each thing that was left out, as far as they are kept.
+    pub(super) fn lines(mut self) -> Vec<String> {
+        if self.more > 0 {
+            self.lines.push(format!("and {} more", self.more));
+        }
+        self.lines
+    }
+}
+
+fn shown(path: &Path) -> Cow<'_, str> {
+    let bytes = path.as_os_str().as_bytes();
+    String::from_utf8_lossy(bytes.get(..SHOWN).unwrap_or(bytes))
+}
 
 /// Writes what has `name` in a directory, as an archive whose entries begin with `called`.
 ///
 /// # Errors
 /// When the archive cannot be written, or the source cannot be read at all.
 pub(super) fn pack(at: BorrowedFd<'_>, name: &OsStr, called: &Path, out: impl Write) -> io::Result<Left> {
-    let mut packer = Packer { archive: Builder::new(out), left: Vec::new() };
+    let mut packer = Packer { archive: Builder::new(out), left: Left::default() };
     let name = CString::new(name.as_bytes())?;
     packer.add(at, &name, called, 0)?;
     packer.archive.finish()?;
@@ -53,7 +91,7 @@ impl<W: Write> Packer<W> {
             // A socket cannot be opened; what is gone meanwhile is not missed.
             Err(errno) => {
                 if errno != Errno::NOENT {
-                    self.left.push(format!("{}: {}", called.display(), io::Error::from(errno)));
+                    self.left.add(called, io::Error::from(errno));
                 }
                 return Ok(());
             }
@@ -64,7 +102,7 @@ impl<W: Write> Packer<W> {
         header.set_mtime(u64::try_from(status.st_mtime).unwrap_or(0));
         match FileType::from_raw_mode(status.st_mode) {
             FileType::Directory if depth >= DEEPEST => {
-                self.left.push(format!("{}: deeper than {DEEPEST} directories", called.display()));
+                self.left.add(called, format_args!("deeper than {DEEPEST} directories"));
                 Ok(())
             }
             FileType::Directory => {
@@ -91,7 +129,7 @@ impl<W: Write> Packer<W> {
             | FileType::CharacterDevice
             | FileType::BlockDevice
             | FileType::Unknown => {
-                self.left.push(format!("{}: neither a file nor a directory nor a link", called.display()));
+                self.left.add(called, "neither a file nor a directory nor a link");
                 Ok(())
             }
         }
@@ -137,12 +175,12 @@ pub(super) fn unpack(
     called: Option<&OsStr>,
     links: Links,
 ) -> io::Result<Left> {
-    let mut left = Vec::new();
+    let mut left = Left::default();
     for entry in tar::Archive::new(archive).entries()? {
-        let mut entry = entry?;
+        let mut entry = entry.map_err(readable)?;
         let path = PathBuf::from(OsStr::from_bytes(&entry.path_bytes()));
         let Some(parts) = parts(&path, called) else {
-            left.push(format!("{}: a name that leads out", path.display()));
+            left.add(&path, "a name that leads out or too deep");
             continue;
         };
         let Some((name, parents)) = parts.split_last() else { continue };
@@ -160,12 +198,12 @@ pub(super) fn unpack(
                     make_link(&parent, name, &target)
                 }
                 Some(_) | None => {
-                    left.push(format!("{}: a link that leads out", path.display()));
+                    left.add(&path, "a link that leads out");
                     Ok(())
                 }
             }
         } else {
-            left.push(format!("{}: neither a file nor a directory nor a link", path.display()));
+            left.add(&path, "neither a file nor a directory nor a link");
             Ok(())
         };
         made.map_err(|error| named(&path, &error))?;
@@ -173,8 +211,25 @@ pub(super) fn unpack(
     Ok(left)
 }
 
+/// Bounds the memory of this process, which takes apart what a sandbox has made: what stands for a name there is read whole.
+///
+/// # Errors
+/// Those of setrlimit(2).
+pub(super) fn limit_memory() -> io::Result<()> {
+    let maximum = getrlimit(Resource::Data).maximum.map_or(MEMORY, |limit| limit.min(MEMORY));
+    Ok(setrlimit(Resource::Data, Rlimit { current: Some(maximum), maximum: Some(maximum) })?)
+}
+
 fn named(path: &Path, error: &io::Error) -> io::Error {
-    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+    io::Error::new(error.kind(), format!("{}: {error}", shown(path)))
+}
+
+/// What is behind an entry's name that an archive makes as long as it likes: it is read whole.
+fn readable(error: io::Error) -> io::Error {
+    match error.kind() == io::ErrorKind::OutOfMemory {
+        true => io::Error::new(error.kind(), "the archive has a name that does not fit into memory"),
+        false => error,
+    }
 }
 
 /// The names on the way, or `None` when one of them leads out.
@@ -182,6 +237,7 @@ fn parts(path: &Path, called: Option<&OsStr>) -> Option<Vec<CString>> {
     let mut parts = Vec::new();
     for component in path.components() {
         match component {
+            Component::Normal(_) if parts.len() >= DEEPEST => return None,
             Component::Normal(name) => parts.push(CString::new(name.as_bytes()).ok()?),
             Component::CurDir => {}
             Component::ParentDir | Component::RootDir | Component::Prefix(_) => return None,
@@ -190,7 +246,7 @@ fn parts(path: &Path, called: Option<&OsStr>) -> Option<Vec<CString>> {
     if let (Some(called), Some(first)) = (called, parts.first_mut()) {
         *first = CString::new(called.as_bytes()).ok()?;
     }
-    (parts.len() <= DEEPEST).then_some(parts)
+    Some(parts)
 }
 
 /// Whether a link `depth` directories below the top leads beneath the top. Parents may only come first: behind a name that is
@@ -281,9 +337,9 @@ mod tests {
         rustix::fs::mknodat(rustix::fs::CWD, from.join("top/fifo"), FileType::Fifo, Mode::RWXU, 0).unwrap();
         let mut archive = Vec::new();
         let left = pack(open(&from).as_fd(), OsStr::new("top"), Path::new("top"), &mut archive).unwrap();
-        assert_eq!(left.len(), 1, "{left:?}");
+        assert_eq!(left.lines(), ["top/fifo: neither a file nor a directory nor a link"]);
         let left = unpack(archive.as_slice(), &open(&to), Some(OsStr::new("new")), Links::Contained).unwrap();
-        assert_eq!(left, ["top/out: a link that leads out"]);
+        assert_eq!(left.lines(), ["top/out: a link that leads out"]);
         assert_eq!(fs::read_to_string(to.join("new/link")).unwrap(), "content");
         assert_eq!(fs::metadata(to.join("new/run")).unwrap().permissions().mode() & 0o7777, 0o755);
         assert_eq!(fs::read(to.join("new").join(&long).join("inner")).unwrap(), vec![7; 100_000]);
@@ -315,7 +371,7 @@ mod tests {
         add(b"hard", EntryType::Link, "../escaped");
         add(b"device", EntryType::Char, "");
         let left = unpack(archive.into_inner().unwrap().as_slice(), &open(&to), None, Links::All).unwrap();
-        assert_eq!(left.len(), 5, "{left:?}");
+        assert_eq!(left.lines().len(), 5);
         // A link first, and then something through it.
         let mut archive = Builder::new(Vec::new());
         let mut link = Header::new_gnu();
@@ -358,6 +414,54 @@ mod tests {
             ("", 0),
         ] {
             assert!(!is_contained(target.as_bytes(), depth), "{target} {depth}");
+        }
+    }
+
+    fn entry(name: &str, kind: EntryType, size: u64) -> Header {
+        let mut header = Header::new_gnu();
+        header.set_path(name).unwrap();
+        header.set_entry_type(kind);
+        header.set_size(size);
+        header.set_cksum();
+        header
+    }
+
+    #[test]
+    fn what_is_said_of_an_archive_has_bounds() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut archive = Vec::new();
+        for _ in 0..LINES + 7 {
+            archive.extend_from_slice(entry("device", EntryType::Char, 0).as_bytes());
+        }
+        let lines = unpack(archive.as_slice(), &open(dir.path()), None, Links::All).unwrap().lines();
+        assert_eq!((lines.len(), lines[LINES].as_str()), (LINES + 1, "and 7 more"));
+        let mut left = Left::default();
+        left.add(Path::new(&"n".repeat(1 << 20)), "why");
+        assert!(left.lines()[0].len() <= SHOWN + 10);
+    }
+
+    #[test]
+    fn a_name_of_any_length_is_an_error_within_the_memory_there_is() {
+        const CHILD: &str = "COFFERDAM_TEST_LITTLE_MEMORY";
+        if std::env::var_os(CHILD).is_none() {
+            // The limit is a process's.
+            let this = "named::archive::tests::a_name_of_any_length_is_an_error_within_the_memory_there_is";
+            let child = std::process::Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", this])
+                .env(CHILD, "1")
+                .output()
+                .unwrap();
+            assert!(child.status.success(), "{child:?}");
+            assert!(String::from_utf8_lossy(&child.stdout).contains("1 passed"), "{child:?}");
+            return;
+        }
+        limit_memory().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        for kind in [EntryType::GNULongName, EntryType::GNULongLink, EntryType::XHeader] {
+            let header = entry("././@LongLink", kind, 8 << 30);
+            let archive = header.as_bytes().chain(io::repeat(b'n'));
+            let error = unpack(archive, &open(dir.path()), None, Links::Contained).unwrap_err();
+            assert!(error.to_string().contains("does not fit into memory"), "{error}");
         }
     }
 

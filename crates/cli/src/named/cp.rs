@@ -137,6 +137,7 @@ fn copy_out(name: &str, path: &Path, to: Option<&Path>, reader: Reader) -> Resul
     let unpacker = beside(&[input.as_fd(), place.directory.as_fd()], reader, || {
         // Whatever the archive makes this process do, it does it there.
         let _absent = confine::landlock_paths(&[(&place.path, PathAccess::Write)]);
+        archive::limit_memory()?;
         let input = std::fs::File::from(input.try_clone()?);
         archive::unpack(io::BufReader::new(input), &place.directory, place.called.as_deref(), Links::Contained)
     })?;
@@ -266,8 +267,9 @@ enum Broken {
 fn report(done: io::Result<Left>, broken: Broken, reader: Reader) -> u8 {
     match done {
         Ok(left) => {
-            left.iter().for_each(|left| reader.left_out(left));
-            if left.is_empty() { 0 } else { EXIT_FAILED }
+            let lines = left.lines();
+            lines.iter().for_each(|left| reader.left_out(left));
+            if lines.is_empty() { 0 } else { EXIT_FAILED }
         }
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe && broken == Broken::IsTold => EXIT_FAILED,
         Err(error) => reader.refused(&failed(format!("cannot copy: {error}"))),
