@@ -389,10 +389,15 @@ fn files_are_copied_both_ways_as_they_are() {
         $C cp s:/no/such . || echo "absent inside $?"
         $C cp file s:/usr/x || echo "read-only $?"
         $C cp s:a s:b || echo "both $?"
+        $C exec s -- ln -s /usr/bin out
+        for at in / .. out/..; do $C cp s:$at $work 2>said || echo "nameless $? $(grep -c 'name what is to be copied' said)"; done
         rm -rf $work
         "#,
     );
-    ran.exits(0).says("same\nsame\nsame\nuser\n").says("two\nabsent here 1\nabsent inside 1\nread-only 1\nboth 1\n");
+    ran.exits(0)
+        .says("same\nsame\nsame\nuser\n")
+        .says("two\nabsent here 1\nabsent inside 1\nread-only 1\nboth 1\n")
+        .says("nameless 1 1\nnameless 1 1\nnameless 1 1\n");
     let stdout = ran.stdout();
     let sums: Vec<&str> = stdout.lines().filter(|line| line.len() == 64).collect();
     assert!(sums.len() == 2 && sums[0] == sums[1], "{ran}");

@@ -78,7 +78,8 @@ fn a_guest_that_stays_takes_many_runs() {
         tar c tree | $C cp - g:/tmp; $C cp g:/tmp/tree - | tar t | sort | tr '\n' ' '; echo
         g sh -c 'mkdir out; ln -s /etc/passwd out/evil; ln -s ../../../up out/up; echo fine >out/fine'
         $C cp g:out . 2>left || echo "left out: $(grep -c 'leads out' left) $(ls out)"
-        $C cp g:nowhere . 2>/dev/null || echo "no copy $?"
+        $C cp g:nowhere . 2>said || echo "no copy $? $(grep -c '^cofferdam: the guest says: .*nowhere' said)"
+        for at in / out/..; do $C cp g:$at . 2>said || echo "nameless $? $(grep -c 'name what is to be copied' said)"; done
 
         # The network is the machine's, and a policy set while it runs holds at once.
         $C exec --allow a.example g true 2>narrow || echo "narrow $?: $(grep -c 'share one network card' narrow)"
@@ -123,7 +124,7 @@ fn a_guest_that_stays_takes_many_runs() {
         "eight: 12345678 4000000\n",
         "copied: a\n",
         "tree/ tree/a tree/in/ tree/in/b tree/link \n",
-        "left out: 2 fine\nno copy 1\n",
+        "left out: 2 fine\nno copy 1 1\nnameless 1 1\nnameless 1 1\n",
         "narrow 125: 1\n",
         &format!("{web} yes\n{web6} yes\n{other} no\n{other6} no\n"),
         &format!("then {web} no\nthen {web6} no\nthen {other} yes\nthen {other6} yes\n"),

@@ -6,17 +6,19 @@
 //! No function of ours runs in a guest: there it is the guest's own `tar`, and whatever that says is taken apart here as any archive.
 
 use std::ffi::{OsStr, OsString};
-use std::io::{self, Write};
+use std::io::{self, BufRead, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use cofferdam_control::named::{self, BackendEntry, ExecOptions};
+use cofferdam_control::summary::escaped_json;
 use cofferdam_control::{EventLog, OwnProgram, RunOptions, open_directory, resolve};
 use cofferdam_sys::confine::{self, PathAccess};
 use cofferdam_sys::ns::{self, Fork};
 use cofferdam_sys::process;
 use rustix::fs::{Mode as FileMode, OFlags};
+use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 use rustix::process::{WaitId, WaitIdOptions};
 
@@ -78,7 +80,7 @@ impl Reader {
         match self {
             Reader::Person => refusal.tell(false),
             Reader::Program => {
-                output::to_stderr(&format!("{}\n", refusal.to_json()));
+                json_line(&refusal.to_json());
                 refusal.status
             }
         }
@@ -87,16 +89,21 @@ impl Reader {
     fn left_out(self, what: &str) {
         match self {
             Reader::Person => output::say(&format!("left out: {what}")),
-            Reader::Program => output::to_stderr(&format!("{}\n", serde_json::json!({ "left_out": what }))),
+            Reader::Program => json_line(&serde_json::json!({ "left_out": what })),
         }
     }
 
     fn notice(self, text: &str) {
         match self {
             Reader::Person => output::say(text),
-            Reader::Program => output::to_stderr(&format!("{}\n", serde_json::json!({ "notice": text }))),
+            Reader::Program => json_line(&serde_json::json!({ "notice": text })),
         }
     }
+}
+
+/// Nothing in it moves a terminal, whatever a sandbox has put there.
+fn json_line(value: &serde_json::Value) {
+    output::to_stderr(&format!("{}\n", escaped_json(&value.to_string())));
 }
 
 /// What went wrong with a copy.
@@ -124,14 +131,15 @@ pub(crate) fn cp(args: &CpArgs) -> u8 {
 fn copy_out(name: &str, path: &Path, to: Option<&Path>, reader: Reader) -> Result<u8, Refusal> {
     let is_guest = is_guest(name)?;
     let run = |name: &str| match is_guest {
-        true => run_in_guest(name, PACK, path, reader),
+        true => run_in_guest(name, Does::Pack, path, reader),
         false => run_inside(name, path, pack_inside, reader),
     };
     let Some(to) = to else { return run(name) };
     let mut place = destination(to).map_err(failed)?;
-    if is_guest && place.called.is_none() {
-        // As it was named: in the archive it has the name of where that leads.
-        place.called = path.file_name().map(OsStr::to_owned);
+    if place.called.is_none() {
+        // As it was named here: what it is called in the archive, the sandbox says.
+        let nameless = "name what is to be copied: neither / nor a path that ends in .. has a name";
+        place.called = Some(path.file_name().ok_or_else(|| failed(nameless.to_owned()))?.to_owned());
     }
     let (input, output) = pipe()?;
     let unpacker = beside(&[input.as_fd(), place.directory.as_fd()], reader, || {
@@ -150,19 +158,19 @@ fn copy_in(from: Option<&Path>, name: &str, path: &Path, reader: Reader) -> Resu
     let is_guest = is_guest(name)?;
     let Some(from) = from else {
         return match is_guest {
-            true => run_in_guest(name, UNPACK, path, reader),
+            true => run_in_guest(name, Does::Unpack, path, reader),
             false => run_inside(name, path, unpack_stream_inside, reader),
         };
     };
     let source = source(from).map_err(failed)?;
     let mut into = path;
     let mut renamed = None;
-    if is_guest && run_in_guest(name, IS_DIRECTORY, path, reader)? != 0 {
+    if is_guest && run_in_guest(name, Does::IsDirectory, path, reader)? != 0 {
         into = path.parent().unwrap_or(path);
         renamed = path.file_name();
     }
     let run = |name: &str| match is_guest {
-        true => run_in_guest(name, UNPACK, into, reader),
+        true => run_in_guest(name, Does::Unpack, into, reader),
         false => run_inside(name, path, unpack_inside, reader),
     };
     let (input, output) = pipe()?;
@@ -282,20 +290,55 @@ fn with_stream(
     put: fn(OwnedFd) -> rustix::io::Result<()>,
     act: impl FnOnce() -> Result<u8, Refusal>,
 ) -> Result<u8, Refusal> {
-    let failed = |errno: rustix::io::Errno| failed(format!("cannot redirect a stream: {errno}"));
-    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, FileMode::empty()).map_err(failed)?;
-    put(stream).map_err(failed)?;
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, FileMode::empty());
+    let null = null.map_err(not_redirected)?;
+    put(stream).map_err(not_redirected)?;
     let done = act();
-    put(null).map_err(failed)?;
+    put(null).map_err(not_redirected)?;
     done
 }
 
-/// What a guest does, in its own words: `$1` is an absolute path there.
-const PACK: &str = r#"real=$(realpath "$1") || exit 1
+fn not_redirected(errno: Errno) -> Refusal {
+    failed(format!("cannot redirect a stream: {errno}"))
+}
+
+/// What a guest does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Does {
+    /// Writes an archive of a path.
+    Pack,
+    /// Reads an archive, and takes it apart in a directory.
+    Unpack,
+    /// Says by its exit status whether a path is a directory.
+    IsDirectory,
+}
+
+impl Does {
+    /// The same in the guest's own words: `$1` is an absolute path there.
+    fn script(self) -> &'static str {
+        match self {
+            Does::Pack => {
+                r#"real=$(realpath "$1") || exit $?
 [ "$real" != / ] || { echo 'the root directory cannot be copied' >&2; exit 1; }
-exec tar -c -f - -C "${real%/*}/" -- "${real##*/}""#;
-const UNPACK: &str = r#"exec tar -x -o -f - -C "$1""#;
-const IS_DIRECTORY: &str = r#"[ -d "$1" ]"#;
+exec tar -c -f - -C "${real%/*}/" -- "${real##*/}""#
+            }
+            Does::Unpack => r#"exec tar -x -o -f - -C "$1""#,
+            Does::IsDirectory => r#"[ -d "$1" ]"#,
+        }
+    }
+
+    /// Takes those of this process's streams away that a guest has no business with: it may read and write what it likes.
+    fn take_streams(self) -> rustix::io::Result<()> {
+        let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, FileMode::empty())?;
+        if self != Does::Unpack {
+            rustix::stdio::dup2_stdin(&null)?;
+        }
+        if self != Does::Pack {
+            rustix::stdio::dup2_stdout(&null)?;
+        }
+        Ok(())
+    }
+}
 
 /// Whether a sandbox is a virtual machine.
 fn is_guest(name: &str) -> Result<bool, Refusal> {
@@ -304,17 +347,63 @@ fn is_guest(name: &str) -> Result<bool, Refusal> {
 }
 
 /// Has a guest do something with a path.
-fn run_in_guest(name: &str, script: &str, path: &Path, reader: Reader) -> Result<u8, Refusal> {
+fn run_in_guest(name: &str, does: Does, path: &Path, reader: Reader) -> Result<u8, Refusal> {
     let entry = open(name)?;
     let session = named::enter(&entry).map_err(|error| Refusal::from(&error))?;
     let env = environment_of(session.spec(), &[])?;
-    let command = ["sh", "-c", script, "sh"].into_iter().map(OsString::from).chain([path.into()]).collect();
+    let command = ["sh", "-c", does.script(), "sh"].into_iter().map(OsString::from).chain([path.into()]).collect();
     let options = ExecOptions { env, workdir: Some("/".into()), ..ExecOptions::new(command) };
-    let finished = session.exec(options, &mut EventLog::none(), &mut |text| reader.notice(text), &mut || {});
-    match finished.map_err(|error| Refusal::from(&error))?.exit_status {
+    let mut notices = Vec::new();
+    let finished = with_guest_heard(reader, || {
+        does.take_streams().map_err(not_redirected)?;
+        let mut tell = |text: &str| notices.push(text.to_owned());
+        let finished = session.exec(options, &mut EventLog::none(), &mut tell, &mut || {});
+        finished.map_err(|error| Refusal::from(&error))
+    });
+    notices.iter().for_each(|notice| reader.notice(notice));
+    match finished?.exit_status {
         127 => Err(failed("the guest has no `tar` or no `realpath`, and a copy needs both there".to_owned())),
         status => Ok(status),
     }
+}
+
+/// Has a process of ours read what is written to standard error while something is done: in a guest that is anybody, and a terminal
+/// would act on it.
+fn with_guest_heard<T>(reader: Reader, act: impl FnOnce() -> Result<T, Refusal>) -> Result<T, Refusal> {
+    let (input, output) = pipe()?;
+    let hearer = beside(&[input.as_fd()], reader, || {
+        let said = std::fs::File::from(input.try_clone()?);
+        hear(said, |line| reader.notice(line)).map(|()| Left::default())
+    })?;
+    drop(input);
+    let ours = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stderr(), 3).map_err(not_redirected)?;
+    rustix::stdio::dup2_stderr(output).map_err(not_redirected)?;
+    let done = act();
+    rustix::stdio::dup2_stderr(ours).map_err(not_redirected)?;
+    hearer.wait();
+    done
+}
+
+/// The most that is passed on of what a guest says, in bytes: a complaint about every file of a large tree is longer than anybody reads.
+const HEARD: u64 = 64 << 10;
+
+/// Passes on what a guest says, line by line and in bounds, and reads the rest.
+fn hear(said: impl Read, mut tell: impl FnMut(&str)) -> io::Result<()> {
+    let mut said = io::BufReader::new(said);
+    let mut first = said.by_ref().take(HEARD);
+    let mut line = Vec::new();
+    while first.read_until(b'\n', &mut line)? > 0 {
+        let text = String::from_utf8_lossy(&line);
+        let text = text.trim();
+        if !text.is_empty() {
+            tell(&format!("the guest says: {text}"));
+        }
+        line.clear();
+    }
+    if io::copy(&mut said, &mut io::sink())? > 0 {
+        tell("the guest says more, which is left out");
+    }
+    Ok(())
 }
 
 /// Runs a function of ours in a sandbox, without a network.
@@ -405,6 +494,29 @@ mod tests {
             ("a", End::Here("a".into())),
         ] {
             assert_eq!(End::parse(OsStr::new(word)), end, "{word}");
+        }
+    }
+
+    #[test]
+    fn of_a_guest_so_much_is_heard() {
+        let hear = |said: &[u8]| {
+            let mut told = Vec::new();
+            hear(said, |line| told.push(line.to_owned())).unwrap();
+            told
+        };
+        assert_eq!(hear(b"tar: x: \xff\n\n  \nlast"), ["the guest says: tar: x: \u{fffd}", "the guest says: last"]);
+        let told = hear(&vec![b'x'; 1 << 20]);
+        assert_eq!(told.len(), 2);
+        assert!(told[0].len() < 66_000 && told[1] == "the guest says more, which is left out");
+    }
+
+    #[test]
+    fn a_guest_without_a_program_says_so_by_its_status() {
+        let dir = tempfile::tempdir().unwrap();
+        for does in [Does::Pack, Does::Unpack] {
+            let mut shell = std::process::Command::new("/bin/sh");
+            shell.args(["-c", does.script(), "sh", "/"]).env("PATH", dir.path());
+            assert_eq!(shell.output().unwrap().status.code(), Some(127), "{does:?}");
         }
     }
 }
