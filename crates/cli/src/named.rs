@@ -20,7 +20,7 @@ use cofferdam_control::named::{
     RunSpec, SandboxName, SpecError,
 };
 use cofferdam_control::store::RunKind;
-use cofferdam_control::{Backend, RunError, RunOptions, Terminal, check_project, environment};
+use cofferdam_control::{Backend, Progress, RunError, RunOptions, Terminal, VmOptions, check_project, environment};
 use cofferdam_policy::file::{self, FlagItem};
 
 use crate::args::{
@@ -151,7 +151,12 @@ fn spec_of(
         BackendWord::Vm => BackendEntry::Vm,
     };
     if place.disk.is_some() || place.mount_via.is_some() || place.arch.is_some() {
-        return Err(Refusal::setup("--disk, --mount-via and --arch are for `cofferdam run --backend vm`".to_owned()));
+        let text =
+            "a sandbox that stays has no --disk, --mount-via and --arch; a run that ends has them, with --backend vm";
+        return Err(Refusal::setup(text.to_owned()));
+    }
+    if place.tty {
+        return Err(Refusal::setup("a sandbox that stays has no terminal of its own; exec --tty has one".to_owned()));
     }
     let network_flags = run::flag_items(&network, &network_limits, matches)?;
     let config = run::network_config(&network_flags, &network)?;
@@ -224,7 +229,14 @@ fn start_kept(locked: Locked, spec: &NamedSpec) -> Result<Vec<String>, Refusal> 
     let env = environment_of(spec, &[])?;
     let backend = match spec.backend {
         BackendEntry::Namespace => Backend::Namespace,
-        BackendEntry::Vm => Backend::Vm(vm::options()?),
+        BackendEntry::Vm => {
+            let options = vm::options()?;
+            // What the keeper has to say comes when there is nothing to wait for any more.
+            if options.progress == Progress::Tell {
+                output::say("the guest is starting…");
+            }
+            Backend::Vm(VmOptions { progress: Progress::Silent, ..options })
+        }
     };
     match named::start(locked, spec, env, backend) {
         Ok(kept) => Ok(kept.notices),

@@ -530,6 +530,25 @@ fn policy_subset_gives_a_counterexample() {
 }
 
 #[test]
+fn what_a_sandbox_that_stays_cannot_have_is_refused() {
+    let terminal = "a sandbox that stays has no terminal of its own; exec --tty has one";
+    let machine =
+        "a sandbox that stays has no --disk, --mount-via and --arch; a run that ends has them, with --backend vm";
+    let create = ["create", "s", "--no-cwd"];
+    let detach = ["run", "--detach", "--no-cwd"];
+    let arch = ["--backend", "vm", "--arch", "x86_64"];
+    for (args, text) in [
+        ([&create[..], &["--tty"]].concat(), terminal),
+        ([&create[..], &arch].concat(), machine),
+        ([&detach[..], &arch, &["--", "true"]].concat(), machine),
+    ] {
+        let refused = run(&args);
+        assert_eq!((refused.status, refused.stdout.as_str()), (125, ""), "{args:?}");
+        assert!(refused.stderr.contains(text), "{args:?}: {}", refused.stderr);
+    }
+}
+
+#[test]
 fn policy_diff_tells_what_changes() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("old.toml"), "[network]\nrules = [\"allow@public\"]\n").unwrap();

@@ -108,6 +108,7 @@ fn page(about: &serde_json::Value) -> String {
     for field in ["name", "state", "problem", "started", "keeper", "init"] {
         add(field, &about.get(field).map(plain).unwrap_or_default());
     }
+    add("backend", &about.pointer("/spec/backend").map(plain).unwrap_or_default());
     add("addresses", &list("/guest").join(" "));
     add("command", &list("/spec/command").join(" "));
     add("exit", &about.get("last_exit_status").map(plain).unwrap_or_default());
@@ -120,4 +121,18 @@ fn page(about: &serde_json::Value) -> String {
         add("run", &format!("{} {}", run.get("supervisor").map(plain).unwrap_or_default(), text(run, "command")));
     }
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_says_that_a_sandbox_is_a_virtual_machine() {
+        let about =
+            |spec: serde_json::Value| page(&serde_json::json!({ "name": "s", "state": "stopped", "spec": spec }));
+        assert_eq!(about(serde_json::json!({})), "name      s\nstate     stopped\n");
+        let machine = about(serde_json::json!({ "backend": "vm" }));
+        assert_eq!(machine, "name      s\nstate     stopped\nbackend   vm\n");
+    }
 }
