@@ -386,17 +386,20 @@ fn with_guest_heard<T>(reader: Reader, act: impl FnOnce() -> Result<T, Refusal>)
 
 /// The most that is passed on of what a guest says, in bytes: a complaint about every file of a large tree is longer than anybody reads.
 const HEARD: u64 = 64 << 10;
+const HEARD_LINES: usize = 1000;
 
 /// Passes on what a guest says, line by line and in bounds, and reads the rest.
 fn hear(said: impl Read, mut tell: impl FnMut(&str)) -> io::Result<()> {
     let mut said = io::BufReader::new(said);
     let mut first = said.by_ref().take(HEARD);
     let mut line = Vec::new();
-    while first.read_until(b'\n', &mut line)? > 0 {
+    let mut lines = 0;
+    while lines < HEARD_LINES && first.read_until(b'\n', &mut line)? > 0 {
         let text = String::from_utf8_lossy(&line);
         let text = text.trim();
         if !text.is_empty() {
             tell(&format!("the guest says: {text}"));
+            lines += 1;
         }
         line.clear();
     }
@@ -507,6 +510,7 @@ mod tests {
         assert_eq!(hear(b"tar: x: \xff\n\n  \nlast"), ["the guest says: tar: x: \u{fffd}", "the guest says: last"]);
         let told = hear(&vec![b'x'; 1 << 20]);
         assert_eq!(told.len(), 2);
+        assert_eq!(hear(&b"x\n".repeat(5000)).len(), HEARD_LINES + 1);
         assert!(told[0].len() < 66_000 && told[1] == "the guest says more, which is left out");
     }
 
