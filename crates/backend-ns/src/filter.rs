@@ -114,7 +114,23 @@ const OTHERS: &[(libc::c_long, &str)] = &[
     (libc::SYS_shmat, "as shmget"),
     (libc::SYS_msgget, "as shmget, for messages"),
     (libc::SYS_semget, "as shmget, for semaphores"),
+    (libc::SYS_shmctl, "the same by a number that is guessed"),
+    (libc::SYS_msgctl, "as shmctl"),
+    (libc::SYS_msgrcv, "as shmctl"),
+    (libc::SYS_msgsnd, "as shmctl"),
+    (libc::SYS_semctl, "as shmctl"),
+    (libc::SYS_semop, "as shmctl"),
+    (libc::SYS_semtimedop, "as shmctl"),
+    (libc::SYS_mq_open, "as shmget, for messages of POSIX"),
+    (libc::SYS_setpriority, "slows other processes down"),
+    (libc::SYS_ioprio_set, "as setpriority"),
 ];
+
+/// prctl(2): what sets the signal that comes when the parent ends.
+const SET_DEATH_SIGNAL: u32 = 1;
+
+/// The only signal that it may set: no namespace would end what gave it up.
+const KILL: u32 = 9;
 
 /// What changes files without opening them for writing, for which Landlock has no word, or has it late: truncate(2) from Linux 6.2
 /// on. QEMU has no disk and no share where it is in no namespace, so nothing of the host is its to change.
@@ -240,6 +256,9 @@ pub(crate) fn bare_filters(sockets: Sockets) -> Result<Vec<Filter>, FilterError>
     filters.push(only_families(&[libc::SYS_socket], families.unwrap_or_default())?);
     let mut denied: Vec<Call> = OTHERS.iter().map(|(number, _why)| Call::new(*number)).collect();
     denied.extend(CHANGES.iter().copied().map(Call::new));
+    denied.push(Call::new(libc::SYS_prctl).when(0, Test::Equal(SET_DEATH_SIGNAL)).when(1, Test::NotEqual(KILL)));
+    // The limits of another process.
+    denied.push(Call::new(libc::SYS_prlimit64).when(0, Test::NotEqual(0)));
     // One end of a pair of datagram sockets reaches any other by its address; those of the others stay connected to each other.
     let paired = [STREAM, SEQPACKET].map(with_flags).concat();
     denied.push(but(Call::new(libc::SYS_socketpair), 1, &paired));
@@ -291,6 +310,24 @@ mod tests {
             check();
         });
         checked.join().unwrap();
+    }
+
+    #[test]
+    fn a_death_signal_stays_and_others_keep_their_limits() {
+        use rustix::process::{Pid, Resource, Rlimit, Signal};
+        let parent = rustix::process::getppid();
+        under(Sockets::Any, move || {
+            assert_eq!(rustix::process::set_parent_process_death_signal(Some(Signal::KILL)), Ok(()));
+            for other in [None, Some(Signal::TERM)] {
+                assert_eq!(rustix::process::set_parent_process_death_signal(other), Err(Errno::PERM));
+            }
+            assert!(rustix::process::getrlimit(Resource::Cpu).current.is_none_or(|limit| limit > 0));
+            let none = Rlimit { current: None, maximum: None };
+            assert_eq!(
+                rustix::process::prlimit(parent.or(Pid::from_raw(1)), Resource::Core, none).err(),
+                Some(Errno::PERM)
+            );
+        });
     }
 
     fn socket(family: AddressFamily, kind: SocketType, protocol: Option<Protocol>) -> Result<OwnedFd, Errno> {
