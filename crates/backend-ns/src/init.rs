@@ -172,12 +172,14 @@ fn prepare(
         None if is_joined => Ok(()),
         None => loopback_up().map_err(|error| Some(fault(&error))),
     };
+    let mut line = None;
     let sockets = match inside {
         None => place(init.steps, &trees, init.spec.limits.memory, link)?,
-        Some(Inside { mount, line, .. }) => {
+        Some(Inside { mount, line: given, .. }) => {
             link()?;
             place::step_inside(mount, init.steps)?;
-            linked.tap = line;
+            line = given.as_ref().and_then(|line| line.try_clone().ok());
+            linked.tap = given;
             Vec::new()
         }
     };
@@ -198,7 +200,10 @@ fn prepare(
     match init.task {
         Task::Program => start(init),
         Task::Stay => stay(init).map(|children| (Started::default(), children)),
-        Task::Monitor | Task::StayMonitor => start_monitor(init, linked, lifeline),
+        Task::Monitor | Task::StayMonitor => {
+            let (started, children) = start_monitor(init, linked, lifeline)?;
+            Ok((Started { _line: line, ..started }, children))
+        }
     }
 }
 
@@ -219,6 +224,9 @@ pub(crate) struct Started {
     monitor: Option<OwnedFd>,
     /// Who serves the files of a virtual machine.
     files: Option<Pid>,
+    /// Of a run in a machine that stays, its line to the monitor there. As long as it is open the monitor does not end, and with it
+    /// this process: what the run says last is passed on.
+    _line: Option<OwnedFd>,
 }
 
 /// Says that the sandbox is there.
@@ -323,7 +331,7 @@ pub(crate) fn start_monitor(
             Received::Message(Message::Started, _) => {
                 let controller = controller.as_ref().map(AsFd::as_fd);
                 wire::send(&init.supervisor, &Message::Started, controller.as_slice()).step(reach)?;
-                return Ok((Started { program: Some(child.pid), monitor: Some(own), files }, children));
+                return Ok((Started { program: Some(child.pid), monitor: Some(own), files, _line: None }, children));
             }
             Received::Message(
                 message @ (Message::NotExecuted { .. } | Message::Lost { .. } | Message::Failed(_)),

@@ -152,7 +152,7 @@ fn whatever_ends_first_nothing_is_left_and_one_line_says_why() {
         ($C exec g -- sleep 1000 2>"$XDG_STATE_HOME/said" || echo "exec $?") & run=$!
         until_ asleep 1000
         note; kill -9 ${machine##* }
-        wait $run; grep -c 'QEMU has ended (signal 9)' "$XDG_STATE_HOME/said"
+        wait $run; grep -c 'QEMU has ended (signal 9)' "$XDG_STATE_HOME/said" || { cat "$XDG_STATE_HOME/said" >&2; exit 96; }
         until_ is g stopped; echo "logged: $($C logs g | grep -c 'QEMU has ended')"
         until_ none_left
 
