@@ -140,12 +140,8 @@ impl World {
         const INSIDE: &str = "/cofferdam";
         let mut mount = self.program.clone().into_os_string();
         mount.push(format!(":{INSIDE}:ro"));
-        let mut command = Command::new("/proc/self/exe");
-        command.args(["run", "--no-cwd", "--quiet", "--events", "-", "--timeout", "60s"]);
-        if !flags.contains(&"--no-net") {
-            command.args(["--dns-nameserver", &sites::RESOLVER.to_string()]);
-        }
-        command.arg("--mount").arg(mount).args(flags).args(["--", INSIDE, "internal-client", "--ca", &self.anchor]);
+        let mut command = run(flags);
+        command.arg("--mount").arg(mount).args(["--", INSIDE, "internal-client", "--ca", &self.anchor]);
         command.args(["--patience-ms", &patience.as_millis().to_string()]);
         command.args(attempts);
         self.observe(command, advice)
@@ -159,14 +155,10 @@ impl World {
         advice: Advice,
         patience: Duration,
     ) -> Result<Seen, String> {
-        let mut command = Command::new("/proc/self/exe");
+        let mut command = run(flags);
         // Pings are for root, and root of the guest is nobody here.
-        command.args(["run", "--backend", "vm", "--user", "0", "--cpus", "1", "--memory", "256M"]);
-        command.args(["--no-cwd", "--quiet", "--events", "-", "--timeout", "60s"]);
-        if !flags.contains(&"--no-net") {
-            command.args(["--dns-nameserver", &sites::RESOLVER.to_string()]);
-        }
-        command.args(flags).args(["--", "sh", "-c", &guest_client::script(attempts, patience)]);
+        command.args(["--backend", "vm", "--user", "0", "--cpus", "1", "--memory", "256M"]);
+        command.args(["--", "sh", "-c", &guest_client::script(attempts, patience)]);
         self.observe(command, advice)
     }
 
@@ -196,6 +188,17 @@ impl World {
         let said = String::from_utf8_lossy(&output.stderr);
         Err(format!("{}: {}", output.status, said.trim()))
     }
+}
+
+/// A run of this program with these flags, which asks the world's resolver and says on its output what it decides.
+fn run(flags: &[&str]) -> Command {
+    let mut command = Command::new("/proc/self/exe");
+    command.args(["run", "--no-cwd", "--quiet", "--events", "-", "--timeout", "60s"]);
+    if !flags.contains(&"--no-net") {
+        command.args(["--dns-nameserver", &sites::RESOLVER.to_string()]);
+    }
+    command.args(flags);
+    command
 }
 
 /// Moves the process into a user and a network namespace of its own, as the only user there.
