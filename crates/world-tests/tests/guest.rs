@@ -114,12 +114,15 @@ impl Guest {
         let (kernel, initrd) = (files.kernel.try_clone().unwrap(), File::open(path).unwrap());
         let (ours, theirs) = UnixStream::pair().unwrap();
         let mut qemu = Command::new(format!("qemu-system-{}", std::env::consts::ARCH));
-        let machine = if cfg!(target_arch = "x86_64") { "q35" } else { "virt" };
-        qemu.args(["-machine", machine, "-accel", "tcg", "-cpu", "max", "-m", "256", "-smp", "1"]);
+        // As a run has them (`backend-vm/src/arguments.rs`).
+        let (machine, processor) =
+            if cfg!(target_arch = "x86_64") { ("q35", "max,-erms,-fsrm,level-func7=0") } else { ("virt", "max") };
+        qemu.args(["-machine", machine, "-accel", "tcg", "-cpu", processor, "-m", "256", "-smp", "1"]);
         qemu.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio"]);
         qemu.args(["-kernel", &format!("/proc/self/fd/{}", kernel.as_raw_fd())]);
         qemu.args(["-initrd", &format!("/proc/self/fd/{}", initrd.as_raw_fd())]);
-        qemu.args(["-append", &format!("console=ttyS0 quiet panic=-1 cryptomgr.notests no_timer_check {append}")]);
+        let words = "console=ttyS0 quiet panic=-1 cryptomgr.notests no_timer_check mitigations=off";
+        qemu.args(["-append", &format!("{words} {append}")]);
         qemu.args(["-chardev", &format!("socket,id=agent,fd={}", theirs.as_raw_fd())]);
         qemu.args(["-device", "virtio-serial", "-device", "virtserialport,chardev=agent,name=cofferdam.agent"]);
         qemu.args(devices);
