@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use cofferdam_guest_protocol::{
     CallId, Decoder, Failure, FailureKind, Grant, Leftover, MAX_DATA, Size, Status, Stream, ToHost, Window,
 };
-use cofferdam_sys::ns::{self, Child, Fork};
+use cofferdam_sys::ns::{Child, Fork};
 use cofferdam_sys::{process, tty};
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{Gid, Uid};
@@ -98,11 +98,11 @@ impl Call {
             Task::Put(put) => Kind::Put(child::unfinished(Path::new(OsStr::from_bytes(&put.path)), id)),
             Task::Get(_) | Task::Mount(_) | Task::Unmount(_) => Kind::Other,
         };
-        let child = match ns::fork().doing(|| "start a process".to_owned())? {
+        let child = match group.fork().doing(|| "start a process".to_owned())? {
             Fork::Parent(child) => child,
             Fork::Child => process::run_and_exit(move || {
                 drop((ends.input, ends.outputs, ends.terminal, report));
-                child::run(task, ends.streams, &group, Report { call: id, pipe: File::from(told) })
+                child::run(task, ends.streams, Report { call: id, pipe: File::from(told) })
             }),
         };
         let open = |pipe| Input { pipe: Some(pipe), waiting: Vec::new(), grant: Grant::default(), has_ended: false };
@@ -231,10 +231,6 @@ impl Call {
     pub(crate) fn handle_kill(&mut self) {
         self.killed = true;
         self.group.kill();
-        // One that is not in its group yet.
-        if self.status.is_none() {
-            let _gone = rustix::process::pidfd_send_signal(&self.child.pidfd, Signal::KILL);
-        }
     }
 
     /// The fork, or the program that it became, has ended.

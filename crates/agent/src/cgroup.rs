@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use cofferdam_guest_protocol::CallId;
+use cofferdam_sys::ns::{self, Fork};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, Signal};
 
@@ -17,6 +18,7 @@ const ROOT: &str = "/sys/fs/cgroup";
 #[derive(Debug)]
 pub(crate) struct Group {
     path: PathBuf,
+    directory: OwnedFd,
     /// Says when it is empty; see cgroup-v2.rst, "cgroup.events".
     events: OwnedFd,
 }
@@ -25,15 +27,18 @@ impl Group {
     pub(crate) fn new(call: CallId) -> Result<Group, Trouble> {
         let path = Path::new(ROOT).join(format!("cofferdam-{}", call.0));
         fs::create_dir(&path).doing(|| format!("make the control group {}", path.display()))?;
-        let events = path.join("cgroup.events");
-        let opened = rustix::fs::open(&events, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
-        let events = opened.doing(|| format!("open {}", events.display()))?;
-        Ok(Group { path, events })
+        let open = |path: &Path, flags| {
+            let opened = rustix::fs::open(path, flags | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+            opened.doing(|| format!("open {}", path.display()))
+        };
+        let directory = open(&path, OFlags::DIRECTORY)?;
+        let events = open(&path.join("cgroup.events"), OFlags::empty())?;
+        Ok(Group { path, directory, events })
     }
 
-    /// Puts the calling process in it.
-    pub(crate) fn enter(&self) -> io::Result<()> {
-        fs::write(self.path.join("cgroup.procs"), "0")
+    /// Forks a process that is in it from its beginning.
+    pub(crate) fn fork(&self) -> io::Result<Fork> {
+        ns::fork_into_cgroup(self.directory.as_fd())
     }
 
     /// Kills every process in it.

@@ -18,7 +18,6 @@ use rustix::fs::{Gid, Mode, Uid};
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use crate::boot::make_directory;
-use crate::cgroup::Group;
 use crate::words::{Doing, Trouble};
 
 /// Where programs are looked for without a `PATH`, as execvp(3) of most systems has it.
@@ -65,10 +64,9 @@ pub(crate) fn unfinished(path: &Path, call: CallId) -> PathBuf {
 }
 
 /// Runs in the fork.
-pub(crate) fn run(task: Task, streams: Streams, group: &Group, mut report: Report) -> u8 {
+pub(crate) fn run(task: Task, streams: Streams, mut report: Report) -> u8 {
     // A session of its own: what is sent to a program's process group reaches nobody else.
-    let apart = || rustix::process::setsid().map_err(io::Error::from).and_then(|_| group.enter());
-    if let Err(trouble) = apart().doing(|| "start apart from other processes".to_owned()) {
+    if let Err(trouble) = rustix::process::setsid().doing(|| "start apart from other processes".to_owned()) {
         return report.fail(FailureKind::Refused, &trouble);
     }
     let done = match task {

@@ -12,7 +12,7 @@ use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io;
 use std::ops::BitOr;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
@@ -175,7 +175,7 @@ fn proc_path(pid: Option<Pid>, name: &str) -> PathBuf {
     .into()
 }
 
-/// Where a process came out of [`fork`] or [`fork_into`].
+/// Where a process came out of a fork.
 #[derive(Debug)]
 pub enum Fork {
     /// In the caller, which holds the new process.
@@ -184,7 +184,7 @@ pub enum Fork {
     Child,
 }
 
-/// A process that [`fork`] or [`fork_into`] made.
+/// A process that a fork made.
 #[derive(Debug)]
 pub struct Child {
     /// Its id in the caller's pid namespace. May be reused after the process was waited for.
@@ -219,21 +219,40 @@ pub fn fork() -> io::Result<Fork> {
 /// `Other` when the process has more than one thread or that cannot be read from `/proc/self/task`, otherwise those of
 /// clone3(2): `EPERM` or `ENOSPC` as for [`unshare`], `EAGAIN` at a process limit.
 pub fn fork_into(namespaces: Namespaces, parent: ParentOf) -> io::Result<Fork> {
-    require_one_thread()?;
-    let mut pidfd: libc::c_int = -1;
     let (placement, exit_signal) = match parent {
         ParentOf::Caller => (0, libc::SIGCHLD),
         // clone3 takes no exit signal with CLONE_PARENT: the sibling gets the caller's.
         ParentOf::CallersParent => (libc::CLONE_PARENT, 0),
     };
+    clone(flag_bits(namespaces.0 | placement), exit_signal, None)
+}
+
+/// Forks the process; the child starts in the control group whose directory this is.
+///
+/// To move a process there by `cgroup.procs` takes a grace period of the kernel, 20 ms and more, and this takes none.
+///
+/// # Errors
+/// As [`fork`], and those of clone3(2) for `CLONE_INTO_CGROUP`: `EINVAL` before Linux 5.7 among them.
+pub fn fork_into_cgroup(cgroup: BorrowedFd<'_>) -> io::Result<Fork> {
+    clone(CLONE_INTO_CGROUP, libc::SIGCHLD, Some(cgroup))
+}
+
+/// From `linux/sched.h`; it does not fit in the type that libc's flags have.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+fn clone(flags: u64, exit_signal: libc::c_int, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Fork> {
+    require_one_thread()?;
+    let mut pidfd: libc::c_int = -1;
     // SAFETY: clone_args holds integers only; all zeroes is valid and means "nothing special" for each field.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-    args.flags = flag_bits(namespaces.0 | placement | libc::CLONE_PIDFD);
+    args.flags = flags | flag_bits(libc::CLONE_PIDFD);
     args.pidfd = (&raw mut pidfd).expose_provenance() as u64;
     args.exit_signal = flag_bits(exit_signal);
+    args.cgroup = cgroup.map_or(0, |cgroup| flag_bits(cgroup.as_raw_fd()));
     // SAFETY: no CLONE_VM and no stack, so the child runs on a copy of this thread's memory and stack, as after fork(2).
     // This is the only thread (checked above), so no lock is held by a thread that the child lacks. `args` is a live
     // clone_args of the given size, whose only pointer, `pidfd`, is a live c_int that the kernel writes in the parent.
+    // `cgroup` is borrowed, so it stays open for the whole call.
     let rc = unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) };
     if rc == 0 {
         return Ok(Fork::Child);
@@ -246,7 +265,7 @@ pub fn fork_into(namespaces: Namespaces, parent: ParentOf) -> io::Result<Fork> {
     Ok(Fork::Parent(Child { pid, pidfd }))
 }
 
-/// Clone flags and signals are non-negative.
+/// Clone flags, signals and descriptors are non-negative.
 fn flag_bits(flags: libc::c_int) -> u64 {
     u64::from(flags.cast_unsigned())
 }

@@ -102,8 +102,8 @@ fn a_guest_that_stays_takes_many_runs() {
         kill $server; wait $server 2>/dev/null || true
 
         echo "inspected: $(state g) $($C ls --quiet)"
-        # How long a run takes.
-        for n in $(seq 40); do a=$(date +%s%N); g true; b=$(date +%s%N); echo $(((b - a) / 1000000)); done | sort -n | sed -n 20p | sed 's/^/median ms: /'
+        # How long a run takes. Those that follow at once profit from what the guest's kernel has just done.
+        for n in $(seq 40); do sleep 0.1; a=$(date +%s%N); g true; b=$(date +%s%N); echo $(((b - a) / 1000000)); done | sort -n | sed -n 20p | sed 's/^/median ms: /'
 
         note; echo "noted: $(echo $machine | wc -w)"
         $C stop g; until_ none_left; echo "stopped: $(state g)"
