@@ -5,6 +5,7 @@
 //! neither file, directory nor link is left out and reported.
 
 use std::borrow::Cow;
+use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, CString, OsStr};
 use std::fmt;
 use std::fs::File;
@@ -15,14 +16,17 @@ use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tar::{Builder, EntryType, Header};
+use tar::{Archive, Builder, EntryType, Header};
 
 /// How deep directories may be; each level holds a descriptor.
 const DEEPEST: usize = 200;
 
-/// What [`limit_memory`] leaves, in bytes: many times of what archives of the longest and deepest names take.
-const MEMORY: u64 = 256 << 20;
+/// What an archive may say about one file, in bytes: a name of PATH_MAX, the 64 KiB of attributes that most file systems have (xattr(7)),
+/// and some 8,000 pieces between holes.
+const ABOUT_A_FILE: u64 = 256 << 10;
+
+/// Blocks of archives, tar(5).
+const BLOCK: u64 = 512;
 
 /// Permissions that are copied: never the set-id bits.
 const MODE: u32 = 0o777;
@@ -176,8 +180,13 @@ pub(super) fn unpack(
     links: Links,
 ) -> io::Result<Left> {
     let mut left = Left::default();
-    for entry in tar::Archive::new(archive).entries()? {
-        let mut entry = entry.map_err(readable)?;
+    let about = About::default();
+    for entry in Archive::new(Bounded { archive, about: &about }).entries()? {
+        let mut entry = entry?;
+        let kind = entry.header().entry_type();
+        let has_holes = kind.is_gnu_sparse();
+        // With holes it is longer than what is here of it.
+        about.begins_behind(if has_holes { 0 } else { entry.size() });
         let path = PathBuf::from(OsStr::from_bytes(&entry.path_bytes()));
         let Some(parts) = parts(&path, called) else {
             left.add(&path, "a name that leads out or too deep");
@@ -186,10 +195,15 @@ pub(super) fn unpack(
         let Some((name, parents)) = parts.split_last() else { continue };
         let parent = make_parents(directory, parents).map_err(|error| named(&path, &error))?;
         let mode = entry.header().mode().unwrap_or(0o644) & MODE;
-        let kind = entry.header().entry_type();
         let made = if kind.is_dir() {
             make_directory(&parent, name, mode).map(drop)
-        } else if kind.is_file() || kind.is_contiguous() || kind.is_gnu_sparse() {
+        } else if has_holes {
+            let mtime = entry.header().mtime().unwrap_or(0);
+            about.begins_behind(u64::MAX);
+            let made = make_file(&parent, name, mode, mtime, &mut entry);
+            about.begins_behind(0);
+            made
+        } else if kind.is_file() || kind.is_contiguous() {
             let mtime = entry.header().mtime().unwrap_or(0);
             make_file(&parent, name, mode, mtime, &mut entry)
         } else if kind.is_symlink() {
@@ -211,24 +225,61 @@ pub(super) fn unpack(
     Ok(left)
 }
 
-/// Bounds the memory of this process, which takes apart what a sandbox has made: what stands for a name there is read whole.
-///
-/// # Errors
-/// Those of setrlimit(2).
-pub(super) fn limit_memory() -> io::Result<()> {
-    let maximum = getrlimit(Resource::Data).maximum.map_or(MEMORY, |limit| limit.min(MEMORY));
-    Ok(setrlimit(Resource::Data, Rlimit { current: Some(maximum), maximum: Some(maximum) })?)
-}
-
 fn named(path: &Path, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}", shown(path)))
 }
 
-/// What is behind an entry's name that an archive makes as long as it likes: it is read whole.
-fn readable(error: io::Error) -> io::Error {
-    match error.kind() == io::ErrorKind::OutOfMemory {
-        true => io::Error::new(error.kind(), "the archive has a name that does not fit into memory"),
-        false => error,
+/// What an archive says about a file before that begins: `tar` keeps it whole, names, attributes and where holes are.
+#[derive(Debug, Default)]
+struct About {
+    position: Cell<u64>,
+    begins: Cell<u64>,
+    said: RefCell<Vec<u8>>,
+}
+
+impl About {
+    /// What is said about the next file begins behind so many bytes.
+    fn begins_behind(&self, size: u64) {
+        let end = self.position.get().saturating_add(size);
+        self.begins.set(end.div_ceil(BLOCK).saturating_mul(BLOCK));
+        self.said.borrow_mut().clear();
+    }
+
+    fn too_long(&self) -> io::Error {
+        let said = self.said.borrow();
+        let mut headers = said.chunks_exact(size_of::<Header>()).map(Header::from_byte_slice);
+        let most = ABOUT_A_FILE >> 10;
+        io::Error::other(match headers.find(|header| header.entry_type().is_gnu_sparse()) {
+            Some(header) => format!(
+                "{}: what the archive says about its holes does not fit into {most} KiB; have it made without --sparse (-S)",
+                shown(Path::new(OsStr::from_bytes(&header.path_bytes())))
+            ),
+            None => format!("the archive has a name or attributes of a file that do not fit into {most} KiB"),
+        })
+    }
+}
+
+/// An archive that says no more about a file than fits.
+struct Bounded<'a, R> {
+    archive: R,
+    about: &'a About,
+}
+
+impl<R: Read> Read for Bounded<'_, R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let About { position, begins, said } = self.about;
+        let (at, begins) = (position.get(), begins.get());
+        let left = begins.saturating_add(ABOUT_A_FILE).saturating_sub(at);
+        if left == 0 {
+            return Err(self.about.too_long());
+        }
+        let most = usize::try_from(left).unwrap_or(usize::MAX).min(into.len());
+        let into = into.get_mut(..most).unwrap_or_default();
+        let len = self.archive.read(into)?;
+        let other = usize::try_from(begins.saturating_sub(at)).unwrap_or(usize::MAX).min(len);
+        said.borrow_mut().extend_from_slice(into.get(other..len).unwrap_or_default());
+        position.set(at.saturating_add(u64::try_from(len).unwrap_or(u64::MAX)));
+        Ok(len)
     }
 }
 
@@ -441,28 +492,52 @@ mod tests {
     }
 
     #[test]
-    fn a_name_of_any_length_is_an_error_within_the_memory_there_is() {
-        const CHILD: &str = "COFFERDAM_TEST_LITTLE_MEMORY";
-        if std::env::var_os(CHILD).is_none() {
-            // The limit is a process's.
-            let this = "named::archive::tests::a_name_of_any_length_is_an_error_within_the_memory_there_is";
-            let child = std::process::Command::new(std::env::current_exe().unwrap())
-                .args(["--exact", this])
-                .env(CHILD, "1")
-                .output()
-                .unwrap();
-            assert!(child.status.success(), "{child:?}");
-            assert!(String::from_utf8_lossy(&child.stdout).contains("1 passed"), "{child:?}");
-            return;
-        }
-        limit_memory().unwrap();
+    fn what_is_said_about_a_file_has_bounds() {
         let dir = tempfile::tempdir().unwrap();
+        let refused =
+            |archive: &[u8]| unpack(archive, &open(dir.path()), None, Links::Contained).unwrap_err().to_string();
+        let long = ABOUT_A_FILE + 1;
         for kind in [EntryType::GNULongName, EntryType::GNULongLink, EntryType::XHeader] {
-            let header = entry("././@LongLink", kind, 1 << 30);
-            let archive = header.as_bytes().chain(io::repeat(b'n'));
-            let error = unpack(archive, &open(dir.path()), None, Links::Contained).unwrap_err();
-            assert!(error.to_string().contains("does not fit into memory"), "{error}");
+            let mut archive = entry("././@LongLink", kind, long).as_bytes().to_vec();
+            archive.resize(1 << 20, b'n');
+            let error = refused(&archive);
+            assert_eq!(error, "the archive has a name or attributes of a file that do not fit into 256 KiB");
         }
+        let mut holes = entry("holes", EntryType::GNUSparse, 0);
+        holes.as_gnu_mut().unwrap().isextended = [1];
+        holes.set_cksum();
+        let mut more = tar::GnuExtSparseHeader::new();
+        more.isextended = [1];
+        // Behind a file that is longer than what may be said about one.
+        let mut archive = entry("first", EntryType::Regular, long).as_bytes().to_vec();
+        archive.resize(archive.len() + usize::try_from(long.next_multiple_of(BLOCK)).unwrap(), b'x');
+        archive.extend_from_slice(holes.as_bytes());
+        archive.extend(more.as_bytes().repeat(1000));
+        assert!(refused(&archive).starts_with("holes: what the archive says about its holes does not fit"));
+        assert_eq!(fs::metadata(dir.path().join("first")).unwrap().len(), long);
+    }
+
+    #[test]
+    fn holes_come_out_as_zeros() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = vec![b'd'; 300_000];
+        let mut holes = entry("holes", EntryType::GNUSparse, 300_000);
+        let gnu = holes.as_gnu_mut().unwrap();
+        gnu.set_real_size(400_000);
+        for (piece, (offset, length)) in gnu.sparse.iter_mut().zip([(90_000, 300_000), (400_000, 0)]) {
+            piece.offset.copy_from_slice(format!("{offset:011o}\0").as_bytes());
+            piece.numbytes.copy_from_slice(format!("{length:011o}\0").as_bytes());
+        }
+        holes.set_cksum();
+        let mut archive = holes.as_bytes().to_vec();
+        archive.extend(&data);
+        archive.resize(archive.len().next_multiple_of(512), 0);
+        archive.extend(entry("behind", EntryType::Regular, 0).as_bytes());
+        let left = unpack(archive.as_slice(), &open(dir.path()), None, Links::Contained).unwrap();
+        assert!(left.lines().is_empty());
+        let whole = [vec![0; 90_000], data, vec![0; 10_000]].concat();
+        assert!(fs::read(dir.path().join("holes")).unwrap() == whole);
+        assert!(dir.path().join("behind").exists());
     }
 
     #[test]

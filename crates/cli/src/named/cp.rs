@@ -134,7 +134,7 @@ fn copy_out(name: &str, path: &Path, to: Option<&Path>, reader: Reader) -> Resul
         true => run_in_guest(name, Does::Pack, path, reader),
         false => run_inside(name, path, pack_inside, reader),
     };
-    let Some(to) = to else { return run(name) };
+    let Some(to) = to else { return Ok(ended(run(name)?, 0, is_guest, reader)) };
     let mut place = destination(to).map_err(failed)?;
     if place.called.is_none() {
         // As it was named here: what it is called in the archive, the sandbox says.
@@ -145,22 +145,22 @@ fn copy_out(name: &str, path: &Path, to: Option<&Path>, reader: Reader) -> Resul
     let unpacker = beside(&[input.as_fd(), place.directory.as_fd()], reader, || {
         // Whatever the archive makes this process do, it does it there.
         let _absent = confine::landlock_paths(&[(&place.path, PathAccess::Write)]);
-        archive::limit_memory()?;
         let input = std::fs::File::from(input.try_clone()?);
         archive::unpack(io::BufReader::new(input), &place.directory, place.called.as_deref(), Links::Contained)
     })?;
     drop(input);
     let status = with_stream(output, rustix::stdio::dup2_stdout, || run(name))?;
-    Ok(status.max(unpacker.wait()))
+    Ok(ended(status, unpacker.wait(), is_guest, reader))
 }
 
 fn copy_in(from: Option<&Path>, name: &str, path: &Path, reader: Reader) -> Result<u8, Refusal> {
     let is_guest = is_guest(name)?;
     let Some(from) = from else {
-        return match is_guest {
-            true => run_in_guest(name, Does::Unpack, path, reader),
-            false => run_inside(name, path, unpack_stream_inside, reader),
+        let status = match is_guest {
+            true => run_in_guest(name, Does::Unpack, path, reader)?,
+            false => run_inside(name, path, unpack_stream_inside, reader)?,
         };
+        return Ok(ended(status, 0, is_guest, reader));
     };
     let source = source(from).map_err(failed)?;
     let mut into = path;
@@ -182,7 +182,17 @@ fn copy_in(from: Option<&Path>, name: &str, path: &Path, reader: Reader) -> Resu
     })?;
     drop(output);
     let status = with_stream(input, rustix::stdio::dup2_stdin, || run(name))?;
-    Ok(status.max(packer.wait()))
+    Ok(ended(status, packer.wait(), is_guest, reader))
+}
+
+/// The exit status of a copy, whatever its part in the sandbox ended with. Ours have told what went wrong, there and here.
+fn ended(inside: u8, here: u8, is_guest: bool, reader: Reader) -> u8 {
+    match (inside, here) {
+        (0, 0) => 0,
+        (EXIT_FAILED, 0) if !is_guest => EXIT_FAILED,
+        (status, 0) => reader.refused(&failed(format!("what copies in the sandbox failed, with status {status}"))),
+        (_, _) => EXIT_FAILED,
+    }
 }
 
 fn pipe() -> Result<(OwnedFd, OwnedFd), Refusal> {
@@ -497,6 +507,17 @@ mod tests {
             ("a", End::Here("a".into())),
         ] {
             assert_eq!(End::parse(OsStr::new(word)), end, "{word}");
+        }
+    }
+
+    #[test]
+    fn a_sandbox_does_not_choose_the_exit_status_of_a_copy() {
+        for is_guest in [false, true] {
+            for (inside, here, status) in
+                [(0, 0, 0), (1, 0, 1), (7, 0, 1), (125, 0, 1), (0, 1, 1), (7, 1, 1), (0, 255, 1)]
+            {
+                assert_eq!(ended(inside, here, is_guest, Reader::Person), status, "{inside} {here} {is_guest}");
+            }
         }
     }
 
