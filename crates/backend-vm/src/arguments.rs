@@ -408,12 +408,12 @@ fn escaped_path(path: &Path) -> OsString {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     const BOTH: [Architecture; 2] = [Architecture::X86_64, Architecture::Aarch64];
 
-    fn vm(architecture: Architecture, network: Network) -> Vm {
+    pub(crate) fn vm(architecture: Architecture, network: Network) -> Vm {
         Vm {
             architecture,
             accelerator: Accelerator::Tcg,

@@ -7,7 +7,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
-use cofferdam_sys::process;
+use cofferdam_sys::{confine, process};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::PidfdFlags;
@@ -42,7 +42,8 @@ pub(crate) struct Parts {
 }
 
 impl Qemu {
-    /// Starts it. `vm` is what it is told, but for what it is given by descriptor.
+    /// Starts it. `vm` is what it is told, but for what it is given by descriptor. Neither QEMU nor the calling thread can start
+    /// another process then: where no pid namespace ends what a guest has taken over, such a one would stay.
     ///
     /// # Errors
     /// When it cannot be executed, or there are no descriptors.
@@ -64,6 +65,8 @@ impl Qemu {
         command.args(vm.arguments()).env_clear().stdin(Stdio::null());
         command.stdout(output_end.try_clone()?).stderr(output_end);
         process::accompany(&mut command);
+        let filters = confine::no_processes().map_err(io::Error::other)?;
+        process::filter(&mut command, filters.clone());
         let inherited = [agent_end, control_end, initrd].into_iter().chain(tap).chain(vhost_net);
         process::inherit(&mut command, inherited.collect());
         let child = command.spawn()?;
@@ -73,7 +76,7 @@ impl Qemu {
         let pidfd = rustix::process::pidfd_open(pid.ok_or(Errno::SRCH)?, PidfdFlags::empty())?;
         let output = File::from(OwnedFd::from(output));
         rustix::io::ioctl_fionbio(&output, true)?;
-        Ok(Qemu {
+        let qemu = Qemu {
             child,
             pidfd,
             agent,
@@ -83,7 +86,9 @@ impl Qemu {
             output,
             output_open: true,
             console: Console::default(),
-        })
+        };
+        filters.iter().try_for_each(confine::install_seccomp).map_err(io::Error::other)?;
+        Ok(qemu)
     }
 
     /// Readable when it has ended.
@@ -166,4 +171,24 @@ fn channel() -> io::Result<(OwnedFd, OwnedFd)> {
 
 fn number(fd: &OwnedFd) -> io::Result<u32> {
     u32::try_from(fd.as_raw_fd()).map_err(io::Error::other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arguments::Architecture;
+    use crate::arguments::tests::vm;
+
+    #[test]
+    fn who_has_started_qemu_starts_nothing_more() {
+        // On a thread of its own, since what is taken away there never comes back.
+        let started = std::thread::spawn(|| {
+            let initrd = File::open("/dev/null").unwrap().into();
+            let vm = vm(Architecture::X86_64, Network::None);
+            let _qemu = Qemu::start(Path::new("true"), vm, Parts { initrd, tap: None }).unwrap();
+            assert_eq!(Command::new("true").spawn().unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+            std::thread::spawn(|| ()).join().unwrap();
+        });
+        started.join().unwrap();
+    }
 }

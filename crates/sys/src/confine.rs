@@ -201,6 +201,8 @@ pub enum Test {
     NotEqual(u32),
     /// At least one of these bits is set; the mask has exactly one bit.
     Bit(u32),
+    /// None of these bits is set.
+    NoBit(u32),
 }
 
 impl Call {
@@ -282,6 +284,7 @@ fn condition((index, test): (u8, Test)) -> Result<SeccompCondition, seccompiler:
         Test::Equal(value) => (SeccompCmpOp::Eq, value),
         Test::NotEqual(value) => (SeccompCmpOp::Ne, value),
         Test::Bit(mask) => (SeccompCmpOp::MaskedEq(u64::from(mask)), mask),
+        Test::NoBit(mask) => (SeccompCmpOp::MaskedEq(u64::from(mask)), 0),
     };
     SeccompCondition::new(index, SeccompCmpArgLen::Dword, operator, u64::from(value))
 }
@@ -310,6 +313,24 @@ impl From<Answer> for SeccompAction {
             Answer::KillProcess => Self::KillProcess,
         }
     }
+}
+
+/// What leaves a process its threads, and no process to start: what starts none leaves none behind.
+///
+/// # Errors
+/// An architecture that the compiler of filters does not know.
+pub fn no_processes() -> Result<Vec<Filter>, FilterError> {
+    const CLONE_THREAD: u32 = 0x0001_0000;
+    let denied = vec![
+        #[cfg(target_arch = "x86_64")]
+        Call::new(libc::SYS_fork),
+        #[cfg(target_arch = "x86_64")]
+        Call::new(libc::SYS_vfork),
+        Call::new(libc::SYS_clone).when(0, Test::NoBit(CLONE_THREAD)),
+    ];
+    // The flags of clone3(2) are behind a pointer, out of a filter's sight; libc falls back to clone(2).
+    let missing = vec![Call::new(libc::SYS_clone3)];
+    Ok(vec![Filter::deny(denied, Answer::Errno(libc::EPERM))?, Filter::deny(missing, Answer::Errno(libc::ENOSYS))?])
 }
 
 /// Installs a filter for the calling thread and everything it starts. Several filters add up: the strictest answer
@@ -493,6 +514,33 @@ mod tests {
             // SAFETY: getpid takes no arguments.
             let rc = unsafe { libc::syscall(libc::SYS_getpid | 0x4000_0000) };
             assert_eq!((rc, io::Error::last_os_error().raw_os_error()), (-1, Some(libc::ENOSYS)));
+        });
+    }
+
+    #[test]
+    fn without_processes_there_are_threads() {
+        on_a_thread(|| {
+            no_processes().unwrap().iter().for_each(|filter| install_seccomp(filter).unwrap());
+            let parent = std::process::id();
+            // As fork(2) would be called by its number, with the end of the child as the one signal, and with flags behind a pointer.
+            let flags = [u64::from(libc::SIGCHLD.unsigned_abs()), 0, 0, 0, 0, 0, 0, 0];
+            let clone = (libc::SYS_clone, [u64::from(libc::SIGCHLD.unsigned_abs()), 0], libc::EPERM);
+            let clone3 = (libc::SYS_clone3, [flags.as_ptr().expose_provenance() as u64, 64], libc::ENOSYS);
+            let fork = [
+                #[cfg(target_arch = "x86_64")]
+                (libc::SYS_fork, [0, 0], libc::EPERM),
+            ];
+            for (call, arguments, refused) in fork.into_iter().chain([clone, clone3]) {
+                // SAFETY: where it is not refused it makes a process that has a copy of everything, which ends below.
+                let rc = unsafe { libc::syscall(call, arguments[0], arguments[1], 0, 0, 0) };
+                let error = io::Error::last_os_error();
+                if std::process::id() != parent {
+                    // SAFETY: _exit(2) has no preconditions.
+                    unsafe { libc::_exit(0) };
+                }
+                assert_eq!((rc, error.raw_os_error()), (-1, Some(refused)), "{call}");
+            }
+            std::thread::spawn(|| ()).join().unwrap();
         });
     }
 

@@ -13,6 +13,8 @@ use std::sync::OnceLock;
 use rustix::io::{Errno, FdFlags};
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 
+use crate::confine::{Filter, install_seccomp};
+
 /// Exit status of a child whose closure panicked; the value Rust's own runtime uses for a panic.
 pub const PANICKED: u8 = 101;
 
@@ -138,6 +140,15 @@ pub fn accompany(command: &mut Command) {
     };
     // SAFETY: between fork and exec the closure makes two system calls and nothing else: no allocation, no lock.
     unsafe { command.pre_exec(leave) };
+}
+
+/// Has the program that `command` executes be under these filters, besides those of this thread.
+pub fn filter(command: &mut Command, filters: Vec<Filter>) {
+    let install =
+        move || filters.iter().try_for_each(|filter| install_seccomp(filter).map_err(|_| io::Error::last_os_error()));
+    // SAFETY: between fork and exec the closure makes prctl(2) and seccomp(2) calls and nothing else, with filters that were compiled
+    // before: no allocation, no lock.
+    unsafe { command.pre_exec(install) };
 }
 
 /// What the soft limit of descriptors was before [`raise_descriptor_limit`]; a process has one, and its forks know it.

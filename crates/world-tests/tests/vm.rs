@@ -299,28 +299,74 @@ fn a_kernel_that_panics_is_told_in_one_message() {
 }
 
 #[test]
-fn nothing_is_left_of_a_guest_whose_qemu_or_supervisor_is_killed() {
+fn nothing_is_left_of_a_guest_of_which_one_process_is_killed() {
     let world = World::with_guests();
     // A machine is known by its memory; another user's tests may run beside these.
     let memory = if world.has_root() { 333 } else { 334 };
-    let story = |victim: &str, then: &str| {
+    let story = |flags: &str, victim: &str, then: &str| {
         let script = format!(
             r#"
             mkdir "$XDG_STATE_HOME/cofferdam"; cp -r "$HOME/.local/state/cofferdam/vm" "$XDG_STATE_HOME/cofferdam/"
-            $C run --backend vm --no-cwd --no-record --memory {memory}M -- sh -c 'echo ready; sleep 1000' >out 2>err & run=$!
+            mkdir shown
+            $C run --backend vm --no-cwd --no-record --memory {memory}M {flags} -- sh -c 'echo ready; sleep 1000' >out 2>err & run=$!
             n=0; until grep -q ready out; do n=$((n + 1)); [ $n -lt 5000 ] || exit 97; sleep 0.02; done
             qemu=$(pgrep -f '[-]m {memory}M'); [ -n "$qemu" ]
+            init=$(pgrep -x cofferdam-init -P $run); files=$(pgrep -x cofferdam-files -P $init || true)
+            machine="$qemu $init $(pgrep -d ' ' -P $init)"
+            none_left() {{ for one in $machine; do ! kill -0 "$one" 2>/dev/null || return 1; done; }}
             kill -9 {victim}
             wait $run && echo 0 || echo "ended $?"
-            until_ sh -c '! pgrep -f "[-]m {memory}M"' >/dev/null; echo "nothing left"
+            until_ none_left; echo "nothing left of $(echo $machine | wc -w)"
             cat err
             "#
         );
-        world.script_in(world.sandbox().patience(PATIENCE), &script).exits(0).says("nothing left").says(then);
+        let ran = world.script_in(world.sandbox().patience(PATIENCE), &script);
+        ran.exits(0).says(then);
+        ran
     };
-    story("$qemu", "ended 125");
-    story("$qemu", "QEMU has ended (signal 9)");
-    story("$run", "ended 137");
+    let qemu = story("", "$qemu", "ended 125\nnothing left of 3\n");
+    qemu.says("the virtual machine ended before the program did").says("QEMU has ended (signal 9)");
+    let files = story("--net mounts-only --mount $PWD/shown:/data", "$files", "ended 125\nnothing left of 4\n");
+    files.says("the process that serves the guest's files has ended");
+    story("", "$run", "ended 137\nnothing left of 3\n");
+}
+
+#[test]
+fn a_qemu_that_is_taken_over_without_namespaces_starts_nothing_and_changes_nothing() {
+    let world = World::with_guests();
+    let mark = if world.has_root() { 1_000_335 } else { 1_000_336 };
+    // In QEMU's place from the start, it may do what a guest could have QEMU do.
+    let script = format!(
+        r#"
+        mkdir "$XDG_STATE_HOME/cofferdam"; cp -r "$HOME/.local/state/cofferdam/vm" "$XDG_STATE_HOME/cofferdam/"
+        cat >hostile <<'PYTHON'
+#!/usr/bin/python3
+import errno, os, sys
+def tried(act):
+    try: act()
+    except OSError as error: return errno.errorcode[error.errno]
+    return "done"
+def stay(child):
+    if child == 0:
+        os.setsid()
+        os.execv("/bin/sleep", ["sleep", "{mark}"])
+kernel = sys.argv[sys.argv.index("-kernel") + 1]
+print("it says: fork", tried(lambda: stay(os.fork())),
+    "spawn", tried(lambda: os.posix_spawn("/bin/sleep", ["sleep", "{mark}"], {{}}, setsid=True)),
+    "read", tried(lambda: open(kernel, "rb").read(1)),
+    "truncate", tried(lambda: os.truncate(kernel, 0)), "write", tried(lambda: open(kernel, "wb")), flush=True)
+PYTHON
+        chmod 755 hostile
+        unshare --user --map-root-user --mount sh -c 'mount --bind hostile "$1"; shift
+            echo 1 >/proc/sys/user/max_user_namespaces
+            exec unshare --user --map-user=1500 --map-group=1500 -- "$@"' in "$(command -v qemu-system-$(uname -m))"             $C run --backend vm --no-cwd --no-record --engine slirp -- true || echo "ended $?"
+        pgrep -f 'slee[p] {mark}' || echo "nothing left"
+        find "$XDG_STATE_HOME/cofferdam/vm" -name 'kernel*' -size 0 | grep . || echo "nothing changed"
+        "#
+    );
+    let ran = world.script_in(world.sandbox().patience(PATIENCE), &script);
+    ran.exits(0).says("ended 125\nnothing left\nnothing changed\n");
+    ran.complains("it says: fork EPERM spawn EPERM read done truncate EPERM write EACCES");
 }
 
 #[test]
