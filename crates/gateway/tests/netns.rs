@@ -16,7 +16,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
-use cofferdam_gateway::{GatewayFds, GuestEnd, Link6, LinkAddresses, NetnsSpec, build_netns, configure_guest_link};
+use cofferdam_gateway::{
+    GatewayFds, GuestEnd, Link6, LinkAddresses, NetnsSpec, build_netns, configure_guest_link, listen_for_files,
+};
 use cofferdam_sys::netlink::{Connection, Monitor, Request, RouteKind, host_snapshot};
 use cofferdam_sys::ns::{self, Fork, IdMap, NamespaceKind, Namespaces, ParentOf, Setgroups};
 use cofferdam_sys::transparent::IpVersion;
@@ -50,6 +52,7 @@ const CASES: &[Case] = &[
     ("drops IPv4 options", true, drops_ipv4_options),
     ("drops neighbour discovery for others", true, drops_neighbour_discovery_for_others),
     ("makes no connection without a decided SYN", true, makes_no_connection_without_a_decided_syn),
+    ("has nothing logged of who knocks at the files", true, has_nothing_logged_of_who_knocks_at_the_files),
     ("keeps special destinations from the TUN", true, keeps_special_destinations_from_the_tun),
     ("says when the time to live has ended", true, says_when_the_time_to_live_has_ended),
     ("opens echo sockets to every group", true, opens_echo_sockets_to_every_group),
@@ -279,6 +282,31 @@ fn makes_no_connection_without_a_decided_syn(world: &mut World) {
             }
         }
     }
+}
+
+fn has_nothing_logged_of_who_knocks_at_the_files(world: &mut World) {
+    let files = world.spec.files.unwrap();
+    let listener = listen_for_files(files).unwrap();
+    // The guest answers nothing that comes back, not even that it knows nothing of it.
+    let deaf = "add table ip deaf; add chain ip deaf in { type filter hook input priority 0; policy drop; }";
+    let nft = || Command::new("nft").env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").arg(deaf).status();
+    assert!(world.in_sandbox(nft).expect("nft is installed").success());
+    for port in 10_000..15_000 {
+        let from = (IpAddr::from(world.spec.link.guest4), port);
+        world.send_raw(&tcp_packet(from, (IpAddr::from(*files.ip()), files.port()), 0x02));
+    }
+    assert!(!readable(&listener, Duration::ZERO), "nobody is connected");
+    assert!(counted_by_tcp("ListenDrops") > 1000);
+    // Of these the kernel writes to its log.
+    assert_eq!((counted_by_tcp("TCPReqQFullDrop"), counted_by_tcp("TCPReqQFullDoCookies")), (0, 0));
+}
+
+/// A counter of this network namespace, in the lines of names and of values that follow one another.
+fn counted_by_tcp(name: &str) -> u64 {
+    let text = std::fs::read_to_string("/proc/thread-self/net/netstat").unwrap();
+    let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split(' ').collect()).collect();
+    let find = |pair: &[Vec<&str>]| Some(pair[1][pair[0].iter().position(|known| *known == name)?].parse().unwrap());
+    lines.chunks_exact(2).find_map(find).unwrap_or_else(|| panic!("no counter {name}"))
 }
 
 fn keeps_special_destinations_from_the_tun(world: &mut World) {
@@ -557,7 +585,7 @@ fn spec(ipv6: bool) -> NetnsSpec {
         mtu: 1500,
         guest_mac: [2, 0, 0, 0, 0, 2],
         gateway_mac: [2, 0, 0, 0, 0, 1],
-        files: None,
+        files: Some("10.0.2.100:445".parse().unwrap()),
     }
 }
 
