@@ -9,13 +9,11 @@ use std::time::Instant;
 
 use cofferdam_backend_ns::{Monitor, Post};
 use cofferdam_guest_protocol::{Event, Exec, Host, Violation};
-use cofferdam_sys::process;
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::net::SendFlags;
-use rustix::process::Signal;
 
-use crate::monitor::{EXEC_TIME, End, Side, Source, Trouble, end_as, execute, next_event, out_of_turn};
+use crate::monitor::{EXEC_TIME, End, Side, Source, Trouble, begin, end_as, execute, next_event, out_of_turn};
 use crate::relay::CHUNK;
 use crate::switchboard::no_token;
 
@@ -27,10 +25,7 @@ pub(crate) struct Calling {
 
 impl Monitor for Calling {
     fn run(&self, mut post: Post) -> u8 {
-        let renamed = process::rename("cofferdam-run");
-        // Its end would be that of the run, with nothing said.
-        let ignored = process::ignore(Signal::PIPE);
-        if renamed.is_err() || ignored.is_err() {
+        if begin("cofferdam-run").is_err() {
             return 1;
         }
         match self.call(&mut post) {

@@ -127,10 +127,7 @@ pub(crate) enum Task {
 
 impl Monitor for GuestMonitor {
     fn run(&self, mut post: Post) -> u8 {
-        let renamed = process::rename("cofferdam-vm");
-        // Its end would be that of the run, with nothing said.
-        let ignored = process::ignore(Signal::PIPE);
-        if renamed.is_err() || ignored.is_err() {
+        if begin("cofferdam-vm").is_err() {
             return 1;
         }
         match self.accompany(&mut post) {
@@ -146,6 +143,13 @@ impl Monitor for GuestMonitor {
     fn serve_files(&self, listener: OwnedFd, post: Post) -> u8 {
         self.served.as_ref().map_or(1, |files| files.serve(listener, post))
     }
+}
+
+/// What a process of ours in a sandbox does first.
+pub(crate) fn begin(name: &str) -> io::Result<()> {
+    process::rename(name)?;
+    // Its end would be that of the run, with nothing said.
+    process::ignore(Signal::PIPE)
 }
 
 /// The initramfs with the token behind it, in memory: no one but this boot's QEMU sees the token.
