@@ -15,6 +15,7 @@ mod output;
 mod policy;
 mod refusal;
 mod run;
+mod slip;
 mod slirp;
 mod smb;
 mod state;
@@ -43,7 +44,11 @@ fn main() -> ExitCode {
         if std::env::args_os().nth(1).is_some_and(|arg| arg == "-h") { short(Cli::command()) } else { Cli::command() };
     let matches = match command.try_get_matches() {
         Ok(matches) => matches,
-        Err(error) => return usage(&error),
+        Err(mut error) => {
+            let words = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned());
+            slip::suggest_verbs(&mut error, &Cli::command(), words);
+            return usage(&error);
+        }
     };
     let cli = match Cli::from_arg_matches(&matches) {
         Ok(cli) => cli,

@@ -82,6 +82,7 @@ fn mistakes_in_flags_are_explained() {
     for (name, args) in [
         ("unknown-flag", &["run", "--alow", "x.y", "--", "true"][..]),
         ("unknown-verb", &["rnu"]),
+        ("unknown-second-verb", &["ports", "sl"]),
         ("no-command", &["run"]),
         ("bad-size", &["run", "--memory", "5x", "--", "true"]),
         ("conflict", &["run", "--no-net", "--allow", "x.example", "--", "true"]),
