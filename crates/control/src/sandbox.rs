@@ -573,6 +573,7 @@ pub(crate) trait Companion {
     /// The gateway has ended.
     fn gateway_died(&mut self);
     fn signal(&mut self) -> Vec<Order>;
+    fn held_up(&mut self) {}
 }
 
 /// Nobody.
@@ -675,6 +676,10 @@ impl Observer for Record<'_> {
 
     fn signal(&mut self) -> Vec<Order> {
         self.companion.signal()
+    }
+
+    fn held_up(&mut self) {
+        self.companion.held_up();
     }
 }
 

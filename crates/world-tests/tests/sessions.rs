@@ -728,6 +728,21 @@ fn a_suspended_run_does_not_keep_its_sandbox_from_stopping() {
 }
 
 #[test]
+fn a_removal_has_runs_say_what_became_of_them_and_waits_for_nobody_else() {
+    let ran = script(
+        r#"
+        $C create s --no-cwd
+        for n in 1 2; do ($C exec s -- sh -c "trap '' TERM; touch /tmp/ready-$n; exec sleep 1000" || echo "ended with $?" >>"$XDG_STATE_HOME/ended") & done
+        until_ $C exec s -- test -e /tmp/ready-1 -a -e /tmp/ready-2
+        a=$(date +%s%N); $C rm --force s; b=$(date +%s%N); echo "removed in $(((b - a) / 1000000)) ms"
+        wait; cat "$XDG_STATE_HOME/ended"
+        "#,
+    );
+    println!("{ran}");
+    ran.exits(0).says("ended with 125\nended with 125\n").complains("the sandbox was killed from outside");
+}
+
+#[test]
 fn ports_come_and_go_while_a_sandbox_runs() {
     for (bind, loopback, any) in [("127.0.0.1:", "127.0.0.1", "0.0.0.0"), ("[::1]:", "[::1]", "::")] {
         let ran = script(&format!(

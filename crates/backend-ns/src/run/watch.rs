@@ -40,6 +40,10 @@ const GRACE: Duration = Duration::from_secs(2);
 /// How long the gateway may take to say its last and end. It only has to flush what is in memory.
 const FAREWELL: Duration = Duration::from_secs(2);
 
+/// How long those who supervise runs in a sandbox that was ended may take to notice. It takes milliseconds, and who is suspended does
+/// not.
+const RUNS_END: Duration = Duration::from_secs(1);
+
 /// The longest line an event may be; longer ones are cut off.
 const LONGEST_EVENT: usize = 1 << 20;
 
@@ -86,6 +90,9 @@ pub trait Observer {
     fn signal(&mut self) -> Vec<Order> {
         vec![Order::End]
     }
+
+    /// The sandbox was ended, and cannot end because somebody does not wait for the processes of a run in it.
+    fn held_up(&mut self) {}
 }
 
 /// What an observer wants to be done.
@@ -452,8 +459,13 @@ impl<'a> Watch<'a> {
             kill(&init);
             match self.running.handles {
                 None => drop(wait(&init)),
-                // It has ended when somebody has waited for every run's processes, which is not ours to do.
-                Some(_) => wait_a_while(&init),
+                // It has ended when every run's supervisor has waited for its processes, which is not ours to do.
+                Some(_) => {
+                    if !wait_a_while(&init, RUNS_END) {
+                        observer.held_up();
+                        wait_a_while(&init, FAREWELL);
+                    }
+                }
             }
         }
         // Whatever held the program's terminal is gone, so what comes now is the rest of its output.
@@ -522,13 +534,15 @@ fn has_ended(child: &Child) -> bool {
     wire::poll(&mut fds, Some(Duration::ZERO)).is_ok() && fds.iter().any(|fd| !fd.revents().is_empty())
 }
 
-/// Waits for the end of a process that was killed, but not for ever.
-fn wait_a_while(child: &Child) {
+/// Waits for the end of a process that was killed, but not for ever. Whether it has come.
+fn wait_a_while(child: &Child, patience: Duration) -> bool {
     let mut fds = [PollFd::new(&child.pidfd, PollFlags::IN)];
-    let _late = wire::poll(&mut fds, Some(FAREWELL));
-    if has_ended(child) {
+    let _late = wire::poll(&mut fds, Some(patience));
+    let has_ended = has_ended(child);
+    if has_ended {
         wait(child);
     }
+    has_ended
 }
 
 /// Cuts a stream into lines.

@@ -14,6 +14,7 @@
 //! | running | a run's program has ended | once the gateway has told everything, so has the keeper |
 //! | stopping | no run is left | a virtual machine is asked to end, and has [`FAREWELL`] |
 //! | stopping | no run is left, or the time is up | the sandbox is ended, and with it whatever runs in it |
+//! | stopping | the sandbox does not end | supervisors of runs that do not notice it are killed |
 //!
 //! The main command is a run like others, in a process of its own that is forked before this one has a thread; so every
 //! program is in a pid namespace of its own, and the sandbox's pid 1 is nobody's but ours.
@@ -715,14 +716,7 @@ impl Keeper<'_> {
     fn is_over(&self) -> bool {
         let is_run = |connection: &Connection| matches!(connection.kind, Kind::Run { .. });
         let is_idle = self.main.is_none() && !self.connections.values().any(is_run);
-        let is_over = self.stopping.is_some_and(|deadline| is_idle || deadline <= Instant::now());
-        if is_over {
-            // A supervisor that is suspended would keep the sandbox's processes from being waited for.
-            for connection in self.connections.values() {
-                let _ended = kill_run(connection, self.main.as_ref());
-            }
-        }
-        is_over
+        self.stopping.is_some_and(|deadline| is_idle || deadline <= Instant::now())
     }
 
     fn main_ended(&mut self) {
@@ -868,6 +862,14 @@ impl Companion for Keeper<'_> {
     fn signal(&mut self) -> Vec<Order> {
         self.stop(GRACE);
         self.last_order().into_iter().collect()
+    }
+
+    /// Supervisors that are suspended. Those that are not have waited for their runs by then: were all of them killed, their runs
+    /// would be for the machine's first process to wait for, which may take its time.
+    fn held_up(&mut self) {
+        for connection in self.connections.values() {
+            let _ended = kill_run(connection, self.main.as_ref());
+        }
     }
 }
 
