@@ -67,7 +67,7 @@ fuzz_target!(|input: &[u8]| {
                     host.write(call, &[1]);
                 }
                 Event::Exited { .. } | Event::Done { .. } | Event::Failed { .. } => ended += 1,
-                Event::Started { .. } | Event::Opened { .. } | Event::End { .. } => {}
+                Event::Started { .. } | Event::Opened { .. } | Event::End { .. } | Event::Full { .. } => {}
             }
         }
         assert!(ended <= 5);

@@ -19,7 +19,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use cofferdam_guest_protocol::{
-    CallId, Decoder, Failure, FailureKind, Grant, Leftover, MAX_DATA, Size, Status, Stream, ToHost, Window,
+    CallId, Decoder, Failure, FailureKind, Grant, Leftover, MAX_DATA, Shortage, Size, Status, Stream, ToHost, Window,
 };
 use cofferdam_sys::ns::{Child, Fork};
 use cofferdam_sys::{process, tty};
@@ -46,6 +46,8 @@ pub(crate) struct Call {
     group: Group,
     report: Option<(OwnedFd, Decoder<ToHost>)>,
     started: bool,
+    /// Whether the host has been told that the disk was full.
+    full: bool,
     input: Option<Input>,
     outputs: [Option<Output>; 2],
     terminal: Option<OwnedFd>,
@@ -116,6 +118,7 @@ impl Call {
             group,
             report: Some((report, Decoder::new())),
             started: false,
+            full: false,
             input: ends.input.map(open),
             outputs: [output, error],
             terminal: ends.terminal,
@@ -128,6 +131,22 @@ impl Call {
     /// Whether this is the process that does it; a number that has been waited for may be somebody else's.
     pub(crate) fn is_done_by(&self, pid: Pid) -> bool {
         self.status.is_none() && self.child.pid == pid
+    }
+
+    /// Whether it is a program that runs, or has just ended, and the host has not been told of a full disk.
+    pub(crate) fn wants_room(&self) -> bool {
+        matches!(self.kind, Kind::Program(_)) && self.started && !self.full
+    }
+
+    /// Whether its process has ended.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.status.is_some()
+    }
+
+    /// There is no room any more for what its program writes.
+    pub(crate) fn full(&mut self, shortage: Shortage) -> ToHost {
+        self.full = true;
+        ToHost::Full { call: self.id, shortage }
     }
 
     /// Adds what to wait for; output only while there is room for it.
@@ -299,6 +318,7 @@ impl Call {
                 | ToHost::Data { .. }
                 | ToHost::End { .. }
                 | ToHost::Credit { .. }
+                | ToHost::Full { .. }
                 | ToHost::Dying { .. } => {}
             }
         }

@@ -18,6 +18,7 @@ mod boot;
 mod call;
 mod cgroup;
 mod child;
+mod disk;
 mod network;
 mod port;
 mod root;
@@ -55,8 +56,8 @@ fn main() -> ExitCode {
 fn run(port: &mut Option<Port>) -> Result<Infallible, Trouble> {
     let own = boot::start()?;
     let port = port.insert(port::open()?);
-    root::enter(&own)?;
-    serve::serve(&own, port)
+    let disk = root::enter(&own)?;
+    serve::serve(&own, port, disk)
 }
 
 /// Says why this is the end, and switches the machine off.

@@ -21,6 +21,7 @@ use rustix::io::Errno;
 use rustix::mount::MountFlags;
 
 use crate::boot::{Own, TAKEN_ALONG, make_directory};
+use crate::disk::Disk;
 use crate::words::{Doing, Trouble};
 
 const WORD: &str = "cofferdam.root=";
@@ -51,11 +52,11 @@ enum Kind {
     Virtiofs,
 }
 
-/// Enters the root that is named.
-pub(crate) fn enter(own: &Own) -> Result<(), Trouble> {
+/// Enters the root that is named, and says what is written to where it is covered.
+pub(crate) fn enter(own: &Own) -> Result<Option<Disk>, Trouble> {
     let line = fs::read_to_string("/proc/cmdline").doing(|| "read /proc/cmdline".to_owned())?;
     let value = |of: &str| line.split_whitespace().find_map(|word| word.strip_prefix(of));
-    let Some(word) = value(WORD) else { return Ok(()) };
+    let Some(word) = value(WORD) else { return Ok(None) };
     let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
     let root =
         parse(word).ok_or_else(invalid).doing(|| format!("understand {WORD}{word} of the kernel's command line"))?;
@@ -65,7 +66,8 @@ pub(crate) fn enter(own: &Own) -> Result<(), Trouble> {
         cover(own, value(OVERLAY_WORD))?;
     }
     move_in()?;
-    complete()
+    complete()?;
+    Ok((!root.writable).then(Disk::new))
 }
 
 fn parse(word: &str) -> Option<Root<'_>> {

@@ -15,6 +15,7 @@ use rustix::time::ClockId;
 use crate::boot::Own;
 use crate::call::Call;
 use crate::child::Task;
+use crate::disk::Disk;
 use crate::network;
 use crate::port::Port;
 use crate::words::{Doing, Trouble};
@@ -23,11 +24,13 @@ use crate::words::{Doing, Trouble};
 const PIECE: usize = 64 << 10;
 
 const AT_ONCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
+/// As [`disk::PAUSE`](crate::disk::PAUSE).
+const A_LOOK: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 /// Greets the host, and does what it asks for until the machine is off.
-pub(crate) fn serve(own: &Own, port: &mut Port) -> Result<Infallible, Trouble> {
+pub(crate) fn serve(own: &Own, port: &mut Port, disk: Option<Disk>) -> Result<Infallible, Trouble> {
     let children = SignalFd::new(&[Signal::CHILD]).doing(|| "wait for processes to end".to_owned())?;
-    let mut agent = Agent { own, decoder: Decoder::new(), is_greeted: false, calls: BTreeMap::new() };
+    let mut agent = Agent { own, decoder: Decoder::new(), is_greeted: false, calls: BTreeMap::new(), disk };
     port.send(&ToHost::Hello { version: VERSION, token: own.token.clone() });
     let mut buffer = vec![0; PIECE];
     loop {
@@ -50,6 +53,7 @@ struct Agent<'a> {
     decoder: Decoder<ToGuest>,
     is_greeted: bool,
     calls: BTreeMap<CallId, Call>,
+    disk: Option<Disk>,
 }
 
 impl Agent<'_> {
@@ -59,7 +63,9 @@ impl Agent<'_> {
             call.add_interests(port.has_room(), &mut interests);
         }
         let is_urgent = port.has_room() && self.calls.values().any(Call::is_urgent);
-        match rustix::event::poll(&mut interests, is_urgent.then_some(&AT_ONCE)) {
+        let looks = self.disk.is_some() && self.calls.values().any(Call::wants_room);
+        let timeout = if is_urgent { Some(&AT_ONCE) } else { looks.then_some(&A_LOOK) };
+        match rustix::event::poll(&mut interests, timeout) {
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(error) => Err(Trouble::new("wait for events", error)),
         }
@@ -164,6 +170,10 @@ impl Agent<'_> {
         self.calls.retain(|_, call| {
             let has_room = port.has_room();
             call.proceed(has_room, &mut |message| port.send(message));
+            let disk = self.disk.as_mut().filter(|_| call.wants_room());
+            if let Some(shortage) = disk.and_then(|disk| disk.shortage(call.has_ended())) {
+                port.send(&call.full(shortage));
+            }
             let Some(end) = call.end() else { return true };
             port.send(&end);
             false

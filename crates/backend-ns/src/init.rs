@@ -8,6 +8,7 @@
 //! | ready | `Go` of the supervisor | forks the program, says `Started` or `NotExecuted`; without a program `Started` |
 //! | ready | `Go` of the supervisor, with a monitor | forks that, and passes on what it says until that is `Started` ([`monitor`](crate::monitor)) |
 //! | running | `Caller` of the supervisor | passes it on to the monitor |
+//! | running | `DiskFull` of the monitor | passes it on to the supervisor |
 //! | running | end of children, signals from the supervisor | says `Exited` or `Signaled`, ends |
 //!
 //! When it ends, for whatever reason, the kernel kills every process of the sandbox. It ends when the supervisor does:
@@ -386,6 +387,11 @@ pub(crate) fn serve(
                 Ok(Received::Message(lost @ Message::Lost { .. }, _)) => {
                     let _gone = wire::send(supervisor, &lost, &[]);
                     return Ok(());
+                }
+                Ok(Received::Message(full @ Message::DiskFull(_), _)) => {
+                    let _gone = wire::send(supervisor, &full, &[]);
+                    // There may be more, to be said before its end as well.
+                    continue;
                 }
                 Ok(Received::Message(..)) => {}
                 // What is closed is ready for ever. Its end is noticed as that of a process.

@@ -38,6 +38,6 @@ pub use run::{
     Observer, Order, Running, launch, launch_calling, launch_empty, launch_inside, launch_monitored, launch_staying,
 };
 pub use spec::{
-    GatewayEnd, GatewayFate, Mount, NetworkSpec, Outcome, Place, ResolverFile, ResourceLimits, SandboxSpec, Sockets,
-    Status, Terminal, View,
+    DiskFull, GatewayEnd, GatewayFate, Mount, NetworkSpec, Outcome, Place, ResolverFile, ResourceLimits, SandboxSpec,
+    Sockets, Status, Terminal, View,
 };

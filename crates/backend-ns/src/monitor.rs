@@ -6,6 +6,7 @@
 //! | booting, ready | `Lost` | – | ends |
 //! | ready | – | `Go` | asks the guest for the program |
 //! | ready | `Started`, `NotExecuted` | – | running, or ends |
+//! | running | `DiskFull` | – | – |
 //! | running | `Lost` | – | ends |
 //! | running, of one that stays | – | `Caller` | serves them as well |
 //!
@@ -16,6 +17,7 @@ use std::fmt::Debug;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use crate::DiskFull;
 use crate::wire::{self, Fault, Message, Received};
 
 /// What runs in the place of a program, confined as one.
@@ -90,6 +92,11 @@ impl Post {
     /// Says that the program could not be executed, with the number of the error.
     pub fn not_executed(&self, errno: i32) {
         self.say(&Message::NotExecuted { errno });
+    }
+
+    /// Says that while the program ran nothing was left of what it may write over its root.
+    pub fn full(&self, what: DiskFull) {
+        self.say(&Message::DiskFull(what));
     }
 
     /// Says that there is no virtual machine, or none any more, and why: a sentence without a full stop.

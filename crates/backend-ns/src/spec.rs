@@ -164,6 +164,8 @@ pub struct ResourceLimits {
 pub struct Outcome {
     pub status: Status,
     pub gateway: GatewayFate,
+    /// Whether what a virtual machine may write over its root was full while the program ran.
+    pub disk_full: Option<DiskFull>,
     /// What a user should be told: limits that could not be enforced, mounts that could not be made writable.
     pub notices: Vec<String>,
 }
@@ -181,6 +183,13 @@ pub enum Status {
     Lost,
     /// The virtual machine that it ran in ended before it did. The last of the notices says why.
     GuestLost,
+}
+
+/// What a virtual machine's full disk had nothing left of, and how much it has of that in all: the guest's word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiskFull {
+    Space { bytes: u64 },
+    Files { count: u64 },
 }
 
 /// What became of the gateway process.

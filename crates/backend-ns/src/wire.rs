@@ -11,6 +11,8 @@ use cofferdam_sys::fdpass;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 
+use crate::DiskFull;
+
 /// Room for the longest message: a fault whose step names two paths (`PATH_MAX` is 4,096).
 pub(crate) const LONGEST: usize = 16 * 1024;
 
@@ -96,6 +98,8 @@ pub(crate) enum Message {
     Booted,
     /// Monitor → init → supervisor: there is no virtual machine, or none any more.
     Lost { why: String },
+    /// Monitor → init → supervisor: while the program ran, the guest's disk was full.
+    DiskFull(DiskFull),
     /// Init → supervisor, with the terminal's controlling end if there is one: the program runs.
     Started,
     /// Init → supervisor: the program could not be executed.
@@ -133,6 +137,8 @@ impl Message {
                 bytes.truncate(LONGEST);
                 bytes
             }
+            Self::DiskFull(DiskFull::Space { bytes }) => [&b"f"[..], &bytes.to_ne_bytes()].concat(),
+            Self::DiskFull(DiskFull::Files { count }) => [&b"F"[..], &count.to_ne_bytes()].concat(),
             Self::Caller => b"c".to_vec(),
             Self::Started => b"s".to_vec(),
             Self::NotExecuted { errno } => number(b'n', *errno),
@@ -154,6 +160,7 @@ impl Message {
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let (tag, rest) = bytes.split_first()?;
         let number = || rest.first_chunk::<4>().map(|bytes| i32::from_ne_bytes(*bytes));
+        let long = || rest.first_chunk::<8>().map(|bytes| u64::from_ne_bytes(*bytes));
         Some(match tag {
             b'u' => Self::Unshared,
             b'm' => Self::Mapped,
@@ -168,6 +175,8 @@ impl Message {
             b'g' => Self::Go,
             b'v' => Self::Booted,
             b'L' => Self::Lost { why: String::from_utf8_lossy(rest).into_owned() },
+            b'f' => Self::DiskFull(DiskFull::Space { bytes: long()? }),
+            b'F' => Self::DiskFull(DiskFull::Files { count: long()? }),
             b'c' => Self::Caller,
             b's' => Self::Started,
             b'n' => Self::NotExecuted { errno: number()? },
@@ -295,6 +304,8 @@ mod tests {
             Message::Booted,
             Message::Caller,
             Message::Lost { why: "QEMU has ended".to_owned() },
+            Message::DiskFull(DiskFull::Space { bytes: 1 << 40 }),
+            Message::DiskFull(DiskFull::Files { count: 3 }),
             Message::Started,
             Message::NotExecuted { errno: 2 },
             Message::Signal { number: 15, target: Target::Program },

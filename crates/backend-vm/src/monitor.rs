@@ -9,6 +9,7 @@
 //! | booted | `Started` | `Started`; the streams are relayed |
 //! | booted | `Failed` | `NotExecuted`, or `Lost` |
 //! | running | data, signals, a new size of the terminal | passed on |
+//! | running | `Full` | `DiskFull` |
 //! | running | `Exited` | what is left of its output is written, QEMU is ended, its exit status is ours |
 //! | running | QEMU ends, the agent breaks the protocol | `Lost` |
 //!
@@ -32,10 +33,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use cofferdam_backend_ns::{Monitor, Post};
+use cofferdam_backend_ns::{DiskFull, Monitor, Post};
 use cofferdam_guest_protocol::{
-    CallError, CallId, Event, Exec, Failure, FailureKind, Host, Mount, MountKind, Network, Put, Size, Status, Stream,
-    Token,
+    CallError, CallId, Event, Exec, Failure, FailureKind, Host, Mount, MountKind, Network, Put, Shortage, Size, Status,
+    Stream, Token,
 };
 use cofferdam_sys::process::{self, SignalFd};
 use cofferdam_sys::tty::RawMode;
@@ -226,7 +227,7 @@ pub(crate) fn execute(side: &mut impl Side, exec: Exec, post: &Post) -> Result<E
         SignalFd::new(&signals).map_err(|error| Trouble::Broken(format!("signals cannot be received: {error}")))?;
     let raw = if has_terminal { RawMode::enter(io::stdin()).ok().flatten() } else { None };
     post.started();
-    let ended = Run::new(side, call, &signals).relay();
+    let ended = Run::new(side, post, call, &signals).relay();
     drop(raw);
     ended.map(End::Exited)
 }
@@ -445,6 +446,7 @@ pub(crate) fn out_of_turn(event: &Event) -> Trouble {
         Event::Data { .. } => "data",
         Event::End { .. } => "the end of a stream",
         Event::Room { .. } => "that there is room",
+        Event::Full { .. } => "that the disk is full",
         Event::Exited { .. } => "that a program has ended",
         Event::Done { .. } => "that something is done",
         Event::Failed { .. } => "that something has failed",
@@ -527,9 +529,11 @@ impl Guest {
                 Event::Done { .. } => return Ok(Some(content)),
                 Event::Failed { failure: Failure { kind: FailureKind::NotFound, .. }, .. } => return Ok(None),
                 Event::Failed { failure, .. } => return Err(broken(&failure.text)),
-                other @ (Event::Ready | Event::Started { .. } | Event::Room { .. } | Event::Exited { .. }) => {
-                    return Err(out_of_turn(&other));
-                }
+                other @ (Event::Ready
+                | Event::Started { .. }
+                | Event::Room { .. }
+                | Event::Full { .. }
+                | Event::Exited { .. }) => return Err(out_of_turn(&other)),
             }
         }
     }
@@ -555,6 +559,7 @@ impl Guest {
                 | Event::Opened { .. }
                 | Event::Data { .. }
                 | Event::End { .. }
+                | Event::Full { .. }
                 | Event::Exited { .. }) => return Err(out_of_turn(&other)),
             }
         }
@@ -737,6 +742,7 @@ impl Guest {
 /// A program that runs in the guest, between its streams and ours.
 struct Run<'a, S> {
     side: &'a mut S,
+    post: &'a Post,
     call: CallId,
     signals: &'a SignalFd,
     outputs: [Outgoing; 2],
@@ -745,9 +751,9 @@ struct Run<'a, S> {
 }
 
 impl<'a, S: Side> Run<'a, S> {
-    fn new(side: &'a mut S, call: CallId, signals: &'a SignalFd) -> Run<'a, S> {
+    fn new(side: &'a mut S, post: &'a Post, call: CallId, signals: &'a SignalFd) -> Run<'a, S> {
         let outputs = [Outgoing::default(), Outgoing::default()];
-        Run { side, call, signals, outputs, input_open: true, status: None }
+        Run { side, post, call, signals, outputs, input_open: true, status: None }
     }
 
     /// Relays until the program has ended and all that it wrote is written.
@@ -818,6 +824,13 @@ impl<'a, S: Side> Run<'a, S> {
                 self.status = Some(status);
                 Ok(())
             }
+            Event::Full { call, shortage } if call == self.call => {
+                self.post.full(match shortage {
+                    Shortage::Space { bytes } => DiskFull::Space { bytes },
+                    Shortage::Files { count } => DiskFull::Files { count },
+                });
+                Ok(())
+            }
             Event::Failed { call, failure } if call == self.call => Err(Trouble::Broken(failure.text)),
             // There is room, or there will be no more output.
             Event::Room { .. } | Event::End { .. } => Ok(()),
@@ -825,6 +838,7 @@ impl<'a, S: Side> Run<'a, S> {
             | Event::Started { .. }
             | Event::Opened { .. }
             | Event::Data { .. }
+            | Event::Full { .. }
             | Event::Exited { .. }
             | Event::Done { .. }
             | Event::Failed { .. }) => Err(out_of_turn(&other)),

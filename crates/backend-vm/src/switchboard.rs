@@ -229,6 +229,7 @@ impl Caller {
             }
             Event::End { stream, .. } => ToHost::End { call, stream },
             Event::Room { bytes, .. } => ToHost::Credit { call, bytes },
+            Event::Full { shortage, .. } => ToHost::Full { call, shortage },
             Event::Exited { status, .. } => ToHost::Exited { call, status },
             Event::Done { .. } => ToHost::Done { call },
             Event::Failed { failure, .. } => ToHost::Failed { call, failure },
@@ -248,6 +249,7 @@ fn about(event: &Event) -> Option<CallId> {
         | Event::Data { call, .. }
         | Event::End { call, .. }
         | Event::Room { call, .. }
+        | Event::Full { call, .. }
         | Event::Exited { call, .. }
         | Event::Done { call }
         | Event::Failed { call, .. } => Some(*call),
@@ -263,7 +265,8 @@ fn is_end(event: &Event) -> bool {
         | Event::Opened { .. }
         | Event::Data { .. }
         | Event::End { .. }
-        | Event::Room { .. } => false,
+        | Event::Room { .. }
+        | Event::Full { .. } => false,
     }
 }
 

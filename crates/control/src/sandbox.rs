@@ -14,8 +14,8 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use cofferdam_backend_ns::{
-    Capability, CaptureFile, GatewayEnd, GatewayFate, LaunchError, Mount, NetworkSpec, Observer, Order, Outcome, Place,
-    ResourceLimits, Running, SandboxSpec, Status, Terminal, writable_roots,
+    Capability, CaptureFile, DiskFull, GatewayEnd, GatewayFate, LaunchError, Mount, NetworkSpec, Observer, Order,
+    Outcome, Place, ResourceLimits, Running, SandboxSpec, Status, Terminal, writable_roots,
 };
 use cofferdam_backend_vm::{Cache, Choice, Engine, Kit, Progress, Sharing, Wish};
 use cofferdam_gateway::{
@@ -729,7 +729,24 @@ fn outcome_notices(outcome: &Outcome) -> Vec<String> {
         Status::GuestLost => {}
         Status::Exited(_) | Status::Signaled(_) => {}
     }
+    notices.extend(outcome.disk_full.map(full));
     notices
+}
+
+/// A program that found no room may have kept it to itself.
+fn full(what: DiskFull) -> String {
+    match what {
+        DiskFull::Space { bytes } => format!(
+            "the guest's disk was full: {} KiB are all that it may write over its root; --disk makes it larger, and where there is no \
+             such flag --memory does, of which it is half",
+            bytes >> 10
+        ),
+        DiskFull::Files { count } => {
+            format!(
+                "the guest's disk was full: {count} files are all that it may make over its root; --memory allows more"
+            )
+        }
+    }
 }
 
 fn network_spec(
@@ -935,7 +952,7 @@ mod tests {
             (Status::Exited(3), died, false, 3),
             (Status::Lost, GatewayFate::Fine, true, 125),
         ] {
-            let outcome = Outcome { status, gateway, notices: vec![] };
+            let outcome = Outcome { status, gateway, disk_full: None, notices: vec![] };
             assert_eq!(exit_status(&outcome, denied), expected, "{outcome:?}");
         }
     }

@@ -3,7 +3,7 @@
 //! | State of a call | The guest may say | Then |
 //! |---|---|---|
 //! | Asked | `Started`, `Opened`, `Done` of what has no streams, `Failed` | Running, over |
-//! | Running | `Data` within the window, `End` once for each stream, `Credit`, `Failed` | – |
+//! | Running | `Data` within the window, `End` once for each stream, `Credit`, `Full` once, `Failed` | – |
 //! | Running, every output ended | `Exited`, `Done`, `Failed` | over |
 //!
 //! Everything else is a [`Violation`], after which nothing comes out any more. A violation is for good, and told once.
@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use crate::decoder::{Decoder, Violation};
-use crate::message::{CallId, Exec, Failure, Mount, Network, Put, Size, Status, Stream, ToGuest, ToHost};
+use crate::message::{CallId, Exec, Failure, Mount, Network, Put, Shortage, Size, Status, Stream, ToGuest, ToHost};
 use crate::window::{Grant, Window};
 use crate::{MAX_CALLS, MAX_DATA, MAX_TO_GUEST, Token, VERSION};
 
@@ -46,6 +46,11 @@ pub enum Event {
     Room {
         call: CallId,
         bytes: u32,
+    },
+    /// While the program ran nothing was left of what may be written over the root.
+    Full {
+        call: CallId,
+        shortage: Shortage,
     },
     Exited {
         call: CallId,
@@ -95,6 +100,8 @@ enum State {
 struct Call {
     kind: Kind,
     started: bool,
+    /// Whether it has been told that the disk was full.
+    full: bool,
     input: Input,
     outputs: [Option<Output>; 2],
 }
@@ -333,7 +340,7 @@ impl Host {
         // Four thousand million calls in one boot are out of reach: none takes less than a microsecond and a fork.
         self.next_call = self.next_call.wrapping_add(1);
         self.output.extend(frame);
-        self.calls.insert(call, Call { kind, started: false, input, outputs });
+        self.calls.insert(call, Call { kind, started: false, full: false, input, outputs });
         Ok(call)
     }
 
@@ -351,7 +358,8 @@ impl Host {
             | ToHost::Failed { call, .. }
             | ToHost::Data { call, .. }
             | ToHost::End { call, .. }
-            | ToHost::Credit { call, .. } => *call,
+            | ToHost::Credit { call, .. }
+            | ToHost::Full { call, .. } => *call,
         };
         let what = describe(&message);
         let Some(state) = self.calls.get_mut(&call) else {
@@ -383,7 +391,8 @@ impl Host {
             | ToHost::Failed { .. }
             | ToHost::Data { .. }
             | ToHost::End { .. }
-            | ToHost::Credit { .. } => Err(Violation::NoGreeting),
+            | ToHost::Credit { .. }
+            | ToHost::Full { .. } => Err(Violation::NoGreeting),
         }
     }
 }
@@ -441,6 +450,11 @@ impl Call {
                 }
                 Ok(Event::Room { call, bytes })
             }
+            ToHost::Full { shortage, .. } => {
+                fits(self.kind == Kind::Exec && self.started, "it is no program, or has not started")?;
+                fits(!std::mem::replace(&mut self.full, true), "that has been said")?;
+                Ok(Event::Full { call, shortage })
+            }
             ToHost::Exited { status, .. } => {
                 fits(self.kind == Kind::Exec && self.started, "it is no program, or has not started")?;
                 fits(self.has_ended(), "a stream has not ended")?;
@@ -477,6 +491,7 @@ fn describe(message: &ToHost) -> &'static str {
         ToHost::Data { .. } => "data",
         ToHost::End { .. } => "the end of a stream",
         ToHost::Credit { .. } => "credit",
+        ToHost::Full { .. } => "that the disk is full",
         ToHost::Dying { .. } => "its last words",
     }
 }

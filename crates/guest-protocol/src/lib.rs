@@ -17,7 +17,7 @@
 //!
 //! | Call | Streams | The guest says | Ends with |
 //! |---|---|---|---|
-//! | `Exec` | 0 in, 1 and 2 out; with a terminal 1 alone | `Started` | `Exited` |
+//! | `Exec` | 0 in, 1 and 2 out; with a terminal 1 alone | `Started`; `Full`, once, when the disk was full meanwhile | `Exited` |
 //! | `Put` | 0 in | `Started` | `Done`, when the file is in its place |
 //! | `Get` | 1 out | `Opened` | `Done` |
 //! | `Mount`, `Unmount`, `Network`, `SetTime` | – | – | `Done` |
@@ -42,14 +42,14 @@ mod wire;
 pub use decoder::{Decoder, Violation};
 pub use host::{CallError, Event, Host};
 pub use message::{
-    CallId, Exec, Failure, FailureKind, Leftover, Message, Mount, MountKind, Neighbour, Network, Put, Route, Size,
-    Status, Stream, ToGuest, ToHost,
+    CallId, Exec, Failure, FailureKind, Leftover, Message, Mount, MountKind, Neighbour, Network, Put, Route, Shortage,
+    Size, Status, Stream, ToGuest, ToHost,
 };
 pub use token::Token;
 pub use window::{Grant, Window};
 
 /// The version of all this. The two sides come from the same release, or one is told that they do not.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// The name of the virtio-serial port under which the agent looks for the host.
 pub const PORT: &str = "cofferdam.agent";

@@ -144,6 +144,11 @@ pub enum ToHost {
         call: CallId,
         bytes: u32,
     },
+    /// While the program ran nothing was left of what may be written over the root. Once at most.
+    Full {
+        call: CallId,
+        shortage: Shortage,
+    },
     /// The agent cannot go on: the last that it says before the machine is off.
     Dying {
         text: String,
@@ -275,6 +280,13 @@ pub enum Status {
     Signal(u8),
 }
 
+/// What a full disk has nothing left of, and how much it has of that in all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shortage {
+    Space { bytes: u64 },
+    Files { count: u64 },
+}
+
 /// Why a call was not done.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
@@ -398,6 +410,8 @@ impl ToHost {
             ToHost::Data { call, stream, bytes } => of(16, call).u8(stream.number()).raw(bytes),
             ToHost::End { call, stream } => of(17, call).u8(stream.number()),
             ToHost::Credit { call, bytes } => of(18, call).u32(*bytes),
+            ToHost::Full { call, shortage: Shortage::Space { bytes } } => of(19, call).u8(0).u64(*bytes),
+            ToHost::Full { call, shortage: Shortage::Files { count } } => of(19, call).u8(1).u64(*count),
             ToHost::Dying { text } => Writer::new(DYING).bytes(cut(text).as_bytes()),
         };
         writer.finish()
@@ -452,6 +466,14 @@ impl ToHost {
             }
             17 => ToHost::End { call, stream: Stream::parse(reader)? },
             18 => ToHost::Credit { call, bytes: reader.u32()? },
+            19 => {
+                let shortage = match (reader.u8()?, reader.u64()?) {
+                    (0, bytes) => Shortage::Space { bytes },
+                    (1, count) => Shortage::Files { count },
+                    _ => return None,
+                };
+                ToHost::Full { call, shortage }
+            }
             _ => return None,
         })
     }

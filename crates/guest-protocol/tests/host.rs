@@ -11,8 +11,8 @@
 mod common;
 
 use cofferdam_guest_protocol::{
-    CallError, CallId, Decoder, Event, Host, MAX_CALLS, MAX_DATA, Put, Status, Stream, ToGuest, ToHost, Token, VERSION,
-    Violation, WINDOW,
+    CallError, CallId, Decoder, Event, Host, MAX_CALLS, MAX_DATA, Put, Shortage, Status, Stream, ToGuest, ToHost,
+    Token, VERSION, Violation, WINDOW,
 };
 use proptest::prelude::*;
 
@@ -217,6 +217,22 @@ fn a_call_that_was_not_made_has_no_answer() {
 fn credit_beyond_a_window_is_refused() {
     let (mut host, call) = running();
     unfitting(&mut host, &ToHost::Credit { call, bytes: 1 });
+}
+
+#[test]
+fn that_the_disk_is_full_is_said_once_of_a_program_that_runs() {
+    let (mut host, call) = running();
+    let shortage = Shortage::Space { bytes: 8 << 20 };
+    let full = ToHost::Full { call, shortage };
+    assert_eq!(say(&mut host, &full), Ok(vec![Event::Full { call, shortage }]));
+    unfitting(&mut host, &full);
+    let mut host = serving();
+    let call = host.exec(exec(&["sh"])).unwrap();
+    unfitting(&mut host, &ToHost::Full { call, shortage });
+    let mut host = serving();
+    let call = host.put(Put { path: b"/x".to_vec(), mode: 0o644, uid: 0, gid: 0 }).unwrap();
+    say(&mut host, &ToHost::Started { call }).unwrap();
+    unfitting(&mut host, &ToHost::Full { call, shortage: Shortage::Files { count: 1 } });
 }
 
 #[test]

@@ -168,13 +168,16 @@ fn an_image_is_the_root_of_several_guests_at_once_and_stays_as_it_is() {
         # While the first is there.
         vm "$@" --user 0 --rootfs disk -- sh -c "$in" >two
         exec 9>&-; wait $first || true
-        vm "$@" --user 0 --rootfs parts.qcow2 -- sh -c "$in" >three
+        status=0
+        "$C" run --backend vm --no-cwd --no-record "$@" --user 0 --rootfs parts.qcow2 -- \
+            sh -c "$in; busybox dd if=/dev/zero of=/tmp/big bs=1M count=20 2>/dev/null; exit 3" >three 2>said || status=$?
+        echo "at the end: $status $(grep -c "the guest.s disk was full: 8192 KiB are all" said)"
         cat one two three
         [ "$digest" = "$(cat disk parts.qcow2 | sha256sum)" ] && echo "the images are as they were""#
     );
     let Some(ran) = story("", &script) else { return };
     is_as_it_should(&ran, 18);
-    ran.says("the images are as they were");
+    ran.says("at the end: 3 1\n").says("the images are as they were");
 }
 
 #[test]

@@ -17,7 +17,7 @@ use super::{Running, kill, wait};
 use crate::gateway::Gateway;
 use crate::init::KEPT_IGNORED;
 use crate::wire::{self, Message, Received, Target};
-use crate::{GatewayEnd, GatewayFate, Outcome, Status};
+use crate::{DiskFull, GatewayEnd, GatewayFate, Outcome, Status};
 
 /// What is passed on to the program, and how: what a terminal sends to its foreground goes to the program's group.
 const PASSED_ON: [(Signal, Target); 7] = [
@@ -164,6 +164,7 @@ struct Watch<'a> {
     deadline: Option<Instant>,
     ending: Ending,
     is_ordered_to_end: bool,
+    disk_full: Option<DiskFull>,
 }
 
 /// Whether the supervisor is ending the program, and why.
@@ -193,6 +194,7 @@ impl<'a> Watch<'a> {
             deadline,
             ending: Ending::No,
             is_ordered_to_end: false,
+            disk_full: None,
         }
     }
 
@@ -316,6 +318,10 @@ impl<'a> Watch<'a> {
             Received::Message(Message::Lost { why }, _) => {
                 self.running.notices.push(format!("the virtual machine ended before the program did: {why}"));
                 Some(self.status(Status::GuestLost))
+            }
+            Received::Message(Message::DiskFull(what), _) => {
+                self.disk_full = Some(what);
+                None
             }
             Received::Message(..) => None,
             Received::Closed | Received::Orphaned | Received::Late => Some(self.status(Status::Lost)),
@@ -495,7 +501,7 @@ impl<'a> Watch<'a> {
         }
         self.lines.end(&mut |line| observer.event(line));
         let notices = std::mem::take(&mut self.running.notices);
-        Outcome { status, gateway: self.gateway, notices }
+        Outcome { status, gateway: self.gateway, disk_full: self.disk_full, notices }
     }
 
     /// Reads events until the gateway has ended or its time is up.

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use cofferdam_guest_protocol::{
-    CallId, Exec, Failure, FailureKind, Leftover, Mount, MountKind, Neighbour, Network, Put, Route, Size, Status,
-    Stream, ToGuest, ToHost, Token, VERSION,
+    CallId, Exec, Failure, FailureKind, Leftover, Mount, MountKind, Neighbour, Network, Put, Route, Shortage, Size,
+    Status, Stream, ToGuest, ToHost, Token, VERSION,
 };
 use proptest::prelude::*;
 
@@ -57,6 +57,7 @@ pub(crate) fn to_host() -> impl Strategy<Value = ToHost> {
         (call(), stream(), bytes()).prop_map(|(call, stream, bytes)| ToHost::Data { call, stream, bytes }),
         (call(), stream()).prop_map(|(call, stream)| ToHost::End { call, stream }),
         (call(), any::<u32>()).prop_map(|(call, bytes)| ToHost::Credit { call, bytes }),
+        (call(), shortage()).prop_map(|(call, shortage)| ToHost::Full { call, shortage }),
         "[a-zäß ]{0,200}".prop_map(|text| ToHost::Dying { text }),
     ]
 }
@@ -83,6 +84,13 @@ fn stream() -> impl Strategy<Value = Stream> {
 
 fn status() -> impl Strategy<Value = Status> {
     prop_oneof![any::<u8>().prop_map(Status::Code), any::<u8>().prop_map(Status::Signal)]
+}
+
+fn shortage() -> impl Strategy<Value = Shortage> {
+    prop_oneof![
+        any::<u64>().prop_map(|bytes| Shortage::Space { bytes }),
+        any::<u64>().prop_map(|count| Shortage::Files { count })
+    ]
 }
 
 fn failure() -> impl Strategy<Value = Failure> {
