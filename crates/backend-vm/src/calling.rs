@@ -93,6 +93,7 @@ impl Line {
                     | Violation::NoGreeting
                     | Violation::Version { .. }
                     | Violation::Token
+                    | Violation::Deaf
                     | Violation::Unfitting { .. }) => Trouble::Broken(other.to_string()),
                 })
             }

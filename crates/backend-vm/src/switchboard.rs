@@ -22,6 +22,10 @@ use cofferdam_guest_protocol::{
 /// Callers at once. More than calls, so that who is one too many is told so.
 pub(crate) const MOST_CALLERS: usize = 256;
 
+/// The most bytes that may wait for a caller that says something itself: more than two windows of output in messages of a byte each, which
+/// are all that it may be sent without having said that it took some.
+const MOST_UNREAD: usize = 8 << 20;
+
 /// A caller, by a number that is never given again.
 pub(crate) type CallerId = u32;
 
@@ -110,6 +114,9 @@ impl Switchboard {
     pub(crate) fn handle_bytes(&mut self, host: &mut Host, id: CallerId, mut bytes: &[u8]) -> Result<(), Unfit> {
         let Some(caller) = self.callers.get_mut(&id) else { return Err(Unfit) };
         while let Some(message) = caller.decoder.decode(&mut bytes).map_err(|_| Unfit)? {
+            if caller.output.len() > MOST_UNREAD {
+                return Err(Unfit);
+            }
             if let Some(ours) = caller.handle(host, message)? {
                 self.calls.insert(ours, Some(id));
             }
@@ -456,6 +463,22 @@ mod tests {
         let early = ToGuest::Exec { call, exec: program() }.emit();
         assert_eq!(exchange.board.handle_bytes(&mut exchange.host, stranger, &early), Err(Unfit));
         assert_eq!(exchange.board.handle_bytes(&mut exchange.host, stranger, &[0xff; 16]), Err(Unfit));
+    }
+
+    #[test]
+    fn a_caller_that_takes_what_it_does_not_read_is_sent_away() {
+        let mut exchange = Exchange::new();
+        let (id, _, theirs, ours) = exchange.running();
+        let stream = Stream::Output;
+        let data = ToHost::Data { call: ours, stream, bytes: vec![0; 1 << 15] };
+        let credit = ToGuest::Credit { call: theirs, stream, bytes: 1 << 15 }.emit();
+        for _ in 1..MOST_UNREAD >> 15 {
+            exchange.agent_says(&data);
+            assert_eq!(exchange.board.handle_bytes(&mut exchange.host, id, &credit), Ok(()));
+            exchange.heard_by_agent();
+        }
+        exchange.agent_says(&data);
+        assert_eq!(exchange.board.handle_bytes(&mut exchange.host, id, &credit), Err(Unfit));
     }
 
     #[test]

@@ -25,6 +25,8 @@ pub enum Violation {
     Token,
     #[error("the guest's agent sent {what} for call {call}, which does not fit: {why}")]
     Unfitting { call: u32, what: &'static str, why: &'static str },
+    #[error("the guest's agent does not read what it is told")]
+    Deaf,
     #[error("the guest's agent gave up: {text:?}")]
     Ended { text: String },
 }

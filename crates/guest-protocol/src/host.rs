@@ -14,7 +14,7 @@ use std::time::Duration;
 use crate::decoder::{Decoder, Violation};
 use crate::message::{CallId, Exec, Failure, Mount, Network, Put, Shortage, Size, Status, Stream, ToGuest, ToHost};
 use crate::window::{Grant, Window};
-use crate::{MAX_CALLS, MAX_DATA, MAX_TO_GUEST, Token, VERSION};
+use crate::{MAX_CALLS, MAX_DATA, MAX_TO_GUEST, MAX_UNREAD, Token, VERSION};
 
 /// What has come of what was asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -154,6 +154,9 @@ impl Host {
             return Err(violation.clone());
         }
         let handled = loop {
+            if self.output.len() > MAX_UNREAD {
+                break Err(Violation::Deaf);
+            }
             match self.decoder.decode(&mut bytes) {
                 Ok(None) => break Ok(()),
                 Ok(Some(message)) => {

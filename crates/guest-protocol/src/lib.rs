@@ -30,7 +30,7 @@
 //!
 //! **Trust.** The agent believes the host. The host believes nothing: [`Host`] holds every message to the state of its call, and
 //! the first that does not fit ends the channel with one [`Violation`]. Limits: [`MAX_CALLS`] calls at a time, two windows of
-//! output for each, and messages of [`MAX_TO_HOST`] bytes.
+//! output for each, messages of [`MAX_TO_HOST`] bytes, and [`MAX_UNREAD`] that the agent has not read.
 
 mod decoder;
 mod host;
@@ -65,6 +65,10 @@ pub const MAX_TO_GUEST: usize = 1 << 20;
 
 /// The longest frame to the host, without its length.
 pub const MAX_TO_HOST: usize = MAX_DATA + 64;
+
+/// The most bytes that may wait for an agent that says something itself. One that reads has less: an argument list is asked for when
+/// the one before is gone, and input when there is room. What one that does not read has coming for its own output would never end.
+pub const MAX_UNREAD: usize = 4 * MAX_TO_GUEST;
 
 /// The most calls at a time.
 pub const MAX_CALLS: usize = 64;

@@ -11,8 +11,8 @@
 mod common;
 
 use cofferdam_guest_protocol::{
-    CallError, CallId, Decoder, Event, Host, MAX_CALLS, MAX_DATA, Put, Shortage, Status, Stream, ToGuest, ToHost,
-    Token, VERSION, Violation, WINDOW,
+    CallError, CallId, Decoder, Event, Host, MAX_CALLS, MAX_DATA, MAX_UNREAD, Put, Shortage, Status, Stream, ToGuest,
+    ToHost, Token, VERSION, Violation, WINDOW,
 };
 use proptest::prelude::*;
 
@@ -233,6 +233,17 @@ fn that_the_disk_is_full_is_said_once_of_a_program_that_runs() {
     let call = host.put(Put { path: b"/x".to_vec(), mode: 0o644, uid: 0, gid: 0 }).unwrap();
     say(&mut host, &ToHost::Started { call }).unwrap();
     unfitting(&mut host, &ToHost::Full { call, shortage: Shortage::Files { count: 1 } });
+}
+
+#[test]
+fn who_says_something_has_read_what_it_was_told() {
+    let (mut host, call) = running();
+    while host.output().len() <= MAX_UNREAD {
+        host.signal(call, 1);
+    }
+    let data = ToHost::Data { call, stream: Stream::Output, bytes: vec![0] };
+    assert_eq!(say(&mut host, &data), Err(Violation::Deaf));
+    assert!(host.output().is_empty());
 }
 
 #[test]
