@@ -385,6 +385,7 @@ fn files_are_copied_both_ways_as_they_are() {
         $C exec s -- sh -c 'stat -c %U /tmp/src/run; sha256sum < ~/renamed/deep/er/data' | cut -c1-64
         sha256sum < src/deep/er/data | cut -c1-64
         echo one > file; $C cp file s:/tmp/file; echo two > file; $C cp file s:/tmp/file; $C cp s:/tmp/file -  | tar xO
+        script -qec "$C cp s:/tmp/file -" /dev/null </dev/null >terminal || echo "terminal $? $(grep -c 'no place for an archive' terminal)"
         $C cp no-such s:/tmp || echo "absent here $?"
         $C cp s:/no/such . || echo "absent inside $?"
         $C cp file s:/usr/x || echo "read-only $?"
@@ -396,7 +397,7 @@ fn files_are_copied_both_ways_as_they_are() {
     );
     ran.exits(0)
         .says("same\nsame\nsame\nuser\n")
-        .says("two\nabsent here 1\nabsent inside 1\nread-only 1\nboth 1\n")
+        .says("two\nterminal 1 1\nabsent here 1\nabsent inside 1\nread-only 1\nboth 1\n")
         .says("nameless 1 1\nnameless 1 1\nnameless 1 1\n");
     let stdout = ran.stdout();
     let sums: Vec<&str> = stdout.lines().filter(|line| line.len() == 64).collect();

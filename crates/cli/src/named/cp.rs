@@ -134,6 +134,12 @@ fn copy_out(name: &str, path: &Path, to: Option<&Path>, reader: Reader) -> Resul
         true => run_in_guest(name, Does::Pack, path, reader),
         false => run_inside(name, path, pack_inside, reader),
     };
+    if to.is_none() && rustix::termios::isatty(rustix::stdio::stdout()) {
+        // It would act on what a sandbox has put into its files.
+        return Err(failed(
+            "a terminal is no place for an archive: pipe it to `tar -t`, or write it to a file".to_owned(),
+        ));
+    }
     let Some(to) = to else { return Ok(ended(run(name)?, 0, is_guest, reader)) };
     let mut place = destination(to).map_err(failed)?;
     if place.called.is_none() {
