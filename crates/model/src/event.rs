@@ -197,7 +197,7 @@ pub enum EventSource {
 }
 
 /// One line of the event stream.
-#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, schemars::JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Event {
     /// Version of this schema; 1.

@@ -8,6 +8,7 @@ mod config;
 mod event;
 mod groups;
 mod host_socket;
+mod line;
 mod name;
 mod port;
 mod rfc3339;
