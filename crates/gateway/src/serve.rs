@@ -395,7 +395,8 @@ impl Gateway {
             self.gate.handle_limited(now);
             self.udp.flush(&mut self.gate, now);
             self.drain(now);
-            if self.events.flush(now) {
+            // Whoever waits until everything is told does not wait for company.
+            if (self.events.is_due(now) || !self.tells.is_empty()) && self.events.flush(now) {
                 for number in std::mem::take(&mut self.tells) {
                     self.answer(number, Ok(()));
                 }
@@ -417,9 +418,10 @@ impl Gateway {
 
     /// Waits for events and says what time it is then. Looks again for a while before it sleeps, where that pays.
     fn wait(&mut self, ready: &mut Vec<(Token, Ready)>) -> io::Result<Time> {
-        let timeout = self.timeout();
+        let mut timeout = self.timeout();
         let start = self.clock.now();
-        if let Some(look) = self.patience.look(self.little).filter(|look| timeout.is_none_or(|t| t > *look)) {
+        let look = self.patience.look(self.little).map(|look| timeout.map_or(look, |timeout| look.min(timeout)));
+        if let Some(look) = look.filter(|look| !look.is_zero()) {
             loop {
                 self.poller.wait(Some(std::time::Duration::ZERO), ready)?;
                 let now = self.clock.now();
@@ -427,6 +429,7 @@ impl Gateway {
                     return Ok(now);
                 }
                 if now.since(start) >= look {
+                    timeout = timeout.map(|timeout| timeout.saturating_sub(now.since(start)));
                     break;
                 }
             }
@@ -445,7 +448,9 @@ impl Gateway {
         let rates = self.queues.poll_timeout(self.gate.limits());
         // Somebody waits for events that found no room.
         let tells = self.tells.first().map(|_| self.clock.now() + AGAIN);
-        let timeouts = [self.gate.poll_timeout(), self.dns.poll_timeout(), self.checks.poll_timeout(), rates, tells];
+        let events = self.events.poll_timeout();
+        let timeouts =
+            [self.gate.poll_timeout(), self.dns.poll_timeout(), self.checks.poll_timeout(), rates, tells, events];
         let next = timeouts.into_iter().flatten().min()?;
         Some(next.since(self.clock.now()))
     }
@@ -538,6 +543,8 @@ impl Gateway {
 
     /// Does what the supervisor wants changed.
     fn obey(&mut self, now: Time) {
+        // What has happened before is told first.
+        self.events.hurry();
         for _ in 0..COMMANDS {
             let Some(Live { channel, compiler }) = &self.live else { return };
             let (number, command) = match commands::receive(channel) {
@@ -607,6 +614,7 @@ impl Gateway {
 
     /// Puts compiled settings in the place of those in force, all at once.
     fn take_over(&mut self, now: Time) {
+        self.events.hurry();
         while let Some(Done { number, result }) = self.live.as_ref().and_then(|live| live.compiler.take()) {
             let result = result.map(|settings| {
                 let Settings { network, policy, rebinding } = *settings;

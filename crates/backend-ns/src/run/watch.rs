@@ -155,6 +155,8 @@ enum Source {
 struct Watch<'a> {
     running: &'a mut Running,
     lines: Lines,
+    /// Room for a message of the gateway.
+    message: Vec<u8>,
     events_open: bool,
     gateway: GatewayFate,
     /// Why the gateway was ended, if we did that.
@@ -186,6 +188,7 @@ impl<'a> Watch<'a> {
         Self {
             running,
             lines: Lines::default(),
+            message: vec![0; CHUNK],
             events_open: true,
             gateway: GatewayFate::Fine,
             ended_because: None,
@@ -437,12 +440,11 @@ impl<'a> Watch<'a> {
     }
 
     fn take_events(&mut self, events: &OwnedFd, observer: &mut dyn Observer) -> bool {
-        let mut buffer = vec![0; CHUNK];
-        match rustix::io::read(events, &mut buffer) {
+        match rustix::io::read(events, &mut self.message) {
             // The end of its process is near, and is noticed as such.
             Ok(0) => self.events_open = false,
             Ok(len) => {
-                self.lines.take(buffer.get(..len).unwrap_or_default(), &mut |line| observer.event(line));
+                self.lines.take(self.message.get(..len).unwrap_or_default(), &mut |line| observer.event(line));
                 return true;
             }
             Err(Errno::AGAIN | Errno::INTR) => {}
