@@ -10,6 +10,7 @@ Prints Gbit/s, and the processor seconds of the gateway per GiB; then the median
 
 import glob
 import os
+import select
 import shutil
 import socket
 import statistics
@@ -96,6 +97,17 @@ def spent(pid):
     return sum(int(open(thread).read().split()[0]) for thread in glob.glob(f"/proc/{pid}/task/*/schedstat")) / 1e9
 
 
+def heard(said, run):
+    """What the server says next; a run that failed has nothing more to be waited for."""
+    ended = os.pidfd_open(run.pid)
+    ready = select.select([said, ended], [], [])[0]
+    os.close(ended)
+    # The end of a connection may come after the end of the run.
+    if said not in ready and not select.select([said], [], [], 10 if run.wait() == 0 else 0)[0]:
+        sys.exit(f"the guest ended with {run.returncode} before its transfers were over")
+    return said.readline().decode() or sys.exit("the server has ended")
+
+
 def measure(binary, engine, seconds, client, said):
     size = os.path.getsize(client)
     transfers = "; ".join(f"./client {ADDRESS} {PORT} {way} {seconds}" for way in ("up", "down"))
@@ -105,11 +117,10 @@ def measure(binary, engine, seconds, client, said):
         run = subprocess.Popen([*words, *os.environ.get("COFFERDAM_FLAGS", "").split(), "--", "sh", "-c", inside], stdin=program)
     came = {}
     for way in ("up", "down"):
-        if said.readline() != "begun\n":
-            sys.exit("the server has ended")
+        assert heard(said, run) == "begun\n"
         who = gateway(run.pid) if engine == "gateway" else None
         before = spent(who) if who else 0
-        moved, took = said.readline().split()
+        moved, took = heard(said, run).split()
         came[way] = int(moved) * 8 / float(took) / 1e9, (spent(who) - before) / (int(moved) / 2**30) if who else None
     if run.wait() != 0:
         sys.exit(f"the guest ended with {run.returncode}")
@@ -121,11 +132,10 @@ def main(binary, kernel, rounds=5, seconds=3, *engines):
     engines = engines or tuple(ENGINES)
     sh("ip link set lo up")
     inner = f"read go && ip link set lo up && ip addr add 10.99.0.2/30 dev v1 && ip addr add {ADDRESS}/32 dev lo && ip link set v1 up && exec {ME} serve"
-    server = subprocess.Popen(["unshare", "-n", "sh", "-c", f"echo ns; {inner}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen(["unshare", "-n", "sh", "-c", f"echo ns; {inner}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
     server.stdout.readline()
     sh(f"ip link add v0 type veth peer name v1 netns {server.pid} && ip addr add 10.99.0.1/30 dev v0 && ip link set v0 up && ip route add default via 10.99.0.2")
-    server.stdin.write("\n")
-    server.stdin.flush()
+    server.stdin.write(b"\n")
     server.stdout.readline()
     folder = tempfile.mkdtemp()
     os.chmod(folder, 0o755)
