@@ -184,6 +184,7 @@ impl GuestMonitor {
             let why = guest.explain(trouble, self.boot_time);
             if why.contains("mount the root, root of type 9p") { why + NO_9P_ROOT } else { why }
         })?;
+        guest.qemu.empty_initrd();
         if !post.booted() {
             return Ok(End::Told);
         }

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use cofferdam_sys::{confine, process};
+use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::PidfdFlags;
@@ -31,6 +32,8 @@ pub(crate) struct Qemu {
     output: File,
     output_open: bool,
     pub(crate) console: Console,
+    /// What the guest's kernel started with, for as long as it is kept.
+    initrd: Option<OwnedFd>,
 }
 
 /// What it is given by descriptor.
@@ -67,6 +70,7 @@ impl Qemu {
         process::accompany(&mut command);
         let filters = confine::no_processes().map_err(io::Error::other)?;
         process::filter(&mut command, filters.clone());
+        let kept = initrd.try_clone()?;
         let inherited = [agent_end, control_end, initrd].into_iter().chain(tap).chain(vhost_net);
         process::inherit(&mut command, inherited.collect());
         let child = command.spawn()?;
@@ -86,9 +90,20 @@ impl Qemu {
             output,
             output_open: true,
             console: Console::default(),
+            initrd: Some(kept),
         };
         filters.iter().try_for_each(confine::install_seccomp).map_err(io::Error::other)?;
         Ok(qemu)
+    }
+
+    /// Gives back the memory of what the guest's kernel has started with, which QEMU maps to its end. A kernel that read it again, as
+    /// no machine of ours can, would read zeros.
+    pub(crate) fn empty_initrd(&mut self) {
+        let Some(initrd) = self.initrd.take() else { return };
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let len = rustix::fs::fstat(&initrd).ok().and_then(|status| u64::try_from(status.st_size).ok());
+        // Otherwise it is there to the end.
+        let _kept = len.map(|len| rustix::fs::fallocate(&initrd, flags, 0, len));
     }
 
     /// Readable when it has ended.
@@ -143,7 +158,7 @@ impl Qemu {
         let output = File::from(OwnedFd::from(io::pipe().unwrap().0));
         let (agent_open, control_open, output_open) = (true, true, true);
         let console = Console::default();
-        Qemu { child, pidfd, agent, control, agent_open, control_open, output, output_open, console }
+        Qemu { child, pidfd, agent, control, agent_open, control_open, output, output_open, console, initrd: None }
     }
 }
 
