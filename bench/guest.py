@@ -19,6 +19,8 @@ import sys
 import tempfile
 import time
 
+from processes import tree
+
 ADDRESS, PORT = "93.184.215.14", 7777
 ME = os.path.abspath(__file__)
 USER = ["setpriv", "--reuid", "1500", "--regid", "1500", "--clear-groups", "--"]
@@ -70,14 +72,6 @@ def serve():
             pass
         connection.close()
         print(moved, last - begun, flush=True)
-
-
-def tree(pid):
-    yield pid
-    for children in glob.glob(f"/proc/{pid}/task/*/children"):
-        with open(children) as text:
-            for child in text.read().split():
-                yield from tree(int(child))
 
 
 def gateway(run):

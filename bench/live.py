@@ -23,6 +23,8 @@ import termios
 import threading
 import time
 
+from processes import tree
+
 ADDRESS, PORT = "93.184.215.14", 7777
 ME = os.path.abspath(__file__)
 
@@ -53,14 +55,6 @@ async def load(flows, kind, seconds):
             await asyncio.sleep(1)
     print(trips, "round trips", flush=True)
     sys.stdin.readline()
-
-
-def tree(pid):
-    yield pid
-    for children in glob.glob(f"/proc/{pid}/task/*/children"):
-        with open(children) as text:
-            for child in text.read().split():
-                yield from tree(int(child))
 
 
 def gateway(run):
@@ -106,7 +100,8 @@ def measure(binary, flows, kind, seconds, with_top):
     server.stdin.flush()
     server.stdout.readline()
     state = os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp()
-    words = [binary, "run", "--no-cwd", "--quiet", "--max-connections", "0", "--mount", f"{ME}:/tmp/live.py:ro", "--"]
+    words = [binary, "run", "--no-cwd", "--quiet", "--max-connections", "0", "--mount", f"{ME}:/tmp/live.py:ro"]
+    words += ["--mount", f"{os.path.dirname(ME)}/processes.py:/tmp/processes.py:ro", "--"]
     words += ["python3", "/tmp/live.py", "load", flows, kind, seconds]
     run = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     run.stdout.readline()

@@ -15,6 +15,10 @@ asleep() { g sh -c 'cat /proc/[0-9]*/cmdline 2>/dev/null | tr "\\0" " " | grep -
 awake() { ! asleep "$1"; }
 # The processes of the machine that runs, and whether one of them is left.
 note() { machine="$(number g keeper) $(number g init) $(pgrep -d ' ' -f 'cofferdam-vm' -P "$(number g init)")"; machine="$machine $(pgrep -d ' ' -P "$(pgrep -f 'cofferdam-vm' -P "$(number g init)")")"; }
+tree() { echo "$1"; for child in $(pgrep -P "$1"); do tree "$child"; done; }
+# MiB of the host that a process and its children have beyond the memory of a guest of 1 GiB and the code that QEMU has translated for
+# it, as far as one may look.
+beyond() { for one in $(tree "$1"); do cat "/proc/$one/smaps" 2>/dev/null; done | awk '/^[0-9a-f]+-/ { code = $2 ~ /wx/ } /^Size:/ { size = $2 } /^Pss:/ && !code && size < 1048576 { sum += $2 } END { print int(sum / 1024) }'; }
 none_left() { for one in $machine; do ! kill -0 "$one" 2>/dev/null || return 1; done; }
 "#;
 
@@ -105,6 +109,9 @@ fn a_guest_that_stays_takes_many_runs() {
         # How long a run takes. Those that follow at once profit from what the guest's kernel has just done.
         for n in $(seq 40); do sleep 0.1; a=$(date +%s%N); g true; b=$(date +%s%N); echo $(((b - a) / 1000000)); done | sort -n | sed -n 20p | sed 's/^/median ms: /'
 
+        memory=$(beyond "$(number g keeper)"); echo "beyond the guest: $memory MiB"
+        [ "$memory" -ge 20 ] && [ "$memory" -le 96 ] && echo "within bounds"
+
         note; echo "noted: $(echo $machine | wc -w)"
         $C stop g; until_ none_left; echo "stopped: $(state g)"
         $C exec g true 2>/dev/null || echo "not there $?"
@@ -130,6 +137,7 @@ fn a_guest_that_stays_takes_many_runs() {
         &format!("then {web} no\nthen {web6} no\nthen {other} yes\nthen {other6} yes\n"),
         "port: page\nport gone\nport: page\nport gone\n",
         "inspected: running g\n",
+        "within bounds\n",
         "noted: 4\n",
         "stopped: stopped\nnot there 125\nleft: .\n",
     ] {
