@@ -103,8 +103,12 @@ impl Capability {
     pub const DAC_OVERRIDE: Capability = Capability(1);
     /// Over the modes and times of files that belong to others, for root's processes.
     pub const FOWNER: Capability = Capability(3);
+    /// Over the bounding set of its own process.
+    pub const SETPCAP: Capability = Capability(8);
     /// Of a network namespace: its interfaces, addresses, filters, and sockets with addresses that are not its own.
     pub const NET_ADMIN: Capability = Capability(12);
+    /// Another root directory for its own process.
+    pub const SYS_CHROOT: Capability = Capability(18);
 
     fn set(self) -> CapabilitySet {
         CapabilitySet::from_bits_retain(1 << self.0)
@@ -182,6 +186,8 @@ pub fn new_session_keyring() -> io::Result<()> {
 pub enum Answer {
     /// It fails with this error number.
     Errno(i32),
+    /// It is told that it was done, with 0 as the result; it was not.
+    Pretend,
     /// The process is killed, as by SIGSYS.
     KillProcess,
 }
@@ -310,6 +316,8 @@ impl From<Answer> for SeccompAction {
     fn from(answer: Answer) -> Self {
         match answer {
             Answer::Errno(errno) => Self::Errno(errno.unsigned_abs()),
+            // seccomp(2): the number of an error is the result, negated.
+            Answer::Pretend => Self::Errno(0),
             Answer::KillProcess => Self::KillProcess,
         }
     }
