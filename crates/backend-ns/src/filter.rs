@@ -242,6 +242,20 @@ pub(crate) fn program_filters(allow_userns: bool) -> Result<Vec<Filter>, FilterE
     ])
 }
 
+/// What a server of files asks for in order to be the user whom it makes a file for, or to be nobody else.
+const OTHER_USERS: [libc::c_long; 3] = [libc::SYS_setgroups, libc::SYS_setresuid, libc::SYS_setresgid];
+
+/// The filters of a program that is a device of a virtual machine. In its user namespace there is one user, so it can become no
+/// other, and would refuse to serve one. It is told that it is that user; what it makes belongs to its own.
+///
+/// # Errors
+/// As [`program_filters`].
+pub(crate) fn device_filters() -> Result<Vec<Filter>, FilterError> {
+    let mut filters = program_filters(false)?;
+    filters.push(Filter::deny(OTHER_USERS.map(Call::new).into(), Answer::Pretend)?);
+    Ok(filters)
+}
+
 /// The filters of QEMU where it is in no namespace: those of a program, and what the missing namespaces would forbid.
 ///
 /// # Errors
@@ -328,6 +342,23 @@ mod tests {
                 Some(Errno::PERM)
             );
         });
+    }
+
+    #[test]
+    fn a_device_is_told_that_it_is_another_user_and_is_not() {
+        let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
+        let groups = rustix::process::getgroups().unwrap();
+        let checked = std::thread::spawn(move || {
+            device_filters().unwrap().iter().for_each(|filter| confine::install_seccomp(filter).unwrap());
+            let other = rustix::process::Uid::from_raw(54_321);
+            rustix::thread::set_thread_res_uid(other, other, other).unwrap();
+            let other = rustix::process::Gid::from_raw(54_321);
+            rustix::thread::set_thread_res_gid(other, other, other).unwrap();
+            rustix::thread::set_thread_groups(&[]).unwrap();
+            assert_eq!((rustix::process::geteuid(), rustix::process::getegid()), (user, group));
+            assert_eq!(rustix::process::getgroups().unwrap(), groups);
+        });
+        checked.join().unwrap();
     }
 
     fn socket(family: AddressFamily, kind: SocketType, protocol: Option<Protocol>) -> Result<OwnedFd, Errno> {

@@ -30,6 +30,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::process::{DumpableBehavior, Pid, Signal, WaitOptions};
 
 use crate::builder::fault;
+use crate::devices::Devices;
 use crate::handles::Attachment;
 use crate::inspect;
 use crate::monitor::{Monitor, Post};
@@ -225,6 +226,8 @@ pub(crate) struct Started {
     monitor: Option<OwnedFd>,
     /// Who serves the files of a virtual machine.
     files: Option<Pid>,
+    /// Programs that do that, each by a device of it.
+    devices: Devices,
     /// Of a run in a machine that stays, its line to the monitor there. As long as it is open the monitor does not end, and with it
     /// this process: what the run says last is passed on.
     _line: Option<OwnedFd>,
@@ -312,16 +315,22 @@ pub(crate) fn start_monitor(
     let controller = pty.as_ref().map(|pty| pty.controller.try_clone()).transpose();
     let controller = controller.step(|| "keep the terminal".to_owned())?;
     let files = files.map(|listener| start_files(monitor, listener, &other)).transpose()?;
+    let (devices, connected) = Devices::start(monitor.device_servers(), &other)?;
     let child = match ns::fork().step(|| "fork the monitor".to_owned())? {
-        Fork::Child => {
-            process::run_and_exit(|| program::run_monitor(init.spec, init.filters, pty, monitor, Post::new(other, tap)))
-        }
+        Fork::Child => process::run_and_exit(|| {
+            program::run_monitor(init.spec, init.filters, pty, monitor, Post::new(other, tap, connected))
+        }),
         Fork::Parent(child) => child,
     };
-    drop((other, tap, pty));
+    drop((other, tap, pty, connected));
     renounce()?;
     let reach = || "reach the supervisor".to_owned();
+    let started = Started { program: Some(child.pid), monitor: None, files, devices, _line: None };
     loop {
+        if let Some(lost) = lost_while_starting(&own, lifeline, &children, &started)? {
+            wire::send(&init.supervisor, &lost, &[]).step(reach)?;
+            return Err(None);
+        }
         match wire::receive(own.as_fd(), Some(lifeline.as_fd()), None).step(|| "hear from the monitor".to_owned())? {
             Received::Message(Message::Booted, _) => {
                 wire::send(&init.supervisor, &Message::Booted, &[]).step(reach)?;
@@ -332,7 +341,7 @@ pub(crate) fn start_monitor(
             Received::Message(Message::Started, _) => {
                 let controller = controller.as_ref().map(AsFd::as_fd);
                 wire::send(&init.supervisor, &Message::Started, controller.as_slice()).step(reach)?;
-                return Ok((Started { program: Some(child.pid), monitor: Some(own), files, _line: None }, children));
+                return Ok((Started { monitor: Some(own), ..started }, children));
             }
             Received::Message(
                 message @ (Message::NotExecuted { .. } | Message::Lost { .. } | Message::Failed(_)),
@@ -351,11 +360,49 @@ pub(crate) fn start_monitor(
     }
 }
 
+/// Waits until a monitor that is starting says something. The message, when something that it needs has ended meanwhile: without
+/// it the machine would wait for its files until its time is up.
+fn lost_while_starting(
+    monitor: &OwnedFd,
+    lifeline: &OwnedFd,
+    children: &SignalFd,
+    started: &Started,
+) -> Result<Option<Message>, Fault> {
+    loop {
+        let sources = [monitor, lifeline].map(AsFd::as_fd).into_iter().chain([children.as_fd()]);
+        let mut fds: Vec<_> = sources.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
+        wire::poll(&mut fds, None).step(|| "wait for the monitor".to_owned())?;
+        let mut ready = fds.iter().map(|fd| !fd.revents().is_empty());
+        let [said, orphaned, ended] = std::array::from_fn(|_| ready.next().unwrap_or(false));
+        drop(ready);
+        drop(fds);
+        if ended {
+            children.next().step(|| "receive the end of processes".to_owned())?;
+            // The end of the monitor is the end of what it says.
+            if let Some(lost @ Message::Lost { .. }) = reap(started).step(|| "wait for processes".to_owned())? {
+                // Who could not be started at all has said why.
+                let said = said.then(|| wire::receive_ready(monitor));
+                let fault = |message: &Message| matches!(message, Message::Failed(_));
+                return Ok(Some(match said {
+                    Some(Ok(Received::Message(message, _))) if fault(&message) => message,
+                    Some(Ok(Received::Message(why @ Message::Lost { .. }, _))) if started.devices.is_empty() => why,
+                    Some(_) | None => lost,
+                }));
+            }
+        }
+        if said || orphaned {
+            return Ok(None);
+        }
+    }
+}
+
 /// Starts the process that serves a virtual machine's files. What it has to say it says as the monitor, until it serves.
 fn start_files(monitor: &dyn Monitor, listener: OwnedFd, post: &OwnedFd) -> Result<Pid, Fault> {
     let post = post.try_clone().step(|| "keep a way to the monitor".to_owned())?;
     match ns::fork().step(|| "fork the server of the guest's files".to_owned())? {
-        Fork::Child => process::run_and_exit(|| program::run_files(monitor, listener, Post::new(post, None))),
+        Fork::Child => {
+            process::run_and_exit(|| program::run_files(monitor, listener, Post::new(post, None, Vec::new())))
+        }
         Fork::Parent(child) => Ok(child.pid),
     }
 }
@@ -434,6 +481,10 @@ fn reap(started: &Started) -> io::Result<Option<Message>> {
             Ok(Some((pid, _))) if Some(pid) == started.files => {
                 let why = "the process that serves the guest's files has ended".to_owned();
                 end = end.or(Some(Message::Lost { why }));
+            }
+            Ok(Some((pid, status))) if started.devices.of(pid).is_some() => {
+                let why = started.devices.of(pid).map(|device| device.ended(status));
+                end = end.or(why.map(|why| Message::Lost { why }));
             }
             Ok(Some((pid, status))) if Some(pid) == started.program => {
                 end = match (status.exit_status(), status.terminating_signal()) {

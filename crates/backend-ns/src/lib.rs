@@ -4,6 +4,7 @@ mod bare;
 mod builder;
 mod capture;
 mod check;
+mod devices;
 mod enter;
 mod error;
 mod etc;
@@ -31,7 +32,7 @@ pub use error::{LaunchError, ProjectError, Role};
 pub use handles::{Attachment, HANDLE_COUNT, Handles};
 pub use init::OwnProgram;
 pub use inspect::{Inspector, Transport};
-pub use monitor::{Monitor, Post};
+pub use monitor::{DeviceServer, Monitor, Post};
 pub use project::check_project;
 pub use resolve::{ResolveError, open_directory, resolve, writable_roots};
 pub use run::{

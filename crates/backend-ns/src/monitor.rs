@@ -13,9 +13,13 @@
 //! Its pid 1 passes on what it says and hears. From the supervisor's point of view it is a program: signals come as signals, its
 //! standard streams are the caller's or a terminal's, and its exit status is the run's.
 
+use std::ffi::OsString;
 use std::fmt::Debug;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use cofferdam_sys::confine::Capability;
 
 use crate::DiskFull;
 use crate::wire::{self, Fault, Message, Received};
@@ -33,6 +37,28 @@ pub trait Monitor: Debug {
     fn serve_files(&self, _listener: OwnedFd, _post: Post) -> u8 {
         1
     }
+
+    /// Programs that stand beside the monitor, each with a device of the virtual machine. As long as the sandbox is there so are
+    /// they: when one ends, the sandbox does.
+    fn device_servers(&self) -> &[DeviceServer] {
+        &[]
+    }
+}
+
+/// A program that is a device of a virtual machine (`vhost-user`), and serves a directory by it.
+///
+/// It is confined as a program of the sandbox is, and has of its files the libraries, its own processes, and the directory. What it
+/// asks to become another user for it is told that it is: what it makes belongs to the sandbox's user.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceServer {
+    /// As a path inside.
+    pub program: PathBuf,
+    /// Without its name, and without `--fd=NUMBER`, by which it is told of the socket that it is to accept one connection from.
+    pub arguments: Vec<OsString>,
+    /// As a path inside, where it is mounted.
+    pub directory: PathBuf,
+    /// What it has until it has confined itself.
+    pub capabilities: Vec<Capability>,
 }
 
 /// How a monitor reaches its pid 1, and what it was given.
@@ -40,15 +66,21 @@ pub trait Monitor: Debug {
 pub struct Post {
     init: OwnedFd,
     link: Option<OwnedFd>,
+    devices: Vec<OwnedFd>,
 }
 
 impl Post {
-    pub(crate) fn new(init: OwnedFd, link: Option<OwnedFd>) -> Post {
-        Post { init, link }
+    pub(crate) fn new(init: OwnedFd, link: Option<OwnedFd>, devices: Vec<OwnedFd>) -> Post {
+        Post { init, link, devices }
     }
 
     pub(crate) fn fds(&self) -> impl Iterator<Item = &OwnedFd> {
-        std::iter::once(&self.init).chain(&self.link)
+        std::iter::once(&self.init).chain(&self.link).chain(&self.devices)
+    }
+
+    /// Connected sockets of its [`device_servers`](Monitor::device_servers), in their order. Once.
+    pub fn take_devices(&mut self) -> Vec<OwnedFd> {
+        std::mem::take(&mut self.devices)
     }
 
     /// The guest's end of the link: the descriptor of a TAP device. In a run in a virtual machine that stays, the way to its

@@ -50,6 +50,11 @@ const QEMU: &[(&str, &str)] = &[
     ("gnu/store", "where everything of Guix is"),
 ];
 
+/// Where the programs in QEMU's view have their libraries.
+pub(crate) fn libraries() -> impl Iterator<Item = PathBuf> {
+    QEMU.iter().map(|(path, _why)| Path::new("/").join(path))
+}
+
 /// Directories at the top of a root file system of the user's that are made fresh, as with the host's.
 const FRESH: [&str; 8] = ["dev", "etc", "home", "nix", "proc", "run", "sys", "tmp"];
 

@@ -12,7 +12,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
@@ -20,13 +20,13 @@ use cofferdam_sys::confine::{self, Filter, PathAccess};
 use cofferdam_sys::process;
 use cofferdam_sys::tty::{self, Pty};
 use rustix::fs::{CWD, FileType, Mode, OFlags, StatVfsMountFlags};
-use rustix::io::Errno;
+use rustix::io::{Errno, FdFlags};
 use rustix::process::{Resource, Rlimit};
 
 use crate::init::{KEPT_IGNORED, OwnProgram};
-use crate::monitor::{Monitor, Post};
+use crate::monitor::{DeviceServer, Monitor, Post};
 use crate::wire::{self, Fault, Message, Step as _};
-use crate::{SandboxSpec, View, bare, place, plan};
+use crate::{SandboxSpec, View, bare, filter, place, plan};
 
 /// Where programs are looked for without a `PATH`, as execvp(3) of most systems has it.
 const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
@@ -78,7 +78,11 @@ pub(crate) fn run_monitor(
 
 /// Runs in the fork of the init and serves the files of a virtual machine. It tells its own end as long as it is not serving.
 pub(crate) fn run_files(monitor: &dyn Monitor, listener: OwnedFd, post: Post) -> u8 {
-    match set_apart() {
+    let renounced = || {
+        confine::drop_all_capabilities().step(|| "drop capabilities".to_owned())?;
+        confine::no_new_privileges().step(|| "renounce new privileges".to_owned())
+    };
+    match set_apart().and_then(|()| renounced()) {
         Err(fault) => {
             post.failed(fault);
             1
@@ -90,6 +94,60 @@ pub(crate) fn run_files(monitor: &dyn Monitor, listener: OwnedFd, post: Post) ->
     }
 }
 
+/// Runs in the fork of the init and becomes a program that is a device of a virtual machine, which accepts the monitor's connection
+/// on `listener` and says on `errors` what it has to say. Comes back only when that failed, which it has told then.
+pub(crate) fn run_device(server: &DeviceServer, listener: &OwnedFd, errors: &OwnedFd, init: &OwnedFd) -> u8 {
+    let confined = set_apart()
+        .and_then(|()| {
+            rustix::stdio::dup2_stderr(errors).step(|| "give the server of files its standard error".to_owned())
+        })
+        .and_then(|()| confine_device(server))
+        .and_then(|()| {
+            let inherited = rustix::io::fcntl_setfd(listener, FdFlags::empty());
+            inherited.step(|| "give the server of files its listener".to_owned())
+        })
+        .and_then(|()| {
+            for filter in filter::device_filters().map_err(|error| crate::builder::fault(&error))? {
+                confine::install_seccomp(&filter).map_err(|error| crate::builder::fault(&error))?;
+            }
+            Ok(())
+        });
+    let fault = match confined {
+        Err(fault) => fault,
+        Ok(()) => {
+            let listener = OsString::from(format!("--fd={}", listener.as_raw_fd()));
+            let name = server.program.clone().into_os_string();
+            let arguments: Vec<_> =
+                std::iter::once(name).chain(server.arguments.iter().cloned()).chain([listener]).collect();
+            let error = process::exec(server.program.as_os_str(), &arguments, &[("PATH", DEFAULT_PATH)]);
+            Fault::new(format!("execute {}", server.program.display()), &error)
+        }
+    };
+    let _gone = wire::send(init.as_fd(), &Message::Failed(fault), &[]);
+    1
+}
+
+fn confine_device(server: &DeviceServer) -> Result<(), Fault> {
+    // A core dump would have the guest's memory in it.
+    let none = Rlimit { current: Some(0), maximum: Some(0) };
+    rustix::process::setrlimit(Resource::Core, none).step(|| "limit the server of files".to_owned())?;
+    // It holds a descriptor for each file that the guest has looked up.
+    let _most = process::raise_descriptor_limit();
+    confine::keep_capabilities(&server.capabilities).step(|| "drop capabilities".to_owned())?;
+    confine::no_new_privileges().step(|| "renounce new privileges".to_owned())?;
+    let step = || "restrict paths with Landlock".to_owned();
+    let library = plan::libraries().filter_map(|path| open_trusted(&path).ok());
+    let own = ["/proc", "/dev/null", "/dev/urandom"].map(Path::new).into_iter().chain([server.program.as_path()]);
+    let own = own.filter_map(|path| open_trusted(path).ok());
+    let read = library.chain(own).map(|opened| (opened, PathAccess::Read));
+    let directory = mounted(&server.directory).ok_or(Errno::NOENT).step(step)?;
+    let access = if is_read_only(&directory) { PathAccess::Read } else { PathAccess::Write };
+    let rules: Vec<_> = read.chain([(directory, access)]).collect();
+    confine::landlock_opened(&rules).step(step)?;
+    process::reset_signals(&[]).step(|| "reset the signals of the server of files".to_owned())?;
+    process::close_others_on_exec().step(|| "close descriptors".to_owned())
+}
+
 /// What no server of files needs. What else it can do without it knows itself.
 fn set_apart() -> Result<(), Fault> {
     rustix::process::setsid().step(|| "start a session for the server of files".to_owned())?;
@@ -99,9 +157,7 @@ fn set_apart() -> Result<(), Fault> {
         rustix::stdio::dup2_stdout(&null)?;
         Ok(rustix::stdio::dup2_stderr(&null)?)
     };
-    streams().step(|| "take the standard streams from the server of files".to_owned())?;
-    confine::drop_all_capabilities().step(|| "drop capabilities".to_owned())?;
-    confine::no_new_privileges().step(|| "renounce new privileges".to_owned())
+    streams().step(|| "take the standard streams from the server of files".to_owned())
 }
 
 fn confine(spec: &SandboxSpec, filters: &[Filter], pty: Option<Pty>) -> Result<(), Fault> {
