@@ -24,12 +24,13 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::Kit;
 use crate::accelerator::{self, Cache, Choice, Wish};
-use crate::arguments::{Accelerator, Access, ImageFormat, Network as Card, Root, RootSource, Share, Vm};
+use crate::arguments::{Accelerator, Access, ImageFormat, Network as Card, Root, RootSource, Share, SharedDevice, Vm};
 use crate::calling::Calling;
 use crate::files::Files;
 use crate::image;
 use crate::monitor::{GuestMonitor, Task, terminal_size};
 use crate::slirp::{Engine, Slirp, check_engine};
+use crate::virtiofsd::{self, Virtiofsd};
 
 /// MiB of memory of a guest when nothing is said: enough for a compiler, and taken from the host as the guest uses it.
 pub const DEFAULT_MEMORY: u64 = 1024;
@@ -85,12 +86,14 @@ pub struct Options {
 }
 
 /// How a guest has directories of the host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Sharing {
     /// Over its network, from a server of ours.
     Smb,
     /// By a device of its own, which QEMU serves.
     Plan9,
+    /// By a device for each, which this program serves.
+    Virtiofs(Virtiofsd),
 }
 
 /// Whether somebody watches who wants to know why it takes long.
@@ -156,7 +159,7 @@ fn launch_as(
     options: &Options,
     tell: &mut dyn FnMut(&str),
 ) -> Result<Running, LaunchError> {
-    let root = checked(&spec, options.sharing)?;
+    let root = checked(&spec, options.sharing.as_ref())?;
     check_engine(&spec, &options.engine)?;
     if let Engine::Slirp(slirp) = &options.engine {
         tell(&slirp.notice());
@@ -233,12 +236,12 @@ impl Observer for Nobody {
 ///
 /// # Errors
 /// What it cannot be given, by the name of the flag.
-pub fn check(spec: &SandboxSpec, sharing: Option<Sharing>) -> Result<(), LaunchError> {
+pub fn check(spec: &SandboxSpec, sharing: Option<&Sharing>) -> Result<(), LaunchError> {
     checked(spec, sharing).map(drop)
 }
 
 /// As [`check`], and finds out what the guest's root is.
-fn checked(spec: &SandboxSpec, sharing: Option<Sharing>) -> Result<Option<Root>, LaunchError> {
+fn checked(spec: &SandboxSpec, sharing: Option<&Sharing>) -> Result<Option<Root>, LaunchError> {
     let refused =
         |flag: &str, why: &str| Err(LaunchError::Spec(format!("{flag} cannot be used with --backend vm: {why}")));
     let root = match &spec.place.rootfs {
@@ -277,7 +280,7 @@ fn checked(spec: &SandboxSpec, sharing: Option<Sharing>) -> Result<Option<Root>,
     if let Some(Mount { source, .. }) = spec.place.mounts.iter().find(|mount| !mount.source.is_dir()) {
         return refused("--mount", &format!("{} is no directory, and a guest is shown whole ones", source.display()));
     }
-    if sharing == Some(Sharing::Smb) && spec.network.is_none() {
+    if sharing == Some(&Sharing::Smb) && spec.network.is_none() {
         let why =
             "without a network the guest reaches no server; leave it out, and directories are shared by 9p".to_owned();
         return Err(LaunchError::Spec(format!("--mount-via smb cannot be used with --no-net: {why}")));
@@ -341,16 +344,25 @@ fn monitored(
     let shown = shown(&spec.place);
     let shares = shares(&shown);
     let files = files(&mut spec, options, &shares);
-    let by_device = if files.is_some() { Vec::new() } else { shares.clone() };
-    let vm = Vm { root, ..vm(&spec, &options.kit, accelerator, by_device) };
+    let program = virtiofsd(options).filter(|_| !shares.is_empty());
+    let by_device = if files.is_some() || program.is_some() { Vec::new() } else { shares.clone() };
+    let devices = shares.iter().filter(|_| program.is_some());
+    let devices = devices.map(|share| SharedDevice { tag: share.tag.clone(), fd: 0 }).collect();
+    let vm = Vm { root, devices, ..vm(&spec, &options.kit, accelerator, by_device) };
+    let way = match (&files, program) {
+        (Some(files), _) => Way::Served(files),
+        (None, Some(_)) => Way::Virtiofs,
+        (None, None) => Way::Plan9,
+    };
     let monitor = GuestMonitor {
         qemu: options.kit.qemu.clone(),
         vm,
         token: Token::new(options.token),
         boot_time,
         network: spec.network.as_ref().map(|network| guest_network(&network.link, &spec.name)),
-        mounts: guest_mounts(&spec, &shown, &shares, files.as_ref()),
+        mounts: guest_mounts(&spec, &shown, &shares, &way),
         served: files,
+        devices: shares.iter().filter_map(|share| Some(program?.server(share, spec.inside_uid))).collect(),
         files: spec.etc_files(),
         task: Task::Run(exec(&spec)),
     };
@@ -360,13 +372,17 @@ fn monitored(
         read_only(&options.kit.initrd, Path::new(INITRD)),
     ];
     mounts.extend(spec.place.rootfs.iter().map(|root| read_only(root, Path::new(ROOT))));
+    mounts.extend(program.iter().map(|program| read_only(program.path(), program.path())));
     let places = shown.iter().enumerate();
     mounts.extend(places.map(|(number, mount)| Mount { target: share_path(number), ..mount.clone() }));
     let kvm = (accelerator == Accelerator::Kvm).then_some("kvm");
     let vhost = spec.network.is_some().then_some("vhost-net");
     let devices = kvm.into_iter().chain(vhost).collect();
     let place = Place { mounts, view: View::Qemu, devices, ..Place::default() };
-    let limits = outer_limits(&spec.limits, accelerator);
+    let mut limits = outer_limits(&spec.limits, accelerator);
+    if program.is_some() {
+        limits.memory = limits.memory.map(|bytes| bytes.saturating_add(virtiofsd::MEMORY));
+    }
     let outer = SandboxSpec { env: Vec::new(), workdir: "/".into(), place, limits, ..spec };
     (monitor, outer)
 }
@@ -383,14 +399,22 @@ fn outer_limits(limits: &ResourceLimits, accelerator: Accelerator) -> ResourceLi
 /// The server of these directories, where the guest is to have them from one. Says in the specification where it is.
 fn files(spec: &mut SandboxSpec, options: &Options, shares: &[Share]) -> Option<Files> {
     let network = spec.network.as_mut().filter(|_| !shares.is_empty())?;
-    match options.sharing.unwrap_or(Sharing::Smb) {
-        Sharing::Plan9 => None,
+    match options.sharing.as_ref().unwrap_or(&Sharing::Smb) {
+        Sharing::Plan9 | Sharing::Virtiofs(_) => None,
         Sharing::Smb => {
             let address = network.link.link.files();
             network.link.files = Some(address);
             let password = Password::of_bits(options.password);
             Some(Files { address, password, owner: spec.inside_uid, shares: shares.to_vec() })
         }
+    }
+}
+
+/// The program that serves the guest's directories, where it is to have them by virtiofs.
+fn virtiofsd(options: &Options) -> Option<&Virtiofsd> {
+    match options.sharing.as_ref()? {
+        Sharing::Virtiofs(program) => Some(program),
+        Sharing::Smb | Sharing::Plan9 => None,
     }
 }
 
@@ -416,8 +440,9 @@ fn bare(
         token: Token::new(options.token),
         boot_time,
         network: slirp.guest_network(&spec.name),
-        mounts: guest_mounts(&spec, &[], &[], None),
+        mounts: guest_mounts(&spec, &[], &[], &Way::Plan9),
         served: None,
+        devices: Vec::new(),
         files: spec.etc_files(),
         task: Task::Run(exec(&spec)),
     };
@@ -448,6 +473,7 @@ fn vm(spec: &SandboxSpec, kit: &Kit, accelerator: Accelerator, shares: Vec<Share
         network,
         root: None,
         shares,
+        devices: Vec::new(),
     }
 }
 
@@ -490,7 +516,14 @@ fn shares(shown: &[Mount]) -> Vec<Share> {
     shown.iter().enumerate().map(share).collect()
 }
 
-fn guest_mounts(spec: &SandboxSpec, shown: &[Mount], shares: &[Share], files: Option<&Files>) -> Vec<GuestMount> {
+/// How a guest mounts its directories.
+enum Way<'a> {
+    Served(&'a Files),
+    Plan9,
+    Virtiofs,
+}
+
+fn guest_mounts(spec: &SandboxSpec, shown: &[Mount], shares: &[Share], way: &Way<'_>) -> Vec<GuestMount> {
     let home = GuestMount {
         kind: MountKind::Tmpfs,
         source: b"home".to_vec(),
@@ -500,17 +533,21 @@ fn guest_mounts(spec: &SandboxSpec, shown: &[Mount], shares: &[Share], files: Op
     };
     let shares = shown.iter().zip(shares).map(|(mount, share)| {
         let target = mount.target.as_os_str().as_bytes();
-        files.map_or_else(|| by_device(share, target), |files| files.mount(share, target))
+        match way {
+            Way::Served(files) => files.mount(share, target),
+            Way::Plan9 => by_device(share, target, MountKind::Plan9, PLAN9),
+            Way::Virtiofs => by_device(share, target, MountKind::Virtiofs, b""),
+        }
     });
     std::iter::once(home).chain(shares).collect()
 }
 
-fn by_device(share: &Share, target: &[u8]) -> GuestMount {
+fn by_device(share: &Share, target: &[u8], kind: MountKind, options: &[u8]) -> GuestMount {
     GuestMount {
-        kind: MountKind::Plan9,
+        kind,
         source: share.tag.clone().into_bytes(),
         target: target.to_vec(),
-        options: PLAN9.to_vec(),
+        options: options.to_vec(),
         read_only: share.access == Access::Read,
     }
 }

@@ -8,6 +8,7 @@
 //! | `accounts` | pure: who is known in a root of somebody's own |
 //! | `accelerator` | whether KVM works on this host |
 //! | `files` | the server of the directories that a guest is shown over its network |
+//! | `virtiofsd` | the programs that each serve one of them by a device |
 //! | `launch` | from a sandbox's specification to the sandbox that QEMU is in |
 //! | `slirp` | QEMU's own network in place of a gateway, for hosts without user namespaces |
 //! | `monitor` | the process in that sandbox which starts QEMU and speaks with the guest |
@@ -31,6 +32,7 @@ pub mod qmp;
 mod relay;
 mod slirp;
 mod switchboard;
+mod virtiofsd;
 
 pub use accelerator::{Cache, Choice, Wish};
 pub use kit::{Kit, KitError};
@@ -38,3 +40,4 @@ pub use launch::{
     DEFAULT_MEMORY, Options, Progress, Sharing, check, cpus, launch, launch_calling, launch_staying, probe, root_source,
 };
 pub use slirp::{Engine, Slirp, check_engine};
+pub use virtiofsd::{Virtiofsd, VirtiofsdError};

@@ -33,7 +33,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use cofferdam_backend_ns::{DiskFull, Monitor, Post};
+use cofferdam_backend_ns::{DeviceServer, DiskFull, Monitor, Post};
 use cofferdam_guest_protocol::{
     CallError, CallId, Event, Exec, Failure, FailureKind, Host, Mount, MountKind, Network, Put, Shortage, Size, Status,
     Stream, Token,
@@ -63,7 +63,7 @@ const FAREWELL: Duration = Duration::from_secs(5);
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// What to do about a directory that cannot be mounted for want of a file system in the guest's kernel: which, and what.
-const REMEDIES: [(&str, &str); 2] = [
+const REMEDIES: [(&str, &str); 3] = [
     (
         "type 9p",
         "; by 9p directories are shared without a network, and Debian's cloud kernel has it not: let the guest have a network \
@@ -74,6 +74,10 @@ const REMEDIES: [(&str, &str); 2] = [
         "type cifs",
         "; by cifs directories are shared over the network: have `cofferdam vm setup` take a kernel with it, as Debian's are, choose \
         --mount-via 9p, or leave the current directory out with --no-cwd",
+    ),
+    (
+        "type virtiofs",
+        "; have `cofferdam vm setup` take a kernel with virtiofs, as Debian's are, or leave --mount-via out",
     ),
 ];
 
@@ -111,6 +115,8 @@ pub(crate) struct GuestMonitor {
     pub(crate) mounts: Vec<Mount>,
     /// What a server of ours serves of them.
     pub(crate) served: Option<Files>,
+    /// Who serves them by devices: as many as the machine has of those.
+    pub(crate) devices: Vec<DeviceServer>,
     /// Files in `/etc`, by name.
     pub(crate) files: Vec<(&'static str, String)>,
     pub(crate) task: Task,
@@ -144,6 +150,10 @@ impl Monitor for GuestMonitor {
     fn serve_files(&self, listener: OwnedFd, post: Post) -> u8 {
         self.served.as_ref().map_or(1, |files| files.serve(listener, post))
     }
+
+    fn device_servers(&self) -> &[DeviceServer] {
+        &self.devices
+    }
 }
 
 /// What a process of ours in a sandbox does first.
@@ -176,7 +186,8 @@ impl GuestMonitor {
         let deadline = Instant::now() + self.boot_time;
         let initrd = with_token(&self.vm.initrd, &self.token)
             .map_err(|error| format!("cannot prepare what the guest's kernel starts with: {error}"))?;
-        let qemu = Qemu::start(&self.qemu, self.vm.clone(), Parts { initrd, tap: post.take_link() })
+        let parts = Parts { initrd, tap: post.take_link(), devices: post.take_devices() };
+        let qemu = Qemu::start(&self.qemu, self.vm.clone(), parts)
             .map_err(|error| format!("cannot execute {}: {error}", self.qemu.display()))?;
         let mut guest =
             Guest { qemu, host: Host::new(self.token.clone()), qmp: Qmp::new(), control: Vec::new(), off: None };

@@ -42,6 +42,8 @@ pub(crate) struct Parts {
     pub(crate) initrd: OwnedFd,
     /// That of its network, if it has one.
     pub(crate) tap: Option<OwnedFd>,
+    /// Those of its devices that are programs.
+    pub(crate) devices: Vec<OwnedFd>,
 }
 
 impl Qemu {
@@ -51,12 +53,15 @@ impl Qemu {
     /// # Errors
     /// When it cannot be executed, or there are no descriptors.
     pub(crate) fn start(qemu: &Path, mut vm: Vm, parts: Parts) -> io::Result<Qemu> {
-        let Parts { initrd, tap } = parts;
+        let Parts { initrd, tap, devices } = parts;
         let (agent, agent_end) = channel()?;
         let (control, control_end) = channel()?;
         vm.agent = number(&agent_end)?;
         vm.control = number(&control_end)?;
         vm.initrd = format!("/proc/self/fd/{}", initrd.as_raw_fd()).into();
+        for (device, connected) in vm.devices.iter_mut().zip(&devices) {
+            device.fd = number(connected)?;
+        }
         let mut vhost_net = None;
         if let (Network::Tap { fd, vhost, .. }, Some(tap)) = (&mut vm.network, &tap) {
             *fd = number(tap)?;
@@ -71,7 +76,7 @@ impl Qemu {
         let filters = confine::no_processes().map_err(io::Error::other)?;
         process::filter(&mut command, filters.clone());
         let kept = initrd.try_clone()?;
-        let inherited = [agent_end, control_end, initrd].into_iter().chain(tap).chain(vhost_net);
+        let inherited = [agent_end, control_end, initrd].into_iter().chain(tap).chain(vhost_net).chain(devices);
         process::inherit(&mut command, inherited.collect());
         let child = command.spawn()?;
         // With the command go our copies of what is QEMU's: its end is the end of its channels.
@@ -200,7 +205,7 @@ mod tests {
         let started = std::thread::spawn(|| {
             let initrd = File::open("/dev/null").unwrap().into();
             let vm = vm(Architecture::X86_64, Network::None);
-            let _qemu = Qemu::start(Path::new("true"), vm, Parts { initrd, tap: None }).unwrap();
+            let _qemu = Qemu::start(Path::new("true"), vm, Parts { initrd, tap: None, devices: Vec::new() }).unwrap();
             assert_eq!(Command::new("true").spawn().unwrap_err().kind(), io::ErrorKind::PermissionDenied);
             std::thread::spawn(|| ()).join().unwrap();
         });
