@@ -10,7 +10,10 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use cofferdam_control::Sharing;
+use cofferdam_control::named::SharingEntry;
 
+use crate::output;
+use crate::refusal::Refusal;
 use crate::units;
 
 pub(crate) use evidence::{LearnArgs, LearnGroup, LogArgs, LogRmArgs, LogVerb, TopArgs, UiArgs, WhyArgs};
@@ -383,9 +386,9 @@ pub(crate) struct PlaceArgs {
     /// Show a file or directory of the host.
     #[arg(long, value_name = "SRC:DST[:ro]", value_parser = units::mount)]
     pub mount: Vec<units::MountSpec>,
-    /// How a virtual machine has directories of the host: smb, over its network, or 9p. Default: smb, and 9p with --no-net.
+    /// How a virtual machine has directories of the host: smb, over its network, 9p or virtiofs. Default: smb, and 9p with --no-net.
     ///
-    /// 9p has to be in the guest's kernel, and Debian's cloud kernel has it not.
+    /// 9p has to be in the guest's kernel, and Debian's cloud kernel has it not. virtiofs takes an installed virtiofsd.
     #[arg(long, value_name = "WAY", hide_short_help = true)]
     pub mount_via: Option<SharingWord>,
     /// Use this directory as the root file system, read-only; with --backend vm also an image (raw or qcow2, with ext4).
@@ -645,14 +648,38 @@ pub(crate) enum SharingWord {
     Smb,
     #[value(name = "9p")]
     Plan9,
+    Virtiofs,
+}
+
+impl From<SharingEntry> for SharingWord {
+    fn from(entry: SharingEntry) -> SharingWord {
+        match entry {
+            SharingEntry::Smb => SharingWord::Smb,
+            SharingEntry::Plan9 => SharingWord::Plan9,
+            SharingEntry::Virtiofs => SharingWord::Virtiofs,
+        }
+    }
 }
 
 impl SharingWord {
-    pub(crate) fn sharing(self) -> Sharing {
+    pub(crate) fn entry(self) -> SharingEntry {
         match self {
+            SharingWord::Smb => SharingEntry::Smb,
+            SharingWord::Plan9 => SharingEntry::Plan9,
+            SharingWord::Virtiofs => SharingEntry::Virtiofs,
+        }
+    }
+
+    /// # Errors
+    /// What it takes is not installed.
+    pub(crate) fn sharing(self) -> Result<Sharing, Refusal> {
+        Ok(match self {
             SharingWord::Smb => Sharing::Smb,
             SharingWord::Plan9 => Sharing::Plan9,
-        }
+            SharingWord::Virtiofs => Sharing::Virtiofs(crate::vm::virtiofsd().map_err(|error| {
+                Refusal::setup(format!("--mount-via virtiofs cannot be used: {}", output::chain(&error)))
+            })?),
+        })
     }
 }
 

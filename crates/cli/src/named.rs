@@ -25,7 +25,7 @@ use cofferdam_policy::file::{self, FlagItem};
 
 use crate::args::{
     BackendWord, CreateArgs, ExecArgs, LimitArgs, ModeWord, NetworkArgs, NetworkLimitArgs, PlaceArgs, PolicySetArgs,
-    PolicyShowArgs, RmArgs, RunArgs, StartArgs, StopArgs,
+    PolicyShowArgs, RmArgs, RunArgs, SharingWord, StartArgs, StopArgs,
 };
 use crate::output::{self, Screen};
 use crate::refusal::{EXIT_FAILED, Refusal, each};
@@ -150,9 +150,8 @@ fn spec_of(
         BackendWord::Namespace => BackendEntry::Namespace,
         BackendWord::Vm => BackendEntry::Vm,
     };
-    if place.disk.is_some() || place.mount_via.is_some() || place.arch.is_some() {
-        let text =
-            "a sandbox that stays has no --disk, --mount-via and --arch; a run that ends has them, with --backend vm";
+    if place.disk.is_some() || place.arch.is_some() {
+        let text = "a sandbox that stays has no --disk and --arch; a run that ends has them, with --backend vm";
         return Err(Refusal::setup(text.to_owned()));
     }
     if place.tty {
@@ -162,6 +161,7 @@ fn spec_of(
     let config = run::network_config(&network_flags, &network)?;
     let env = named_variables(&place)?;
     let capabilities = place.cap_add.clone();
+    let mount_via = place.mount_via.map(SharingWord::entry);
     let mut options = RunOptions::new(Vec::new(), config);
     run::fill_place(&mut options, place)?;
     run::refuse_links(&options)?;
@@ -191,6 +191,7 @@ fn spec_of(
         ipv6: if network.ipv6 { Some(true) } else { None },
         no_record: false,
         backend,
+        mount_via,
     })
 }
 
@@ -228,14 +229,16 @@ fn environment_of(spec: &NamedSpec, own: &[(OsString, OsString)]) -> Result<Vec<
 fn start_kept(locked: Locked, spec: &NamedSpec) -> Result<Vec<String>, Refusal> {
     let env = environment_of(spec, &[])?;
     let backend = match spec.backend {
+        BackendEntry::Namespace if spec.mount_via.is_some() => return Err(run::no_sharing()),
         BackendEntry::Namespace => Backend::Namespace,
         BackendEntry::Vm => {
             let options = vm::options()?;
+            let sharing = spec.mount_via.map(|entry| SharingWord::from(entry).sharing()).transpose()?;
             // What the keeper has to say comes when there is nothing to wait for any more.
             if options.progress == Progress::Tell {
                 output::say("the guest is starting…");
             }
-            Backend::Vm(VmOptions { progress: Progress::Silent, ..options })
+            Backend::Vm(VmOptions { progress: Progress::Silent, sharing, ..options })
         }
     };
     match named::start(locked, spec, env, backend) {

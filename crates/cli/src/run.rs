@@ -232,13 +232,16 @@ fn host_socket(text: &str) -> String {
     format!("{}:{}{end}", straight(&host), straight(Path::new(guest)))
 }
 
+/// Of a sandbox that is no virtual machine.
+pub(crate) fn no_sharing() -> Refusal {
+    let text = "--mount-via is for --backend vm: a sandbox of namespaces sees the directories themselves";
+    Refusal::setup(text.to_owned())
+}
+
 pub(crate) fn fill_place(options: &mut RunOptions, place: PlaceArgs) -> Result<(), Refusal> {
     let (sharing, architecture) = (place.mount_via, place.arch);
     options.backend = match place.backend {
-        BackendWord::Namespace if sharing.is_some() => {
-            let text = "--mount-via is for --backend vm: a sandbox of namespaces sees the directories themselves";
-            return Err(Refusal::setup(text.to_owned()));
-        }
+        BackendWord::Namespace if sharing.is_some() => return Err(no_sharing()),
         BackendWord::Namespace if architecture.is_some() => {
             let text =
                 "--arch is the kind of processor of a virtual machine: use it with --backend vm, or leave it out";
@@ -246,7 +249,7 @@ pub(crate) fn fill_place(options: &mut RunOptions, place: PlaceArgs) -> Result<(
         }
         BackendWord::Namespace => Backend::Namespace,
         BackendWord::Vm => {
-            let sharing = sharing.map(SharingWord::sharing);
+            let sharing = sharing.map(SharingWord::sharing).transpose()?;
             Backend::Vm(VmOptions { sharing, ..crate::vm::options_for(architecture)? })
         }
     };

@@ -5,7 +5,7 @@ mod setup;
 
 use crate::args::VmVerb;
 
-pub(crate) use machine::{options, options_for};
+pub(crate) use machine::{options, options_for, virtiofsd};
 
 /// Does what was asked.
 pub(crate) fn vm(verb: &VmVerb) -> u8 {

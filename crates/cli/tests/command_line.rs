@@ -533,14 +533,15 @@ fn policy_subset_gives_a_counterexample() {
 #[test]
 fn what_a_sandbox_that_stays_cannot_have_is_refused() {
     let terminal = "a sandbox that stays has no terminal of its own; exec --tty has one";
-    let machine =
-        "a sandbox that stays has no --disk, --mount-via and --arch; a run that ends has them, with --backend vm";
+    let machine = "a sandbox that stays has no --disk and --arch; a run that ends has them, with --backend vm";
     let create = ["create", "s", "--no-cwd"];
     let detach = ["run", "--detach", "--no-cwd"];
     let arch = ["--backend", "vm", "--arch", "x86_64"];
+    let via = "--mount-via is for --backend vm";
     for (args, text) in [
         ([&create[..], &["--tty"]].concat(), terminal),
         ([&create[..], &arch].concat(), machine),
+        ([&create[..], &["--mount-via", "virtiofs"]].concat(), via),
         ([&detach[..], &arch, &["--", "true"]].concat(), machine),
     ] {
         let refused = run(&args);

@@ -16,7 +16,7 @@
 /// Virtual machines as QEMU is told of them.
 pub mod vm {
     pub use cofferdam_backend_vm::arguments::{
-        Accelerator, Access, Architecture, Network, PortForward, Reach, Root, Share, Vm,
+        Accelerator, Access, Architecture, Network, PortForward, Reach, Root, Share, SharedDevice, Vm,
     };
     pub use cofferdam_backend_vm::{DEFAULT_MEMORY, cpus, root_source};
 }
@@ -41,7 +41,9 @@ pub use cofferdam_backend_ns::{
     Capability, LaunchError, Mount, OwnProgram, ProjectError, ResolveError, ResourceLimits, Status, Terminal,
     check_project, open_directory, resolve, writable_roots,
 };
-pub use cofferdam_backend_vm::{Choice, Engine, Kit, KitError, Progress, Sharing, Slirp, Wish};
+pub use cofferdam_backend_vm::{
+    Choice, Engine, Kit, KitError, Progress, Sharing, Slirp, Virtiofsd, VirtiofsdError, Wish,
+};
 pub use cofferdam_evidence::summary;
 pub use events::EventLog;
 #[cfg(feature = "otlp")]

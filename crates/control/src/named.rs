@@ -37,4 +37,4 @@ pub(crate) use narrow::enforced;
 pub use narrow::{Mode, NarrowError};
 pub(crate) use registry::is_control_socket;
 pub use registry::{Entry, Locked, NamedError, Registry, SandboxName, State};
-pub use spec::{BackendEntry, LimitsEntry, MountEntry, NamedSpec, RunSpec, SpecError};
+pub use spec::{BackendEntry, LimitsEntry, MountEntry, NamedSpec, RunSpec, SharingEntry, SpecError};

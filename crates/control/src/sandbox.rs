@@ -412,7 +412,7 @@ impl Sandbox {
         };
         let backend = options.backend;
         if let Backend::Vm(vm) = &backend {
-            cofferdam_backend_vm::check(&spec, vm.sharing)?;
+            cofferdam_backend_vm::check(&spec, vm.sharing.as_ref())?;
             cofferdam_backend_vm::check_engine(&spec, &vm.engine)?;
         }
         Ok(Sandbox {

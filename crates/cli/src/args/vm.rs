@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Subcommand, ValueEnum};
 
+use super::SharingWord;
 use crate::units;
 
 #[derive(Debug, Subcommand)]
@@ -13,7 +14,7 @@ pub(crate) enum VmVerb {
     Setup(VmSetupArgs),
     /// Print what QEMU would be started with, and start nothing.
     #[command(
-        after_long_help = "Examples:\n  cofferdam vm args --mode full -p 8080:80\n  cofferdam vm args --engine slirp --mode mounts-only --json\n\nThe descriptors 3, 4 and 5 stand for the agent's channel, QMP and the link to the gateway."
+        after_long_help = "Examples:\n  cofferdam vm args --mode full -p 8080:80\n  cofferdam vm args --engine slirp --mode mounts-only --json\n\nThe descriptors 3, 4 and 5 stand for the agent's channel, QMP and the link to the gateway, and those from 6 on for who serves a directory by virtiofs."
     )]
     Args(Box<VmArgsArgs>),
 }
@@ -70,9 +71,12 @@ pub(crate) struct VmArgsArgs {
     /// Lead a TCP port of 127.0.0.1 to a port of the guest. More than once if wanted.
     #[arg(short = 'p', long, value_name = "HOST:GUEST", value_parser = units::port_pair)]
     pub publish: Vec<(u16, u16)>,
-    /// Share a directory; by 9p, but for the engine gateway, which has it served over the guest's network.
+    /// Share a directory.
     #[arg(long, value_name = "SRC:DST[:ro]", value_parser = units::mount)]
     pub mount: Vec<units::MountSpec>,
+    /// How they are shared: smb, over a network, 9p or virtiofs. Default: smb, and 9p without the engine gateway.
+    #[arg(long, value_name = "WAY")]
+    pub mount_via: Option<SharingWord>,
     /// The guest's root: a directory, or an image of a disk.
     #[arg(long, value_name = "DIR|IMAGE")]
     pub rootfs: Option<PathBuf>,

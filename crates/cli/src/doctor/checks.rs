@@ -71,6 +71,10 @@ pub(super) fn all() -> Vec<Check> {
         optional("virtual machines", guests(), |_| {
             "only --backend vm needs them: install QEMU, and run `cofferdam vm setup`".to_owned()
         }),
+        optional("virtiofs", virtiofs(), |_| {
+            "only --mount-via virtiofs needs it; without it directories are shared with virtual machines by smb or 9p"
+                .to_owned()
+        }),
         required("a whole sandbox", sandbox(), |_| {
             "the lines above say what is missing; if none does, this is a fault of Cofferdam".to_owned()
         }),
@@ -84,6 +88,12 @@ fn guests() -> Findings {
     let choice = options.accelerator(&mut |_| {}).map_err(|error| chain(&error))?;
     let how = choice.why.map_or_else(|| "with KVM".to_owned(), |why| format!("without KVM, which is slow: {why}"));
     Ok(format!("{qemu} and {kernel}, {how}"))
+}
+
+/// What would serve the directories of one by virtiofs.
+fn virtiofs() -> Findings {
+    let program = crate::vm::virtiofsd().map_err(|error| chain(&error))?;
+    Ok(format!("{}, for --mount-via virtiofs", program.path().display()))
 }
 
 fn required(name: &'static str, findings: Findings, remedy: impl FnOnce(&str) -> String) -> Check {

@@ -5,12 +5,13 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use cofferdam_control::vm::{
-    Accelerator, Access, Architecture, DEFAULT_MEMORY, Network, PortForward, Reach, Root, Share, Vm, cpus, root_source,
+    Accelerator, Access, Architecture, DEFAULT_MEMORY, Network, PortForward, Reach, Root, Share, SharedDevice, Vm,
+    cpus, root_source,
 };
-use cofferdam_control::{Engine, Kit, Progress, VmOptions, Wish};
+use cofferdam_control::{Engine, Kit, Progress, Virtiofsd, VirtiofsdError, VmOptions, Wish};
 
 use super::setup::{INITRAMFS, KERNEL};
-use crate::args::{AcceleratorWord, ArchitectureWord, EngineWord, ModeOfVm, VmArgsArgs};
+use crate::args::{AcceleratorWord, ArchitectureWord, EngineWord, ModeOfVm, SharingWord, VmArgsArgs};
 use crate::output;
 use crate::refusal::Refusal;
 use crate::state;
@@ -20,6 +21,8 @@ const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
 /// What `vm args` shows in the place of descriptors.
 const SHOWN_DESCRIPTORS: [u32; 3] = [3, 4, 5];
+/// And from this on in the place of those of devices that are programs.
+const SHOWN_DEVICES: u32 = 6;
 /// And in the place of a hardware address that is drawn for each sandbox.
 const SHOWN_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x02];
 /// The MTU of a link for which nothing is said.
@@ -51,11 +54,19 @@ pub(crate) fn options_for(architecture: Option<ArchitectureWord>) -> Result<VmOp
     };
     let folder = cofferdam_control::check_guests(&state::directory()?, architecture.word())
         .map_err(|error| Refusal::setup(format!("--backend vm cannot be used: {error}")))?;
-    let path = std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into());
-    let kit = Kit::find(architecture, &path, &folder.join(KERNEL), &folder.join(INITRAMFS))
+    let kit = Kit::find(architecture, &search_path(), &folder.join(KERNEL), &folder.join(INITRAMFS))
         .map_err(|error| Refusal::setup(format!("--backend vm cannot be used: {error}")))?;
     let progress = if std::io::stderr().is_terminal() { Progress::Tell } else { Progress::Silent };
     Ok(VmOptions { kit, wish: Wish::Best, notes: Some(folder), sharing: None, progress, engine: Engine::Gateway })
+}
+
+/// What serves directories by virtiofs here.
+pub(crate) fn virtiofsd() -> Result<Virtiofsd, VirtiofsdError> {
+    Virtiofsd::find(&search_path())
+}
+
+fn search_path() -> OsString {
+    std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into())
 }
 
 fn this_host(then: &str) -> Result<Architecture, Refusal> {
@@ -84,10 +95,16 @@ fn arguments(args: &VmArgsArgs) -> Result<Vec<OsString>, Refusal> {
         }
     };
     let network = network(args)?;
-    // Over a gateway they are served, which is nothing of QEMU's.
-    let by_device: &[_] = if matches!(network, Network::Tap { .. }) { &[] } else { &args.mount };
+    let tag = |number: usize| format!("share{number}");
+    let (by_device, by_program): (&[_], _) = match (args.mount_via, &network) {
+        // What is served over a network is nothing of QEMU's.
+        (None, Network::Tap { .. }) | (Some(SharingWord::Smb), _) => (&[], 0),
+        (None, Network::None | Network::Slirp { .. }) | (Some(SharingWord::Plan9), _) => (&args.mount, 0),
+        (Some(SharingWord::Virtiofs), _) => (&[], args.mount.len()),
+    };
+    let devices = (0..by_program).zip(SHOWN_DEVICES..).map(|(number, fd)| SharedDevice { tag: tag(number), fd });
     let shares = by_device.iter().enumerate().map(|(number, mount)| Share {
-        tag: format!("share{number}"),
+        tag: tag(number),
         path: mount.source.clone(),
         access: if mount.read_only { Access::Read } else { Access::Write },
     });
@@ -107,6 +124,7 @@ fn arguments(args: &VmArgsArgs) -> Result<Vec<OsString>, Refusal> {
         network,
         root: root(args)?,
         shares: shares.collect(),
+        devices: devices.collect(),
     };
     let mut words = vec![OsString::from(architecture.qemu())];
     words.extend(vm.arguments());

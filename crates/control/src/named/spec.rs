@@ -67,6 +67,9 @@ pub struct NamedSpec {
     /// What keeps its programs in.
     #[serde(default, skip_serializing_if = "BackendEntry::is_namespace")]
     pub backend: BackendEntry,
+    /// How a virtual machine has its directories; what fits when nothing is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mount_via: Option<SharingEntry>,
 }
 
 /// The word for a [`Backend`](crate::Backend). What a virtual machine is made from is found anew at each start.
@@ -84,6 +87,16 @@ impl BackendEntry {
     fn is_namespace(&self) -> bool {
         *self == BackendEntry::Namespace
     }
+}
+
+/// The word for a [`Sharing`](crate::Sharing). What that takes is found anew at each start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SharingEntry {
+    Smb,
+    #[serde(rename = "9p")]
+    Plan9,
+    Virtiofs,
 }
 
 /// One file or directory of the host.
