@@ -70,7 +70,7 @@ must "the guest has written its own" upto test -e done-inside
 $MEANWHILE
 wait $run && status=0 || status=$?
 cat ../said
-must "the guest's exit status" is $status 0
+must "the guest's exit status" is $status ${STATUS:-0}
 must "what it left" is "$(cat new d/moved; readlink l; stat -c %a new)" "inside
 here
 d
@@ -177,6 +177,39 @@ fn a_guest_without_a_network_has_its_directories_by_9p() {
     };
     World::with_guests().set_up_guests("state-9p", Some(kernel));
     run_cases("state-9p", "--no-net --user 0", ("", ""), "");
+}
+
+/// By programs that are installed, one for each. Root there may do as it likes, and goes on until one of them is killed.
+#[test]
+fn a_guest_without_a_network_has_its_directories_by_virtiofs_until_one_of_its_servers_ends() {
+    let more = r#"
+        tree=$(git -C tree status --porcelain 2>&1) || echo "NOT SO: git: $tree"
+        must "git sees what the host sees" is "$tree" "$(cat expected)"
+        must "one mount per directory" is "$(grep -c ' virtiofs ' /proc/mounts)" 5
+        must "somebody else's file" sh -c 'mkdir -m 777 all && su -s /bin/sh nobody -c "echo theirs >all/f; mkdir all/g; ln -s f all/l"'
+        must "whose that is" is "$(stat -c %u:%g all/f all/g all/l | sort -u)" 0:0
+        must "links and names" sh -c 'ln all/f all/hard && mv all/hard all/ünï && test "$(cat all/ünï)" = theirs'
+        must "memory that is the file's" git -C tree fsck
+        never "a set-user-ID program for the host" sh -c 'cp /bin/busybox all/s && chmod 4755 all/s'
+        never "a device" mknod all/d c 1 3
+        mkdir -p /mnt; for tag in share5 root share99; do never "another device, $tag" mount -t virtiofs $tag /mnt; done
+        touch finished; sleep 1000
+    "#;
+    let meanwhile = r#"
+        must "the guest has finished" upto test -e finished
+        init=$(pgrep -x cofferdam-init -P $run); servers=$(pgrep -x virtiofsd -P "$init")
+        must "a process for each of five mounts" is "$(echo "$servers" | wc -w)" 5
+        for server in $servers; do
+            must "no capability" is "$(sed -n 's/^Cap\(Prm\|Eff\|Bnd\|Amb\):\t//p' /proc/$server/status | sort -u)" 0000000000000000
+            must "nothing to be gained" is "$(sed -n 's/^NoNewPrivs:\t//p' /proc/$server/status)" 1
+            must "a filter" is "$(sed -n 's/^Seccomp:\t//p' /proc/$server/status)" 2
+        done
+        must "whose that is as well" is "$(stat -c %u:%g all/f all/g all/l all/ünï | sort -u)" "$(id -u):$(id -g)"
+        kill -9 $(echo "$servers" | head -n 1); STATUS=125
+    "#;
+    let flags = "--no-net --user 0 --mount-via virtiofs --mount /usr:/usr:ro --mount /usr/lib:/lib:ro --mount /usr/lib64:/lib64:ro";
+    let ran = run_cases(STATE, flags, (TREE, more), meanwhile);
+    ran.says("virtiofsd, which serves the guest's files, has ended: signal 9");
 }
 
 #[test]
