@@ -7,8 +7,10 @@
 //! | placed | `Linked` of the builder, with a network | configures its interface, says `Placed` |
 //! | ready | `Go` of the supervisor | forks the program, says `Started` or `NotExecuted`; without a program `Started` |
 //! | ready | `Go` of the supervisor, with a monitor | forks that, and passes on what it says until that is `Started` ([`monitor`](crate::monitor)) |
-//! | running | `Caller` of the supervisor | passes it on to the monitor |
 //! | running | `DiskFull` of the monitor | passes it on to the supervisor |
+//! | running | `Caller`, `Attach`, `Detach` of the supervisor | passes it on to the monitor |
+//! | running | `Share`, `Unshare` of the supervisor | passes it on to the server of files |
+//! | running | as many answers as were asked for | passes them on to the supervisor |
 //! | running | end of children, signals from the supervisor | says `Exited` or `Signaled`, ends |
 //!
 //! When it ends, for whatever reason, the kernel kills every process of the sandbox. It ends when the supervisor does:
@@ -22,6 +24,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use cofferdam_gateway::configure_guest_link;
 use cofferdam_sys::confine::{self, Filter};
 use cofferdam_sys::fdpass;
+use cofferdam_sys::mount;
 use cofferdam_sys::netlink::{self, Request};
 use cofferdam_sys::ns::{self, Fork, NamespaceKind};
 use cofferdam_sys::process::{self, SignalFd};
@@ -225,12 +228,19 @@ pub(crate) struct Started {
     /// To and from a monitor.
     monitor: Option<OwnedFd>,
     /// Who serves the files of a virtual machine.
-    files: Option<Pid>,
+    files: Option<FileServer>,
     /// Programs that do that, each by a device of it.
     devices: Devices,
     /// Of a run in a machine that stays, its line to the monitor there. As long as it is open the monitor does not end, and with it
     /// this process: what the run says last is passed on.
     _line: Option<OwnedFd>,
+}
+
+/// The process that serves the files of a virtual machine, and the way to it.
+#[derive(Debug)]
+struct FileServer {
+    pid: Pid,
+    news: OwnedFd,
 }
 
 /// Says that the sandbox is there.
@@ -396,15 +406,24 @@ fn lost_while_starting(
     }
 }
 
-/// Starts the process that serves a virtual machine's files. What it has to say it says as the monitor, until it serves.
-fn start_files(monitor: &dyn Monitor, listener: OwnedFd, post: &OwnedFd) -> Result<Pid, Fault> {
+/// Starts the process that serves a virtual machine's files, and tells it which there are. What it has to say it says as the monitor,
+/// until it serves.
+fn start_files(monitor: &dyn Monitor, listener: OwnedFd, post: &OwnedFd) -> Result<FileServer, Fault> {
     let post = post.try_clone().step(|| "keep a way to the monitor".to_owned())?;
-    match ns::fork().step(|| "fork the server of the guest's files".to_owned())? {
+    let (news, other) = fdpass::pair().step(|| "make a socket pair".to_owned())?;
+    let pid = match ns::fork().step(|| "fork the server of the guest's files".to_owned())? {
         Fork::Child => {
-            process::run_and_exit(|| program::run_files(monitor, listener, Post::new(post, None, Vec::new())))
+            process::run_and_exit(|| program::run_files(monitor, listener, other, Post::new(post, None, Vec::new())))
         }
-        Fork::Parent(child) => Ok(child.pid),
+        Fork::Parent(child) => child.pid,
+    };
+    drop(other);
+    // Its own end says more than that it does not hear: whatever fails here is told by whoever waits for it.
+    for (number, (path, read_only)) in (0..).zip(monitor.shares()) {
+        let tree = mount::take_real_tree(&path).step(|| format!("take {} for the guest", path.display()))?;
+        let _ended = wire::send(&news, &Message::Share { number, read_only }, &[tree.as_fd()]);
     }
+    Ok(FileServer { pid, news })
 }
 
 /// Reaps and passes signals on until the program has ended or the supervisor is gone.
@@ -416,13 +435,19 @@ pub(crate) fn serve(
 ) -> Result<(), Fault> {
     let program = started.program;
     let mut monitor = started.monitor.as_ref();
+    let mut files = started.files.as_ref().map(|files| &files.news);
+    // What each may answer yet: nobody says more to the supervisor than was asked.
+    let (mut attachments, mut shares) = (0_u32, 0_u32);
     loop {
         let sources = [supervisor.as_fd(), lifeline.as_fd(), children.as_fd()];
         let mut fds: Vec<_> = sources.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
-        fds.extend(monitor.iter().map(|monitor| PollFd::from_borrowed_fd(monitor.as_fd(), PollFlags::IN)));
+        // One that is closed is waited for at a descriptor that never has anything.
+        let others = [monitor, files].map(|other| (other.map_or(lifeline.as_fd(), AsFd::as_fd), other.is_some()));
+        let flags = |is_open: bool| if is_open { PollFlags::IN } else { PollFlags::empty() };
+        fds.extend(others.iter().map(|(fd, is_open)| PollFd::from_borrowed_fd(*fd, flags(*is_open))));
         wire::poll(&mut fds, None).step(|| "wait for events".to_owned())?;
         let mut ready = fds.iter().map(|fd| !fd.revents().is_empty());
-        let [message, orphaned, ended, said] = std::array::from_fn(|_| ready.next().unwrap_or(false));
+        let [message, orphaned, ended, said, served] = std::array::from_fn(|_| ready.next().unwrap_or(false));
         drop(ready);
         drop(fds);
         if orphaned {
@@ -440,9 +465,21 @@ pub(crate) fn serve(
                     // There may be more, to be said before its end as well.
                     continue;
                 }
+                Ok(Received::Message(answer @ Message::Attached { .. }, _)) => {
+                    pass_answer(supervisor, &answer, &mut attachments);
+                }
                 Ok(Received::Message(..)) => {}
                 // What is closed is ready for ever. Its end is noticed as that of a process.
                 Ok(Received::Closed | Received::Orphaned | Received::Late) | Err(_) => monitor = None,
+            }
+        }
+        if served && let Some(channel) = files {
+            match wire::receive_ready(channel) {
+                Ok(Received::Message(answer @ Message::Shared { .. }, _)) => {
+                    pass_answer(supervisor, &answer, &mut shares);
+                }
+                Ok(Received::Message(..)) => {}
+                Ok(Received::Closed | Received::Orphaned | Received::Late) | Err(_) => files = None,
             }
         }
         if ended {
@@ -459,16 +496,36 @@ pub(crate) fn serve(
                         pass_on(program, number, target);
                     }
                 }
-                Ok(Received::Message(Message::Caller, fds)) => {
+                // One that has ended is noticed as such. Where one that has stopped leaves no room, a caller's line is closed, and
+                // nothing is answered.
+                Ok(Received::Message(
+                    asked @ (Message::Caller | Message::Attach { .. } | Message::Detach { .. }),
+                    fds,
+                )) => {
                     if let Some(monitor) = &started.monitor {
+                        attachments = attachments.saturating_add(u32::from(asked != Message::Caller));
                         let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
-                        // One that has ended is noticed as such. Where one that has stopped leaves no room, the caller's line is closed.
-                        let _gone = wire::send_now(monitor, &Message::Caller, &fds);
+                        let _gone = wire::send_now(monitor, &asked, &fds);
+                    }
+                }
+                Ok(Received::Message(asked @ (Message::Share { .. } | Message::Unshare { .. }), fds)) => {
+                    if let Some(FileServer { news, .. }) = &started.files {
+                        shares = shares.saturating_add(1);
+                        let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+                        let _gone = wire::send_now(news, &asked, &fds);
                     }
                 }
                 Ok(_) | Err(_) => return Ok(()),
             }
         }
+    }
+}
+
+/// Passes on an answer, if it is one.
+fn pass_answer(supervisor: &OwnedFd, answer: &Message, awaited: &mut u32) {
+    if let Some(left) = awaited.checked_sub(1) {
+        *awaited = left;
+        let _gone = wire::send(supervisor, answer, &[]);
     }
 }
 
@@ -478,7 +535,7 @@ fn reap(started: &Started) -> io::Result<Option<Message>> {
     let mut end = None;
     loop {
         match rustix::process::wait(WaitOptions::NOHANG) {
-            Ok(Some((pid, _))) if Some(pid) == started.files => {
+            Ok(Some((pid, _))) if started.files.as_ref().is_some_and(|files| files.pid == pid) => {
                 let why = "the process that serves the guest's files has ended".to_owned();
                 end = end.or(Some(Message::Lost { why }));
             }

@@ -24,6 +24,7 @@ mod remedy;
 mod resolve;
 mod run;
 mod spec;
+mod tree;
 mod wire;
 
 pub use capture::CaptureFile;
@@ -32,13 +33,15 @@ pub use error::{LaunchError, ProjectError, Role};
 pub use handles::{Attachment, HANDLE_COUNT, Handles};
 pub use init::OwnProgram;
 pub use inspect::{Inspector, Transport};
-pub use monitor::{DeviceServer, Monitor, Post};
+pub use monitor::{DeviceServer, Monitor, Post, Request, ServerPlace, ShareChange, ShareNews};
 pub use project::check_project;
 pub use resolve::{ResolveError, open_directory, resolve, writable_roots};
 pub use run::{
-    Observer, Order, Running, launch, launch_calling, launch_empty, launch_inside, launch_monitored, launch_staying,
+    Observer, Order, Running, ShareAnswer, ShareOrder, launch, launch_calling, launch_empty, launch_inside,
+    launch_monitored, launch_staying,
 };
 pub use spec::{
     DiskFull, GatewayEnd, GatewayFate, Mount, NetworkSpec, Outcome, Place, ResolverFile, ResourceLimits, SandboxSpec,
     Sockets, Status, Terminal, View,
 };
+pub use tree::{TakeError, take_tree};

@@ -9,6 +9,7 @@
 //! | running | `DiskFull` | – | – |
 //! | running | `Lost` | – | ends |
 //! | running, of one that stays | – | `Caller` | serves them as well |
+//! | running, of one that stays | `Attached` | `Attach`, `Detach` | has the guest mount what is shared with it, or unmount it |
 //!
 //! Its pid 1 passes on what it says and hears. From the supervisor's point of view it is a program: signals come as signals, its
 //! standard streams are the caller's or a terminal's, and its exit status is the run's.
@@ -17,9 +18,11 @@ use std::ffi::OsString;
 use std::fmt::Debug;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
 use cofferdam_sys::confine::Capability;
+use cofferdam_sys::mount::EmptyRoot;
 
 use crate::DiskFull;
 use crate::wire::{self, Fault, Message, Received};
@@ -30,11 +33,17 @@ pub trait Monitor: Debug {
     /// whose descriptors are the standard streams and those in `post`.
     fn run(&self, post: Post) -> u8;
 
-    /// Serves the guest's files to whoever connects to `listener`, in a process of its own beside the monitor's, and for as long as
-    /// the sandbox is there. It has no capability, no standard streams and no other descriptor; what more it gives up before it
+    /// The directories that a server has when it begins, as the sandbox sees them, and whether they are to be read alone. The first
+    /// things that it hears are these, in this order, with the numbers from 0 on.
+    fn shares(&self) -> Vec<(PathBuf, bool)> {
+        Vec::new()
+    }
+
+    /// Serves the guest's files to whoever connects, in a process of its own beside the monitor's, and for as long as the sandbox is
+    /// there. It has no capability, no files, no standard streams and no other descriptor; what more it gives up before it
     /// accepts the first connection is its own to do, and then `post` is to be dropped, which is the monitor's as well.
     /// Only the monitor of a machine that has such files is asked.
-    fn serve_files(&self, _listener: OwnedFd, _post: Post) -> u8 {
+    fn serve_files(&self, _place: ServerPlace, _post: Post) -> u8 {
         1
     }
 
@@ -59,6 +68,73 @@ pub struct DeviceServer {
     pub directory: PathBuf,
     /// What it has until it has confined itself.
     pub capabilities: Vec<Capability>,
+}
+
+/// What the server of a virtual machine's files is given.
+#[derive(Debug)]
+pub struct ServerPlace {
+    pub listener: OwnedFd,
+    pub shares: ShareNews,
+    /// No path leads it to a file: what it serves comes as descriptors.
+    pub root: EmptyRoot,
+}
+
+/// How a server of files hears what it is to serve.
+#[derive(Debug)]
+pub struct ShareNews(OwnedFd);
+
+/// What it hears.
+#[derive(Debug)]
+pub enum ShareChange {
+    /// Show this: the root of a mount that is attached nowhere.
+    Share { number: u32, read_only: bool, tree: OwnedFd },
+    /// Show it no more.
+    Unshare { number: u32 },
+}
+
+impl ShareNews {
+    pub(crate) fn new(socket: OwnedFd) -> ShareNews {
+        ShareNews(socket)
+    }
+
+    /// Waits for the next. What is nothing of the kind is `None`.
+    ///
+    /// # Errors
+    /// When pid 1 is gone.
+    pub fn next(&self) -> io::Result<Option<ShareChange>> {
+        match wire::receive_ready(&self.0)? {
+            Received::Message(Message::Share { number, read_only }, mut fds) => {
+                Ok(fds.pop().map(|tree| ShareChange::Share { number, read_only, tree }))
+            }
+            Received::Message(Message::Unshare { number }, _) => Ok(Some(ShareChange::Unshare { number })),
+            Received::Message(..) => Ok(None),
+            Received::Closed | Received::Orphaned | Received::Late => Err(io::ErrorKind::ConnectionReset.into()),
+        }
+    }
+
+    /// Says what has come of it.
+    pub fn answer(&self, number: u32, result: Result<(), String>) {
+        let message = Message::Shared { number, why: result.err().unwrap_or_default() };
+        // A pid 1 that is gone takes this process with it.
+        let _gone = wire::send(&self.0, &message, &[]);
+    }
+}
+
+impl AsFd for ShareNews {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// What a monitor of a machine that stays is asked for.
+#[derive(Debug)]
+pub enum Request {
+    /// Serve whoever has the other end.
+    Caller(OwnedFd),
+    /// Have the guest mount a share.
+    Attach { number: u32, read_only: bool, target: PathBuf },
+    /// Have the guest unmount it.
+    Detach { number: u32, target: PathBuf },
 }
 
 /// How a monitor reaches its pid 1, and what it was given.
@@ -98,19 +174,26 @@ impl Post {
         matches!(wire::receive(self.init.as_fd(), None, None), Ok(Received::Message(Message::Go, _)))
     }
 
-    /// Readable when [`Post::next_caller`] has something to say.
+    /// Readable when [`Post::next_request`] has something to say.
     #[must_use]
-    pub fn callers(&self) -> BorrowedFd<'_> {
+    pub fn requests(&self) -> BorrowedFd<'_> {
         self.init.as_fd()
     }
 
-    /// A socket of somebody who wants something done in the guest, once [`Post::callers`] is readable.
+    /// What is wanted, once [`Post::requests`] is readable.
     ///
     /// # Errors
     /// When pid 1 is gone.
-    pub fn next_caller(&self) -> io::Result<Option<OwnedFd>> {
+    pub fn next_request(&self) -> io::Result<Option<Request>> {
+        let path = |bytes| PathBuf::from(OsString::from_vec(bytes));
         match wire::receive_ready(&self.init)? {
-            Received::Message(Message::Caller, mut fds) => Ok(fds.pop()),
+            Received::Message(Message::Caller, mut fds) => Ok(fds.pop().map(Request::Caller)),
+            Received::Message(Message::Attach { number, read_only, target }, _) => {
+                Ok(Some(Request::Attach { number, read_only, target: path(target) }))
+            }
+            Received::Message(Message::Detach { number, target }, _) => {
+                Ok(Some(Request::Detach { number, target: path(target) }))
+            }
             Received::Message(..) => Ok(None),
             Received::Closed | Received::Orphaned | Received::Late => Err(io::ErrorKind::ConnectionReset.into()),
         }
@@ -119,6 +202,11 @@ impl Post {
     /// Says that the program runs.
     pub fn started(&self) {
         self.say(&Message::Started);
+    }
+
+    /// Says what has come of mounting or unmounting a share in the guest.
+    pub fn attached(&self, number: u32, result: Result<(), String>) {
+        self.say(&Message::Attached { number, why: result.err().unwrap_or_default() });
     }
 
     /// Says that the program could not be executed, with the number of the error.

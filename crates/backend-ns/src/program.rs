@@ -17,6 +17,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use cofferdam_sys::confine::{self, Filter, PathAccess};
+use cofferdam_sys::mount::{self, EmptyRoot};
 use cofferdam_sys::process;
 use cofferdam_sys::tty::{self, Pty};
 use rustix::fs::{CWD, FileType, Mode, OFlags, StatVfsMountFlags};
@@ -24,7 +25,7 @@ use rustix::io::{Errno, FdFlags};
 use rustix::process::{Resource, Rlimit};
 
 use crate::init::{KEPT_IGNORED, OwnProgram};
-use crate::monitor::{DeviceServer, Monitor, Post};
+use crate::monitor::{DeviceServer, Monitor, Post, ServerPlace, ShareNews};
 use crate::wire::{self, Fault, Message, Step as _};
 use crate::{SandboxSpec, View, bare, filter, place, plan};
 
@@ -77,19 +78,18 @@ pub(crate) fn run_monitor(
 }
 
 /// Runs in the fork of the init and serves the files of a virtual machine. It tells its own end as long as it is not serving.
-pub(crate) fn run_files(monitor: &dyn Monitor, listener: OwnedFd, post: Post) -> u8 {
-    let renounced = || {
-        confine::drop_all_capabilities().step(|| "drop capabilities".to_owned())?;
-        confine::no_new_privileges().step(|| "renounce new privileges".to_owned())
-    };
-    match set_apart().and_then(|()| renounced()) {
+pub(crate) fn run_files(monitor: &dyn Monitor, listener: OwnedFd, news: OwnedFd, post: Post) -> u8 {
+    match set_apart().and_then(|()| take_all()) {
         Err(fault) => {
             post.failed(fault);
             1
         }
-        Ok(()) => {
-            let kept: Vec<BorrowedFd<'_>> = post.fds().chain([&listener]).map(AsFd::as_fd).collect();
-            if process::close_all_except(&kept).is_err() { 1 } else { monitor.serve_files(listener, post) }
+        Ok(root) => {
+            let kept: Vec<BorrowedFd<'_>> = post.fds().chain([&listener, &news]).map(AsFd::as_fd).collect();
+            if process::close_all_except(&kept).is_err() {
+                return 1;
+            }
+            monitor.serve_files(ServerPlace { listener, shares: ShareNews::new(news), root }, post)
         }
     }
 }
@@ -158,6 +158,15 @@ fn set_apart() -> Result<(), Fault> {
         Ok(rustix::stdio::dup2_stderr(&null)?)
     };
     streams().step(|| "take the standard streams from the server of files".to_owned())
+}
+
+/// All that is left to a server of files of ours: it has no files that it is not given.
+fn take_all() -> Result<EmptyRoot, Fault> {
+    process::rename("cofferdam-files").step(|| "name the server of files".to_owned())?;
+    let root = mount::empty_root().step(|| "take every path from the server of files".to_owned())?;
+    confine::drop_all_capabilities().step(|| "drop capabilities".to_owned())?;
+    confine::no_new_privileges().step(|| "renounce new privileges".to_owned())?;
+    Ok(root)
 }
 
 fn confine(spec: &SandboxSpec, filters: &[Filter], pty: Option<Pty>) -> Result<(), Fault> {

@@ -40,7 +40,7 @@ use crate::{GatewayEnd, Handles, Inspector, ResourceLimits};
 use machine::Machine;
 
 pub use start::{launch, launch_calling, launch_empty, launch_inside, launch_monitored, launch_staying};
-pub use watch::{Observer, Order};
+pub use watch::{Observer, Order, ShareAnswer, ShareOrder};
 
 /// A sandbox whose program is running. Dropping it ends the sandbox.
 ///
@@ -146,7 +146,7 @@ pub(crate) fn wait(child: &Child) -> Option<GatewayEnd> {
     wait_for(child.pidfd.as_fd())
 }
 
-fn wait_for(pidfd: BorrowedFd<'_>) -> Option<GatewayEnd> {
+pub(crate) fn wait_for(pidfd: BorrowedFd<'_>) -> Option<GatewayEnd> {
     let wait = || rustix::process::waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED);
     let status = rustix::io::retry_on_intr(wait).ok()??;
     match (status.exit_status(), status.terminating_signal()) {

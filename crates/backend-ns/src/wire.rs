@@ -106,6 +106,18 @@ pub(crate) enum Message {
     NotExecuted { errno: i32 },
     /// Supervisor → init → monitor of a virtual machine that stays, with a socket: somebody wants something done in the guest.
     Caller,
+    /// Supervisor → init → server of files of a virtual machine, with the tree of a directory: show it, as the share of this number.
+    Share { number: u32, read_only: bool },
+    /// Supervisor → init → server of files: show it no more.
+    Unshare { number: u32 },
+    /// Server of files → init → supervisor: that is done, or why it is not; empty when it is.
+    Shared { number: u32, why: String },
+    /// Supervisor → init → monitor: have the guest mount the share of this number at this path.
+    Attach { number: u32, read_only: bool, target: Vec<u8> },
+    /// Supervisor → init → monitor: have the guest unmount it.
+    Detach { number: u32, target: Vec<u8> },
+    /// Monitor → init → supervisor: as `Shared`.
+    Attached { number: u32, why: String },
     /// Supervisor → init.
     Signal { number: i32, target: Target },
     /// Init → supervisor.
@@ -119,6 +131,11 @@ pub(crate) enum Message {
 impl Message {
     fn encode(&self) -> Vec<u8> {
         let number = |tag: u8, number: i32| [&[tag][..], &number.to_ne_bytes()].concat();
+        let about = |tag: u8, number: u32, rest: &[u8]| {
+            let mut bytes = [&[tag][..], &number.to_ne_bytes(), rest].concat();
+            bytes.truncate(LONGEST);
+            bytes
+        };
         match self {
             Self::Unshared => b"u".to_vec(),
             Self::Mapped => b"m".to_vec(),
@@ -140,6 +157,14 @@ impl Message {
             Self::DiskFull(DiskFull::Space { bytes }) => [&b"f"[..], &bytes.to_ne_bytes()].concat(),
             Self::DiskFull(DiskFull::Files { count }) => [&b"F"[..], &count.to_ne_bytes()].concat(),
             Self::Caller => b"c".to_vec(),
+            Self::Share { number, read_only } => about(b'h', *number, &[u8::from(*read_only)]),
+            Self::Unshare { number } => about(b'H', *number, b""),
+            Self::Shared { number, why } => about(b'r', *number, why.as_bytes()),
+            Self::Attach { number, read_only, target } => {
+                about(b'a', *number, &[&[u8::from(*read_only)], target.as_slice()].concat())
+            }
+            Self::Detach { number, target } => about(b'A', *number, target),
+            Self::Attached { number, why } => about(b'R', *number, why.as_bytes()),
             Self::Started => b"s".to_vec(),
             Self::NotExecuted { errno } => number(b'n', *errno),
             Self::Signal { number: signal, target: Target::Program } => number(b'k', *signal),
@@ -161,6 +186,8 @@ impl Message {
         let (tag, rest) = bytes.split_first()?;
         let number = || rest.first_chunk::<4>().map(|bytes| i32::from_ne_bytes(*bytes));
         let long = || rest.first_chunk::<8>().map(|bytes| u64::from_ne_bytes(*bytes));
+        let share = || rest.split_first_chunk::<4>().map(|(bytes, rest)| (u32::from_ne_bytes(*bytes), rest));
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         Some(match tag {
             b'u' => Self::Unshared,
             b'm' => Self::Mapped,
@@ -178,6 +205,20 @@ impl Message {
             b'f' => Self::DiskFull(DiskFull::Space { bytes: long()? }),
             b'F' => Self::DiskFull(DiskFull::Files { count: long()? }),
             b'c' => Self::Caller,
+            b'h' => match share()? {
+                (number, [read_only]) => Self::Share { number, read_only: *read_only != 0 },
+                _ => return None,
+            },
+            b'H' => Self::Unshare { number: share()?.0 },
+            b'r' => share().map(|(number, why)| Self::Shared { number, why: text(why) })?,
+            b'a' => match share()? {
+                (number, [read_only, target @ ..]) => {
+                    Self::Attach { number, read_only: *read_only != 0, target: target.to_vec() }
+                }
+                _ => return None,
+            },
+            b'A' => share().map(|(number, target)| Self::Detach { number, target: target.to_vec() })?,
+            b'R' => share().map(|(number, why)| Self::Attached { number, why: text(why) })?,
             b's' => Self::Started,
             b'n' => Self::NotExecuted { errno: number()? },
             b'k' => Self::Signal { number: number()?, target: Target::Program },
@@ -306,6 +347,12 @@ mod tests {
             Message::Lost { why: "QEMU has ended".to_owned() },
             Message::DiskFull(DiskFull::Space { bytes: 1 << 40 }),
             Message::DiskFull(DiskFull::Files { count: 3 }),
+            Message::Share { number: 7, read_only: true },
+            Message::Unshare { number: 7 },
+            Message::Shared { number: 7, why: "no".to_owned() },
+            Message::Attach { number: 7, read_only: false, target: b"/data".to_vec() },
+            Message::Detach { number: 7, target: b"/data".to_vec() },
+            Message::Attached { number: u32::MAX, why: String::new() },
             Message::Started,
             Message::NotExecuted { errno: 2 },
             Message::Signal { number: 15, target: Target::Program },
@@ -324,6 +371,8 @@ mod tests {
         assert_eq!(Message::decode(b""), None);
         assert_eq!(Message::decode(b"x\x01"), None);
         assert_eq!(Message::decode(b"?"), None);
+        assert_eq!(Message::decode(b"h\x01\0\0\0"), None);
+        assert_eq!(Message::decode(b"a\x01\0\0"), None);
     }
 
     #[test]

@@ -2,16 +2,18 @@
 //!
 //! One process beside the monitor serves them all, with the server of `cofferdam_smb`. It accepts connections on a listener of the
 //! gateway's namespace that the guest alone can reach (`cofferdam_gateway`), at an address that is nobody's otherwise; no port of the
-//! host leads to it. It has the directories, as the sandbox sees them, and nothing else: a guest that took it over would have what it
-//! has been shown.
+//! host leads to it. It has the directories, as descriptors that it is sent, and nothing else: a guest that took it over would have
+//! what it has been shown. Those of the start and those that come later come by the same way; a share is named by its number.
 
+use std::io;
 use std::net::SocketAddrV4;
 use std::num::NonZeroUsize;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
 
-use cofferdam_backend_ns::Post;
+use cofferdam_backend_ns::{Post, ServerPlace, ShareChange, ShareNews};
 use cofferdam_guest_protocol::{Mount, MountKind};
-use cofferdam_smb::{Owner, Password, Server, ShareAccess, serve_listener};
+use cofferdam_smb::{Door, MOST_SHARES, Owner, Password, Pool, Server, ShareAccess, Shares, serve_listener};
 use cofferdam_sys::process;
 use rustix::process::Signal;
 
@@ -27,18 +29,25 @@ pub(crate) struct Files {
     pub(crate) password: Password,
     /// To whom in the guest the files of the sandbox's user belong, and his group.
     pub(crate) owner: u32,
+    /// Those of the start, whose numbers are their places in this list.
     pub(crate) shares: Vec<Share>,
+    /// Whether others may come.
+    pub(crate) grows: bool,
 }
 
 impl Files {
     /// Serves them for as long as this process lives. Comes back only when it cannot, with the reason.
-    pub(crate) fn serve(&self, listener: OwnedFd, post: Post) -> u8 {
-        let mut post = Some(post);
-        let why = match self.prepare() {
-            Ok((server, clients)) => match serve_listener(server, listener, clients, || drop(post.take())) {
-                Ok(never) => match never {},
-                Err(error) => chain(&error),
-            },
+    pub(crate) fn serve(&self, place: ServerPlace, post: Post) -> u8 {
+        let ServerPlace { listener, shares, root } = place;
+        let (news, mut post) = (News(shares), Some(post));
+        let why = match self.prepare(&news) {
+            Ok((server, clients)) => {
+                let pool = Pool { server, listener, clients, root };
+                match serve_listener(pool, &news, || drop(post.take())) {
+                    Ok(never) => match never {},
+                    Err(error) => chain(&error),
+                }
+            }
             Err(why) => why,
         };
         if let Some(post) = post {
@@ -47,8 +56,12 @@ impl Files {
         1
     }
 
-    fn prepare(&self) -> Result<(Server, NonZeroUsize), String> {
-        process::rename("cofferdam-files").map_err(|error| format!("its name in lists of processes: {error}"))?;
+    /// What is to be shown from the start.
+    pub(crate) fn at_start(&self) -> Vec<(PathBuf, bool)> {
+        self.shares.iter().map(|share| (share.path.clone(), share.access == Access::Read)).collect()
+    }
+
+    fn prepare(&self, news: &News) -> Result<(Server, NonZeroUsize), String> {
         // A client that is gone must not be the end of the others.
         process::ignore(Signal::PIPE).map_err(|error| format!("signals: {error}"))?;
         // Each file that is open in the guest is open here. What the system does not give, clients are told when it is used up.
@@ -56,25 +69,22 @@ impl Files {
         let owner = Owner::new(self.owner, self.owner);
         let server = Server::new(self.password.clone(), owner)
             .map_err(|error| format!("there are no random numbers: {error}"))?;
-        for Share { tag, path, access } in &self.shares {
-            let access = match access {
-                Access::Read => ShareAccess::ReadOnly,
-                Access::Write => ShareAccess::ReadWrite,
-            };
-            server.shares.add(tag, path, access).map_err(|error| chain(&error))?;
+        for _ in &self.shares {
+            news.next(&server.shares).map_err(|error| format!("its directories: {error}"))?.1?;
         }
-        let clients = self.shares.len().saturating_add(MORE_CLIENTS);
+        let most = if self.grows { MOST_SHARES } else { self.shares.len() };
+        let clients = most.saturating_add(MORE_CLIENTS);
         Ok((server, NonZeroUsize::new(clients).unwrap_or(NonZeroUsize::MIN)))
     }
 
-    /// How a guest mounts one of them.
-    pub(crate) fn mount(&self, share: &Share, target: &[u8]) -> Mount {
+    /// How a guest mounts the share of a number.
+    pub(crate) fn mount(&self, number: u32, read_only: bool, target: &[u8]) -> Mount {
         Mount {
             kind: MountKind::Cifs,
-            source: format!("//{}/{}", self.address.ip(), share.tag).into_bytes(),
+            source: format!("//{}/{}", self.address.ip(), share_name(number)).into_bytes(),
             target: target.to_vec(),
             options: self.options().into_bytes(),
-            read_only: share.access == Access::Read,
+            read_only,
         }
     }
 
@@ -92,6 +102,46 @@ impl Files {
             self.password.text(),
             owner = self.owner,
         )
+    }
+}
+
+/// What a guest knows a share by. No number is given twice, so a name never comes to mean another directory.
+fn share_name(number: u32) -> String {
+    format!("share{number}")
+}
+
+/// What the process hears of shares that come and go.
+struct News(ShareNews);
+
+impl News {
+    /// Waits for the next change and makes it: of which share, and what has come of it.
+    fn next(&self, shares: &Shares) -> io::Result<(u32, Result<(), String>)> {
+        loop {
+            return Ok(match self.0.next()? {
+                Some(ShareChange::Share { number, read_only, tree }) => {
+                    let access = if read_only { ShareAccess::ReadOnly } else { ShareAccess::ReadWrite };
+                    let added = shares.add_opened(&share_name(number), tree, access);
+                    (number, added.map_err(|error| chain(&error)))
+                }
+                Some(ShareChange::Unshare { number }) => {
+                    shares.remove(&share_name(number));
+                    (number, Ok(()))
+                }
+                None => continue,
+            });
+        }
+    }
+}
+
+impl Door for News {
+    fn socket(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
+    fn attend(&self, shares: &Shares) -> io::Result<()> {
+        let (number, result) = self.next(shares)?;
+        self.0.answer(number, result);
+        Ok(())
     }
 }
 

@@ -174,13 +174,10 @@ fn launch_as(
             tell("the guest is starting…");
         }
     };
-    let (mut monitor, outer) = monitored(spec, options, root, accelerator, BOOT_TIME);
+    let (monitor, outer) = monitored(stays, spec, options, root, (accelerator, BOOT_TIME));
     match stays {
         Stays::No => launch_monitored(outer, &monitor, &mut booting),
-        Stays::Yes => {
-            monitor.task = Task::Stay;
-            cofferdam_backend_ns::launch_staying(outer, &monitor, &mut booting)
-        }
+        Stays::Yes => cofferdam_backend_ns::launch_staying(outer, &monitor, &mut booting),
     }
 }
 
@@ -215,7 +212,7 @@ fn start_once(options: &Options) -> Result<(), String> {
         network: None,
     };
     let options = Options { engine: options.engine.without_card(), ..options.clone() };
-    let (mut monitor, outer) = monitored(spec, &options, None, Accelerator::Kvm, PROBE_TIME);
+    let (mut monitor, outer) = monitored(Stays::No, spec, &options, None, (Accelerator::Kvm, PROBE_TIME));
     monitor.task = Task::Start;
     let running = launch_monitored(outer, &monitor, &mut |_| {});
     let running = running.map_err(|error| if let LaunchError::Guest(why) = error { why } else { error.to_string() })?;
@@ -331,11 +328,11 @@ fn mebibytes(bytes: u64) -> u64 {
 
 /// Takes a specification apart: what is for the guest goes to its monitor, and what is left is the sandbox that QEMU is in.
 fn monitored(
+    stays: Stays,
     spec: SandboxSpec,
     options: &Options,
     root: Option<Root>,
-    accelerator: Accelerator,
-    boot_time: Duration,
+    (accelerator, boot_time): (Accelerator, Duration),
 ) -> (GuestMonitor, SandboxSpec) {
     if let Engine::Slirp(slirp) = &options.engine {
         return bare(spec, options, slirp, accelerator, boot_time);
@@ -343,7 +340,7 @@ fn monitored(
     let mut spec = spec;
     let shown = shown(&spec.place);
     let shares = shares(&shown);
-    let files = files(&mut spec, options, &shares);
+    let files = files(stays, &mut spec, options, &shares);
     let program = virtiofsd(options).filter(|_| !shares.is_empty());
     let by_device = if files.is_some() || program.is_some() { Vec::new() } else { shares.clone() };
     let devices = shares.iter().filter(|_| program.is_some());
@@ -364,7 +361,10 @@ fn monitored(
         served: files,
         devices: shares.iter().filter_map(|share| Some(program?.server(share, spec.inside_uid))).collect(),
         files: spec.etc_files(),
-        task: Task::Run(exec(&spec)),
+        task: match stays {
+            Stays::No => Task::Run(exec(&spec)),
+            Stays::Yes => Task::Stay,
+        },
     };
     let mut mounts = vec![
         read_only(&options.kit.qemu, &options.kit.qemu),
@@ -396,16 +396,18 @@ fn outer_limits(limits: &ResourceLimits, accelerator: Accelerator) -> ResourceLi
     ResourceLimits { memory: limits.memory.map(|bytes| bytes.saturating_add(own)), disk: None, ..limits.clone() }
 }
 
-/// The server of these directories, where the guest is to have them from one. Says in the specification where it is.
-fn files(spec: &mut SandboxSpec, options: &Options, shares: &[Share]) -> Option<Files> {
-    let network = spec.network.as_mut().filter(|_| !shares.is_empty())?;
+/// The server of these directories, where the guest is to have them from one. Says in the specification where it is. A machine that
+/// stays may come to have some.
+fn files(stays: Stays, spec: &mut SandboxSpec, options: &Options, shares: &[Share]) -> Option<Files> {
+    let grows = stays == Stays::Yes;
+    let network = spec.network.as_mut().filter(|_| grows || !shares.is_empty())?;
     match options.sharing.as_ref().unwrap_or(&Sharing::Smb) {
         Sharing::Plan9 | Sharing::Virtiofs(_) => None,
         Sharing::Smb => {
             let address = network.link.link.files();
             network.link.files = Some(address);
             let password = Password::of_bits(options.password);
-            Some(Files { address, password, owner: spec.inside_uid, shares: shares.to_vec() })
+            Some(Files { address, password, owner: spec.inside_uid, shares: shares.to_vec(), grows })
         }
     }
 }
@@ -494,8 +496,9 @@ pub fn cpus(limit: Option<f32>) -> NonZeroU32 {
     NonZeroU32::new(wanted).unwrap_or(NonZeroU32::MIN)
 }
 
-/// What the guest is shown: the project, and the mounts, outer ones first.
-fn shown(place: &Place) -> Vec<Mount> {
+/// What the guest is shown: the project, and the mounts, outer ones first. Their places are the numbers of their shares.
+#[must_use]
+pub fn shown(place: &Place) -> Vec<Mount> {
     let project = place.project.iter().map(|project| Mount {
         source: project.clone(),
         target: project.clone(),
@@ -531,10 +534,10 @@ fn guest_mounts(spec: &SandboxSpec, shown: &[Mount], shares: &[Share], way: &Way
         options: format!("mode=0755,uid={0},gid={0}", spec.inside_uid).into_bytes(),
         read_only: false,
     };
-    let shares = shown.iter().zip(shares).map(|(mount, share)| {
+    let shares = (0..).zip(shown.iter().zip(shares)).map(|(number, (mount, share))| {
         let target = mount.target.as_os_str().as_bytes();
         match way {
-            Way::Served(files) => files.mount(share, target),
+            Way::Served(files) => files.mount(number, mount.read_only, target),
             Way::Plan9 => by_device(share, target, MountKind::Plan9, PLAN9),
             Way::Virtiofs => by_device(share, target, MountKind::Virtiofs, b""),
         }

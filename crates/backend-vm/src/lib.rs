@@ -34,10 +34,13 @@ mod slirp;
 mod switchboard;
 mod virtiofsd;
 
+pub use cofferdam_smb::MOST_SHARES;
+
 pub use accelerator::{Cache, Choice, Wish};
 pub use kit::{Kit, KitError};
 pub use launch::{
-    DEFAULT_MEMORY, Options, Progress, Sharing, check, cpus, launch, launch_calling, launch_staying, probe, root_source,
+    DEFAULT_MEMORY, Options, Progress, Sharing, check, cpus, launch, launch_calling, launch_staying, probe,
+    root_source, shown,
 };
 pub use slirp::{Engine, Slirp, check_engine};
 pub use virtiofsd::{Virtiofsd, VirtiofsdError};

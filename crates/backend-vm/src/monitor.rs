@@ -18,6 +18,7 @@
 //! | State | Event | Then |
 //! |---|---|---|
 //! | staying | a line of pid 1 | somebody may call over it |
+//! | staying | a share that is to be attached or detached | the guest is asked to mount or unmount it, and pid 1 told what has come of it |
 //! | staying | bytes of a caller or of the agent | to the other |
 //! | staying | TERM | the guest writes what it has in memory, and is switched off |
 //! | staying | QEMU ends, the agent breaks the protocol | every caller is told why, then `Lost` |
@@ -30,10 +31,11 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use cofferdam_backend_ns::{DeviceServer, DiskFull, Monitor, Post};
+use cofferdam_backend_ns::{DeviceServer, DiskFull, Monitor, Post, Request, ServerPlace};
 use cofferdam_guest_protocol::{
     CallError, CallId, Event, Exec, Failure, FailureKind, Host, Mount, MountKind, Network, Put, Shortage, Size, Status,
     Stream, Token,
@@ -147,8 +149,12 @@ impl Monitor for GuestMonitor {
         }
     }
 
-    fn serve_files(&self, listener: OwnedFd, post: Post) -> u8 {
-        self.served.as_ref().map_or(1, |files| files.serve(listener, post))
+    fn shares(&self) -> Vec<(PathBuf, bool)> {
+        self.served.as_ref().map(Files::at_start).unwrap_or_default()
+    }
+
+    fn serve_files(&self, place: ServerPlace, post: Post) -> u8 {
+        self.served.as_ref().map_or(1, |files| files.serve(place, post))
     }
 
     fn device_servers(&self) -> &[DeviceServer] {
@@ -204,7 +210,7 @@ impl GuestMonitor {
                 post.started();
                 return Ok(End::Exited(Status::Code(0)));
             }
-            Task::Stay => return stay(&mut guest, post),
+            Task::Stay => return stay(&mut guest, post, self.served.as_ref()),
             Task::Run(exec) => execute(&mut guest, exec.clone(), post),
         };
         let ended = ended.map_err(|trouble| guest.explain(trouble, EXEC_TIME))?;
@@ -213,6 +219,12 @@ impl GuestMonitor {
         }
         Ok(ended)
     }
+}
+
+/// What to do about a mount that has failed with these words; may be empty.
+fn remedy(text: &str) -> &'static str {
+    let is_absent = |kind: &str| text.contains(kind) && text.contains(NO_DEVICE);
+    REMEDIES.iter().find(|(kind, _)| is_absent(kind)).map_or("", |(_, what)| *what)
 }
 
 /// Has a program executed, and relays its streams and signals to its end.
@@ -245,10 +257,11 @@ pub(crate) fn execute(side: &mut impl Side, exec: Exec, post: &Post) -> Result<E
 }
 
 /// Is there for callers, until the guest ends or is to be ended.
-fn stay(guest: &mut Guest, post: &Post) -> Result<End, String> {
+fn stay(guest: &mut Guest, post: &Post, files: Option<&Files>) -> Result<End, String> {
     let signals = SignalFd::new(&[Signal::TERM]).map_err(|error| format!("signals cannot be received: {error}"))?;
     post.started();
-    let mut exchange = Exchange { guest, post, signals, board: Switchboard::default(), lines: BTreeMap::new() };
+    let (board, lines, shares) = (Switchboard::default(), BTreeMap::new(), BTreeMap::new());
+    let mut exchange = Exchange { guest, post, files, signals, board, lines, shares };
     match exchange.serve() {
         Ok(()) => {
             exchange.guest.say_goodbye();
@@ -266,9 +279,12 @@ fn stay(guest: &mut Guest, post: &Post) -> Result<End, String> {
 struct Exchange<'a> {
     guest: &'a mut Guest,
     post: &'a Post,
+    files: Option<&'a Files>,
     signals: SignalFd,
     board: Switchboard,
     lines: BTreeMap<CallerId, OwnedFd>,
+    /// What the guest is mounting or unmounting for us, by the numbers of the shares.
+    shares: BTreeMap<CallId, u32>,
 }
 
 impl Exchange<'_> {
@@ -276,7 +292,9 @@ impl Exchange<'_> {
     fn serve(&mut self) -> Result<(), Trouble> {
         loop {
             while let Some(event) = self.guest.host.poll_event() {
-                self.board.handle_event(&mut self.guest.host, event);
+                if !self.is_of_a_share(&event) {
+                    self.board.handle_event(&mut self.guest.host, event);
+                }
             }
             for source in wait(&self.sources(), None)? {
                 match source {
@@ -285,7 +303,7 @@ impl Exchange<'_> {
                             return Ok(());
                         }
                     }
-                    Source::Callers => self.accept()?,
+                    Source::Requests => self.handle_request()?,
                     Source::Line(id) => self.handle_line(id),
                     Source::Agent | Source::Control | Source::Console | Source::End => self.guest.handle(source)?,
                     Source::Input | Source::Output(_) => {}
@@ -297,7 +315,7 @@ impl Exchange<'_> {
     fn sources(&self) -> Vec<(Source, BorrowedFd<'_>, PollFlags)> {
         let mut sources = self.guest.sources();
         sources.push((Source::Signals, self.signals.as_fd(), PollFlags::IN));
-        sources.push((Source::Callers, self.post.callers(), PollFlags::IN));
+        sources.push((Source::Requests, self.post.requests(), PollFlags::IN));
         // What a guest that says it has room does not fetch waits with its callers.
         let input = if self.guest.host.output().len() < MOST_WAITING { PollFlags::IN } else { PollFlags::empty() };
         sources.extend(self.lines.iter().filter_map(|(id, line)| {
@@ -309,18 +327,63 @@ impl Exchange<'_> {
         sources
     }
 
-    fn accept(&mut self) -> Result<(), Trouble> {
-        let line = self.post.next_caller();
-        let Some(line) = line.map_err(|error| Trouble::Broken(format!("its pid 1 cannot be heard: {error}")))? else {
-            return Ok(());
+    fn handle_request(&mut self) -> Result<(), Trouble> {
+        let request = self.post.next_request();
+        match request.map_err(|error| Trouble::Broken(format!("its pid 1 cannot be heard: {error}")))? {
+            Some(Request::Caller(line)) => self.accept(line),
+            Some(Request::Attach { number, read_only, target }) => {
+                let target = target.as_os_str().as_bytes();
+                match self.files {
+                    Some(files) => {
+                        let asked = self.guest.host.mount(files.mount(number, read_only, target));
+                        self.asked(number, asked);
+                    }
+                    None => self.post.attached(number, Err("nothing serves it any directory".to_owned())),
+                }
+            }
+            Some(Request::Detach { number, target }) => {
+                let asked = self.guest.host.unmount(target.into_os_string().into_vec());
+                self.asked(number, asked);
+            }
+            None => {}
+        }
+        Ok(())
+    }
+
+    /// The guest has been asked to do something about a share.
+    fn asked(&mut self, number: u32, asked: Result<CallId, CallError>) {
+        match asked {
+            Ok(call) => drop(self.shares.insert(call, number)),
+            Err(error) => self.post.attached(number, Err(error.to_string())),
+        }
+    }
+
+    /// Whether it was about a share; whoever wants to know is told.
+    fn is_of_a_share(&mut self, event: &Event) -> bool {
+        let (call, result) = match event {
+            Event::Done { call } => (call, Ok(())),
+            Event::Failed { call, failure } => (call, Err(format!("{}{}", failure.text, remedy(&failure.text)))),
+            Event::Ready
+            | Event::Started { .. }
+            | Event::Opened { .. }
+            | Event::Data { .. }
+            | Event::End { .. }
+            | Event::Room { .. }
+            | Event::Full { .. }
+            | Event::Exited { .. } => return false,
         };
+        let Some(number) = self.shares.remove(call) else { return false };
+        self.post.attached(number, result);
+        true
+    }
+
+    fn accept(&mut self, line: OwnedFd) {
         // One too many sees its line closed.
         if rustix::io::ioctl_fionbio(&line, true).is_ok()
             && let Some(id) = self.board.add()
         {
             self.lines.insert(id, line);
         }
-        Ok(())
     }
 
     fn handle_line(&mut self, id: CallerId) {
@@ -476,8 +539,8 @@ pub(crate) enum Source {
     Input,
     Output(Stream),
     Signals,
-    /// Somebody who wants something done in the guest; and one who has said so.
-    Callers,
+    /// What is wanted of the machine; and somebody who has said that something is to be done in the guest.
+    Requests,
     Line(CallerId),
 }
 
@@ -563,8 +626,7 @@ impl Guest {
                 Event::Started { .. } | Event::Room { .. } => {}
                 Event::Failed { call, failure } => {
                     let what = open.remove(&call).unwrap_or_default();
-                    let is_absent = |kind: &str| failure.text.contains(kind) && failure.text.contains(NO_DEVICE);
-                    let remedy = REMEDIES.iter().find(|(kind, _)| is_absent(kind)).map_or("", |(_, what)| *what);
+                    let remedy = remedy(&failure.text);
                     return Err(Trouble::Broken(format!("the guest could not {what}: {}{remedy}", failure.text)));
                 }
                 other @ (Event::Ready
@@ -624,7 +686,7 @@ impl Side for Guest {
                 Ok(())
             }
             Source::End => self.ended(),
-            Source::Input | Source::Output(_) | Source::Signals | Source::Callers | Source::Line(_) => Ok(()),
+            Source::Input | Source::Output(_) | Source::Signals | Source::Requests | Source::Line(_) => Ok(()),
         }
     }
 }
@@ -787,7 +849,7 @@ impl<'a, S: Side> Run<'a, S> {
                     Source::Signals => self.pass_signals(),
                     Source::End => self.side_ended()?,
                     Source::Agent | Source::Control | Source::Console => self.side.handle(source)?,
-                    Source::Callers | Source::Line(_) => {}
+                    Source::Requests | Source::Line(_) => {}
                 }
             }
         }

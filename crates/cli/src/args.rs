@@ -18,8 +18,8 @@ use crate::units;
 
 pub(crate) use evidence::{LearnArgs, LearnGroup, LogArgs, LogRmArgs, LogVerb, TopArgs, UiArgs, WhyArgs};
 pub(crate) use named::{
-    CpArgs, CreateArgs, ExecArgs, InspectArgs, LogsArgs, LsArgs, ModeWord, PolicySetArgs, PortsChangeArgs, PortsLsArgs,
-    PortsVerb, RmArgs, StartArgs, StopArgs,
+    CpArgs, CreateArgs, ExecArgs, InspectArgs, LogsArgs, LsArgs, ModeWord, MountAddArgs, MountLsArgs, MountRmArgs,
+    MountVerb, PolicySetArgs, PortsChangeArgs, PortsLsArgs, PortsVerb, RmArgs, StartArgs, StopArgs,
 };
 
 pub(crate) use vm::{AcceleratorWord, ArchitectureWord, EngineWord, ModeOfVm, VmArgsArgs, VmSetupArgs, VmVerb};
@@ -71,6 +71,9 @@ pub(crate) enum Verb {
     /// Publish and withdraw ports of a sandbox that runs.
     #[command(subcommand)]
     Ports(PortsVerb),
+    /// Show a virtual machine that runs more of the host, and less.
+    #[command(subcommand)]
+    Mount(MountVerb),
     /// Copy files into a sandbox that stays, or out of it.
     #[command(after_long_help = named::CP_EXAMPLES)]
     Cp(CpArgs),

@@ -65,6 +65,7 @@ fn main() -> ExitCode {
         Verb::Ls(args) => named::ls(&args),
         Verb::Inspect(args) => named::inspect(&args),
         Verb::Ports(verb) => named::ports(verb),
+        Verb::Mount(verb) => named::mount(verb),
         Verb::Cp(args) => named::cp(&args),
         Verb::Logs(args) => named::logs(&args),
         Verb::Log(args) => log::log(args),
@@ -91,8 +92,21 @@ fn main() -> ExitCode {
 }
 
 /// Verbs that the short help leaves out, so that it fits a screen; it names `demo` below them.
-const LESS_USED: [&str; 12] =
-    ["start", "stop", "cp", "ports", "rm", "inspect", "logs", "demo", "vm", "schema", "completions", "version"];
+const LESS_USED: [&str; 13] = [
+    "start",
+    "stop",
+    "cp",
+    "ports",
+    "mount",
+    "rm",
+    "inspect",
+    "logs",
+    "demo",
+    "vm",
+    "schema",
+    "completions",
+    "version",
+];
 
 fn short(command: clap::Command) -> clap::Command {
     let command = command.after_help("All verbs: cofferdam --help\nStart with: cofferdam demo");

@@ -3,6 +3,7 @@
 mod archive;
 mod cp;
 mod logs;
+mod mounts;
 mod ports;
 mod report;
 mod show;
@@ -35,6 +36,7 @@ use crate::vm;
 
 pub(crate) use cp::cp;
 pub(crate) use logs::logs;
+pub(crate) use mounts::mount;
 pub(crate) use ports::ports;
 pub(crate) use show::{inspect, ls};
 

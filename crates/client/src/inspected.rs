@@ -44,6 +44,15 @@ pub enum State {
     Stopped,
 }
 
+/// A file or directory of this machine that a sandbox is shown.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[non_exhaustive]
+pub struct Mounted {
+    pub source: PathBuf,
+    pub target: PathBuf,
+    pub read_only: bool,
+}
+
 /// One run of a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[non_exhaustive]

@@ -66,7 +66,7 @@ pub use cofferdam_model::{NetworkMode, PublishedPort};
 
 pub use builder::{SandboxBuilder, Session};
 pub use error::Error;
-pub use inspected::{Inspected, RunInfo, State};
+pub use inspected::{Inspected, Mounted, RunInfo, State};
 pub use logs::Logs;
 pub use network::Network;
 pub use report::{Denied, Finished, Output, Status, Totals};

@@ -1,6 +1,7 @@
 //! A sandbox that is there.
 
 use std::ffi::OsString;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -11,8 +12,8 @@ use serde::Deserialize;
 
 use crate::Error;
 use crate::builder::{Made, SandboxBuilder};
-use crate::error::Refusal;
-use crate::inspected::Inspected;
+use crate::error::{Refusal, io_error};
+use crate::inspected::{Inspected, Mounted};
 use crate::logs::Logs;
 use crate::network::{Network, wire_of_change, without_ports};
 use crate::program::{Program, words};
@@ -171,6 +172,43 @@ impl Sandbox {
     /// When it does not run.
     pub async fn ports(&self) -> Result<Vec<PublishedPort>, Error> {
         self.program().ask(&self.words(["ports", "ls", "--json"]), None).await
+    }
+
+    /// Mounts a directory of this machine at a path of a virtual machine, while it runs. It holds over stop and start.
+    ///
+    /// # Errors
+    /// When it is no virtual machine with a network, has a mount there or around it, or does not mount it.
+    pub async fn add_mount(
+        &self,
+        source: impl AsRef<Path>,
+        target: impl AsRef<Path>,
+        read_only: bool,
+    ) -> Result<(), Error> {
+        let mut mount = std::path::absolute(source).map_err(io_error("find the directory"))?.into_os_string();
+        mount.push(":");
+        mount.push(target.as_ref());
+        mount.push(if read_only { ":ro" } else { ":rw" });
+        let mut words = self.words(["mount", "add", "--json"]);
+        words.push(mount);
+        self.program().ask(&words, None).await.map(|_: serde::de::IgnoredAny| ())
+    }
+
+    /// Takes away what is mounted at a path of a virtual machine, while it runs.
+    ///
+    /// # Errors
+    /// When nothing is mounted there; and when the guest could not unmount it, in which case it is shown nothing there all the same.
+    pub async fn remove_mount(&self, target: impl AsRef<Path>) -> Result<(), Error> {
+        let mut words = self.words(["mount", "rm", "--json"]);
+        words.push(target.as_ref().into());
+        self.program().ask(&words, None).await.map(|_: serde::de::IgnoredAny| ())
+    }
+
+    /// What of this machine it is shown besides the directory of its project.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub async fn mounts(&self) -> Result<Vec<Mounted>, Error> {
+        self.program().ask(&self.words(["mount", "ls", "--json"]), None).await
     }
 
     /// What its main command has written, as far as it is kept: the last 8 to 16 MiB. What the sandbox itself had to say is between

@@ -267,9 +267,12 @@ fn not_done(reply: Reply) -> ChangeError {
     match reply {
         Reply::Busy => ChangeError::Busy,
         Reply::Refused { why } => ChangeError::Refused(why),
-        other @ (Reply::Entered(_) | Reply::Inspected(_) | Reply::Shown | Reply::Done | Reply::Ports { .. }) => {
-            ChangeError::Refused(format!("something else was answered: {other:?}"))
-        }
+        other @ (Reply::Entered(_)
+        | Reply::Inspected(_)
+        | Reply::Shown
+        | Reply::Done
+        | Reply::Ports { .. }
+        | Reply::Mountable { .. }) => ChangeError::Refused(format!("something else was answered: {other:?}")),
     }
 }
 

@@ -21,6 +21,7 @@
 mod client;
 mod exec;
 mod keeper;
+mod mounts;
 mod narrow;
 pub(crate) mod protocol;
 mod published;
@@ -29,7 +30,9 @@ mod spec;
 mod told;
 
 pub(crate) use client::{FOR_A_POLICY, LATE, PATIENCE};
-pub use client::{Inspected, RunInfo, enter, inspect, ports, publish, set_policy, stop, withdraw};
+pub use client::{
+    Inspected, RunInfo, add_mount, enter, inspect, ports, publish, remove_mount, set_policy, stop, withdraw,
+};
 pub use exec::{ExecOptions, Session};
 pub(crate) use keeper::chain;
 pub use keeper::{Kept, start};

@@ -15,7 +15,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use cofferdam_backend_ns::{
     Capability, CaptureFile, DiskFull, GatewayEnd, GatewayFate, LaunchError, Mount, NetworkSpec, Observer, Order,
-    Outcome, Place, ResourceLimits, Running, SandboxSpec, Status, Terminal, writable_roots,
+    Outcome, Place, ResourceLimits, Running, SandboxSpec, ShareAnswer, Status, Terminal, writable_roots,
 };
 use cofferdam_backend_vm::{Cache, Choice, Engine, Kit, Progress, Sharing, Wish};
 use cofferdam_gateway::{
@@ -276,6 +276,11 @@ impl Sandbox {
             Backend::Namespace => Ok(None),
             Backend::Vm(options) => options.drawn().map(Some),
         }
+    }
+
+    /// What of the host it is shown, in the order of its shares where it is a virtual machine.
+    pub(crate) fn shown(&self) -> Vec<cofferdam_backend_ns::Mount> {
+        cofferdam_backend_vm::shown(&self.spec.place)
     }
 
     /// Says what it is for, where the program is started by somebody else.
@@ -570,6 +575,10 @@ pub(crate) trait Companion {
         (Vec::new(), 0)
     }
     fn answered(&mut self, answer: CommandAnswer) -> Vec<Order>;
+    /// Something has come of what is to be shown to a virtual machine.
+    fn shared(&mut self, _answer: ShareAnswer) -> Vec<Order> {
+        Vec::new()
+    }
     /// The gateway has ended.
     fn gateway_died(&mut self);
     fn signal(&mut self) -> Vec<Order>;
@@ -672,6 +681,10 @@ impl Observer for Record<'_> {
 
     fn answered(&mut self, answer: CommandAnswer) -> Vec<Order> {
         self.companion.answered(answer)
+    }
+
+    fn shared(&mut self, answer: ShareAnswer) -> Vec<Order> {
+        self.companion.shared(answer)
     }
 
     fn signal(&mut self) -> Vec<Order> {

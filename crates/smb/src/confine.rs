@@ -3,16 +3,23 @@
 //! | Stage | What is given up | Why not earlier |
 //! |---|---|---|
 //! | capabilities, `no_new_privs` | any privilege, and any way to get one; as root `CAP_DAC_OVERRIDE` and `CAP_FOWNER` stay, without which root has not its own files | the descriptor limit is raised before |
-//! | Landlock | every path but those beneath the shares; of those that are read-only, every change | the shares are open before |
+//! | files | every path but those beneath the shares; of those that are read-only, every change | the shares are open before |
 //! | seccomp | every system call that serving files does not take, among them any that opens a file other than by `openat2` | the stages above need theirs |
 //!
-//! What stays: the stream, the shares, memory and time. No socket can be made, no process started, nothing signalled. A kernel without Landlock loses that stage
-//! alone: a server that is taken over could then open what its user may.
+//! What stays: the stream, the shares, memory and time. No socket can be made, no process started, nothing signalled.
+//!
+//! Files are given up in one of two ways. A process for one stream has the shares that it began with, and Landlock. A kernel without Landlock loses that stage
+//! alone: such a server that is taken over could open what its user may. A process for a listener has shares that come later as well, which no rule of
+//! Landlock can be made for any more: it is in a mount namespace with an empty directory and nothing else ([`EmptyRoot`]), and each of its shares is a descriptor
+//! of a mount that is attached nowhere. No path leads to a file there, and `..` not out of a share, whatever is asked of the kernel; a share that is
+//! read-only is a read-only mount.
 
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use cofferdam_sys::confine::{self, Call, Capability, FilterError, PathAccess, Test, has_capability};
 use cofferdam_sys::file::SYS_FCHMODAT2;
+use cofferdam_sys::mount::EmptyRoot;
 
 use crate::share::{ShareAccess, Shares};
 
@@ -50,17 +57,29 @@ pub enum ConfineError {
 /// # Errors
 /// The system refused one of the stages.
 pub fn confine(shares: &Shares) -> Result<Confined, ConfineError> {
-    confine_to(shares, calls())
+    renounce()?;
+    restrict_paths(shares).map_err(|source| ConfineError::Landlock { source })?;
+    confine::allow_calls(calls())?;
+    Ok(Confined(()))
 }
 
-/// As [`confine()`], and the thread may accept connections.
-pub(crate) fn confine_listener(shares: &Shares) -> Result<Confined, ConfineError> {
+/// Confines a thread of a process without files to the shares that there are and those that come. It may accept connections.
+pub(crate) fn confine_listener(_root: &EmptyRoot) -> Result<Confined, ConfineError> {
+    renounce()?;
     let mut calls = calls();
     calls.push(Call::new(libc::SYS_accept4));
-    confine_to(shares, calls)
+    confine::allow_calls(calls)?;
+    Ok(Confined(()))
 }
 
-fn confine_to(shares: &Shares, calls: Vec<Call>) -> Result<Confined, ConfineError> {
+/// Confines the thread of such a process that takes shares and lets go of them: to messages over this socket.
+pub(crate) fn confine_door(_root: &EmptyRoot, door: BorrowedFd<'_>) -> Result<(), ConfineError> {
+    renounce()?;
+    confine::allow_calls(door_calls(door))?;
+    Ok(())
+}
+
+fn renounce() -> Result<(), ConfineError> {
     let capabilities = |source| ConfineError::Capabilities { source };
     let mut kept = Vec::new();
     for capability in [Capability::DAC_OVERRIDE, Capability::FOWNER] {
@@ -69,19 +88,18 @@ fn confine_to(shares: &Shares, calls: Vec<Call>) -> Result<Confined, ConfineErro
         }
     }
     confine::keep_capabilities(&kept).map_err(capabilities)?;
-    confine::no_new_privileges().map_err(|source| ConfineError::NoNewPrivileges { source })?;
-    let roots = shares.roots().map_err(|source| ConfineError::Landlock { source })?;
+    confine::no_new_privileges().map_err(|source| ConfineError::NoNewPrivileges { source })
+}
+
+fn restrict_paths(shares: &Shares) -> io::Result<()> {
+    let roots = shares.roots()?.into_iter();
     let roots: Vec<_> = roots
-        .into_iter()
         .map(|(root, access)| match access {
             ShareAccess::ReadOnly => (root, PathAccess::Read),
             ShareAccess::ReadWrite => (root, PathAccess::Write),
         })
         .collect();
-    confine::landlock_opened(&roots).map_err(|source| ConfineError::Landlock { source })?;
-    drop(roots);
-    confine::allow_calls(calls)?;
-    Ok(Confined(()))
+    confine::landlock_opened(&roots).map(drop)
 }
 
 /// Every system call of a server, and who makes it.
@@ -119,24 +137,6 @@ fn calls() -> Vec<Call> {
         // Challenges and ids; the time of day.
         libc::SYS_getrandom,
         libc::SYS_clock_gettime,
-        // The allocator.
-        libc::SYS_brk,
-        libc::SYS_mmap,
-        libc::SYS_munmap,
-        libc::SYS_mremap,
-        libc::SYS_madvise,
-        libc::SYS_futex,
-        // Signals and the end, in peace and in panic.
-        libc::SYS_writev,
-        libc::SYS_rt_sigreturn,
-        libc::SYS_rt_sigaction,
-        libc::SYS_rt_sigprocmask,
-        libc::SYS_sigaltstack,
-        libc::SYS_getpid,
-        libc::SYS_gettid,
-        libc::SYS_tgkill,
-        libc::SYS_exit,
-        libc::SYS_exit_group,
     ];
     let commands = [
         // Locks; the standard library looks whether what it closes is open, in builds with debug assertions.
@@ -146,21 +146,57 @@ fn calls() -> Vec<Call> {
         libc::F_GETFL,
     ]
     .map(|command| Call::new(libc::SYS_fcntl).when(1, Test::Equal(u32::try_from(command).unwrap_or(u32::MAX))));
-    any.into_iter().map(Call::new).chain(commands).collect()
+    any.into_iter().chain(EVERY_THREAD).map(Call::new).chain(commands).collect()
 }
+
+/// Every system call of the thread that takes shares.
+fn door_calls(door: BorrowedFd<'_>) -> Vec<Call> {
+    let socket = u32::try_from(door.as_raw_fd()).unwrap_or(u32::MAX);
+    let messages = [libc::SYS_recvmsg, libc::SYS_sendmsg];
+    let messages = messages.map(|call| Call::new(call).when(0, Test::Equal(socket)));
+    // What has come is looked at, and closed when it is not wanted.
+    let any = [libc::SYS_statx, libc::SYS_close, libc::SYS_write, libc::SYS_restart_syscall];
+    let asked = u32::try_from(libc::F_GETFD).unwrap_or(u32::MAX);
+    let open = Call::new(libc::SYS_fcntl).when(1, Test::Equal(asked));
+    any.into_iter().chain(EVERY_THREAD).map(Call::new).chain(messages).chain([open]).collect()
+}
+
+/// What a thread needs whatever it does.
+const EVERY_THREAD: [libc::c_long; 16] = [
+    // The allocator.
+    libc::SYS_brk,
+    libc::SYS_mmap,
+    libc::SYS_munmap,
+    libc::SYS_mremap,
+    libc::SYS_madvise,
+    libc::SYS_futex,
+    // Signals and the end, in peace and in panic.
+    libc::SYS_writev,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_sigaltstack,
+    libc::SYS_getpid,
+    libc::SYS_gettid,
+    libc::SYS_tgkill,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+];
 
 #[cfg(test)]
 mod tests {
     use std::fs;
     use std::net::TcpStream;
-    use std::os::fd::AsFd;
+    use std::os::fd::{AsFd, OwnedFd};
 
     use cofferdam_sys::confine::Landlock;
+    use cofferdam_sys::fdpass;
     use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
     use rustix::io::Errno;
 
     use super::*;
     use crate::name::SharePath;
+    use crate::share::ShareError;
     use crate::wire::bytes::utf16;
 
     #[test]
@@ -207,5 +243,51 @@ mod tests {
         let refused = Some(libc::EPERM);
         assert_eq!((plain, dial, signal), (Err(refused), Err(refused), Err(Errno::PERM)));
         assert_eq!(fs::read_to_string(root.path().join("rw/b")).unwrap(), "new");
+    }
+
+    #[test]
+    fn what_comes_later_is_there_for_a_thread_that_was_confined_before() {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join("a"), "a").unwrap();
+        let opened = || OwnedFd::from(fs::File::open(root.path()).unwrap());
+        let (directory, file) = (opened(), OwnedFd::from(fs::File::open(root.path().join("a")).unwrap()));
+        let run = move || {
+            let shares = Shares::default();
+            let _confined = confine_listener(&EmptyRoot::not_at_all()).unwrap();
+            shares.add_opened("later", directory, ShareAccess::ReadOnly).unwrap();
+            let share = shares.find("later").unwrap();
+            let (_, facts) = share.look(&SharePath::parse(&utf16("a")).unwrap()).unwrap();
+            share.open(&SharePath::parse(&utf16("a")).unwrap(), &facts, OFlags::RDONLY).unwrap();
+            let refused = shares.add_opened("file", file, ShareAccess::ReadOnly);
+            (refused, shares.remove("later"), share.check().is_err(), shares.find("later").is_none())
+        };
+        let (refused, removed, is_gone, is_absent) = std::thread::spawn(run).join().unwrap();
+        assert!(matches!(refused, Err(ShareError::NoDirectory { .. })), "{refused:?}");
+        assert!(removed && is_gone && is_absent);
+    }
+
+    #[test]
+    fn the_door_takes_what_comes_over_its_socket_and_opens_nothing() {
+        let (door, keeper) = fdpass::pair().unwrap();
+        let (other, somebody) = fdpass::pair().unwrap();
+        for socket in [&keeper, &somebody] {
+            fdpass::send_fds(socket, b"x", &[socket.as_fd()]).unwrap();
+        }
+        let run = move || {
+            confine_door(&EmptyRoot::not_at_all(), door.as_fd()).unwrap();
+            let number = |error: io::Error| error.raw_os_error();
+            let taken = fdpass::recv_fds(&door, &mut [0; 4]).map(|(length, fds)| (length, fds.len())).map_err(number);
+            let answered = fdpass::send_fds(&door, b"y", &[]).map_err(number);
+            let others = fdpass::recv_fds(&other, &mut [0; 4]).map(drop).map_err(number);
+            let said = fdpass::send_fds(&other, b"y", &[]).map_err(number);
+            let opened = rustix::fs::openat2(CWD, ".", OFlags::PATH, Mode::empty(), ResolveFlags::empty()).map(drop);
+            let dialed = TcpStream::connect("127.0.0.1:9").map(drop).map_err(|error| error.raw_os_error());
+            (taken, answered, [others, said, dialed], opened)
+        };
+        let (taken, answered, refused, opened) = std::thread::spawn(run).join().unwrap();
+        assert_eq!((taken, answered), (Ok((1, 1)), Ok(())));
+        assert_eq!(refused, [Err(Some(libc::EPERM)); 3]);
+        assert_eq!(opened, Err(Errno::PERM));
+        assert_eq!(fdpass::recv_fds(&keeper, &mut [0; 4]).unwrap().0, 1);
     }
 }

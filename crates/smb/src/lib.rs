@@ -20,7 +20,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 pub use auth::Password;
 pub use confine::{ConfineError, Confined, confine};
 pub use connection::{Connection, Ended, MAX_IO, MAX_MESSAGE, RETRY};
-pub use pool::{PoolError, serve_listener};
+pub use pool::{Door, Pool, PoolError, serve_listener};
 pub use serve::{ServeError, serve};
 pub use share::{MOST_SHARES, ShareAccess, ShareError, Shares};
 pub use status::Status;

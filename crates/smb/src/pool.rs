@@ -3,20 +3,24 @@
 //! All threads are there, and confined, before the first connection is accepted; no more can be made. So many clients are served at a
 //! time, and the others wait in the listener's queue. One that does not log on in time makes room for them. A panic ends one
 //! connection.
+//!
+//! The first thread serves nobody: it waits at the [`Door`], by which shares come and go.
 
 use std::convert::Infallible;
 use std::io;
 use std::num::NonZeroUsize;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Barrier, mpsc};
 use std::thread;
 
+use cofferdam_sys::mount::EmptyRoot;
 use rustix::event::Timespec;
 use rustix::net::SocketFlags;
 
-use crate::confine::{ConfineError, confine_listener};
+use crate::confine::{ConfineError, confine_door, confine_listener};
 use crate::serve::serve_client;
+use crate::share::Shares;
 use crate::{Confined, Server};
 
 /// The stack of a thread. What a connection reads and writes is on the heap.
@@ -37,28 +41,49 @@ pub enum PoolError {
         #[from]
         source: ConfineError,
     },
+    #[error("nobody says any more what is to be served")]
+    Door { source: io::Error },
 }
 
-/// Serves whoever connects to `listener`, so many `clients` at a time, for as long as the process lives. It has to be the only thread
-/// of the process; `ready` is called once there are others, all of them are confined, and before the first connection is accepted.
+/// Where somebody says which shares there are.
+pub trait Door {
+    /// The socket that is waited at: no other is received from, or sent to.
+    fn socket(&self) -> BorrowedFd<'_>;
+
+    /// Waits for one thing to be said, and does it.
+    ///
+    /// # Errors
+    /// When nobody is there to say anything.
+    fn attend(&self, shares: &Shares) -> io::Result<()>;
+}
+
+/// What is served, and where.
+#[derive(Debug)]
+pub struct Pool {
+    pub server: Server,
+    pub listener: OwnedFd,
+    /// How many at a time.
+    pub clients: NonZeroUsize,
+    pub root: EmptyRoot,
+}
+
+/// Serves whoever connects, for as long as the process lives. It has to be the only thread of the process; `ready` is called once
+/// there are others, all of them are confined, and before the first connection is accepted.
 ///
 /// # Errors
-/// What could not be made or confined. The threads that there are wait then for what never comes: end the process.
-pub fn serve_listener(
-    server: Server,
-    listener: OwnedFd,
-    clients: NonZeroUsize,
-    ready: impl FnOnce(),
-) -> Result<Infallible, PoolError> {
+/// What could not be made or confined, and the end of whoever is at the door. The threads that there are wait then for what never
+/// comes, or serve on: end the process.
+pub fn serve_listener(pool: Pool, door: &impl Door, ready: impl FnOnce()) -> Result<Infallible, PoolError> {
+    let Pool { server, listener, clients, root } = pool;
     // Of those that wait in accept(2) one is woken, of those that wait in poll(2) all.
     rustix::io::ioctl_fionbio(&listener, false).map_err(|source| PoolError::Listener { source: source.into() })?;
-    let (server, listener) = (Arc::new(server), Arc::new(listener));
-    let all = Arc::new(Barrier::new(clients.get()));
+    let (server, listener, root) = (Arc::new(server), Arc::new(listener), Arc::new(root));
+    let all = Arc::new(Barrier::new(clients.get().saturating_add(1)));
     let (sender, confined) = mpsc::channel();
-    for _ in 1..clients.get() {
-        let (server, listener, all, sender) =
-            (Arc::clone(&server), Arc::clone(&listener), Arc::clone(&all), sender.clone());
-        let work = move || match confine_listener(&server.shares) {
+    for _ in 0..clients.get() {
+        let (server, listener, root) = (Arc::clone(&server), Arc::clone(&listener), Arc::clone(&root));
+        let (all, sender) = (Arc::clone(&all), sender.clone());
+        let work = move || match confine_listener(&root) {
             Ok(confined) => {
                 // Whoever started this one and does not hear it any more has failed. Its end is heard when all have theirs.
                 let _gone = sender.send(Ok(()));
@@ -72,13 +97,15 @@ pub fn serve_listener(
         thread.map_err(|source| PoolError::Thread { source })?;
     }
     drop(sender);
-    let own = confine_listener(&server.shares)?;
+    confine_door(&root, door.socket())?;
     for result in confined {
         result?;
     }
     ready();
     all.wait();
-    work(&server, &listener, &own)
+    loop {
+        door.attend(&server.shares).map_err(|source| PoolError::Door { source })?;
+    }
 }
 
 /// Serves one client after the other.
@@ -102,8 +129,30 @@ mod tests {
     use std::io::{Read, Write};
     use std::net::{TcpListener, TcpStream};
 
+    use cofferdam_sys::fdpass;
+
     use super::*;
     use crate::{Owner, Password};
+
+    /// Somebody who never says anything, and stays.
+    struct Silent(OwnedFd, #[allow(dead_code, reason = "its end would be heard")] OwnedFd);
+
+    impl Silent {
+        fn new() -> Silent {
+            let (here, there) = fdpass::pair().unwrap();
+            Silent(here, there)
+        }
+    }
+
+    impl Door for Silent {
+        fn socket(&self) -> BorrowedFd<'_> {
+            self.0.as_fd()
+        }
+
+        fn attend(&self, _shares: &Shares) -> io::Result<()> {
+            fdpass::recv_fds(&self.0, &mut [0]).map(drop)
+        }
+    }
 
     /// Serves at most two clients at a time, in threads of this process that stay until its end.
     fn pool() -> std::net::SocketAddr {
@@ -112,8 +161,9 @@ mod tests {
         let server = Server::new(Password::new("secret").unwrap(), Owner::new(0, 0)).unwrap();
         let (sender, ready) = mpsc::channel();
         thread::spawn(move || {
-            let two = NonZeroUsize::new(2).unwrap();
-            let error = serve_listener(server, listener.into(), two, || sender.send(()).unwrap()).unwrap_err();
+            let clients = NonZeroUsize::new(2).unwrap();
+            let pool = Pool { server, listener: listener.into(), clients, root: EmptyRoot::not_at_all() };
+            let error = serve_listener(pool, &Silent::new(), || sender.send(()).unwrap()).unwrap_err();
             panic!("{error}");
         });
         ready.recv().unwrap();

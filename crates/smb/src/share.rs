@@ -47,6 +47,10 @@ pub enum ShareError {
     TooMany,
     #[error("cannot open the folder {path} of share {name:?}", path = path.display())]
     Open { name: String, path: PathBuf, source: io::Error },
+    #[error("cannot look at the folder of share {name:?}")]
+    Look { name: String, source: io::Error },
+    #[error("share {name:?} is no directory")]
+    NoDirectory { name: String },
 }
 
 /// The shares of a server. They come and go while it runs.
@@ -76,19 +80,38 @@ impl Shares {
         access: ShareAccess,
         marker: Option<OwnedFd>,
     ) -> Result<(), ShareError> {
-        let fits = (1..=LONGEST_SHARE_NAME).contains(&name.len())
-            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
-        if !fits {
-            return Err(ShareError::Name { name: name.to_owned() });
+        check_name(name)?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| ShareError::Open {
+            name: name.to_owned(),
+            path: path.to_owned(),
+            source: errno.into(),
+        })?;
+        self.insert(name, root, access, marker)
+    }
+
+    /// Shows a folder that is open, in a process that is confined as well.
+    ///
+    /// # Errors
+    /// As of [`add`](Self::add).
+    pub fn add_opened(&self, name: &str, root: OwnedFd, access: ShareAccess) -> Result<(), ShareError> {
+        check_name(name)?;
+        self.insert(name, root, access, None)
+    }
+
+    fn insert(
+        &self,
+        name: &str,
+        root: OwnedFd,
+        access: ShareAccess,
+        marker: Option<OwnedFd>,
+    ) -> Result<(), ShareError> {
+        let facts = Facts::of(root.as_fd())
+            .map_err(|errno| ShareError::Look { name: name.to_owned(), source: errno.into() })?;
+        if facts.kind != Kind::Directory {
+            return Err(ShareError::NoDirectory { name: name.to_owned() });
         }
-        let open = || {
-            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            let root = rustix::fs::open(path, flags, Mode::empty())?;
-            let device = Facts::of(root.as_fd())?.device;
-            io::Result::Ok((root, device))
-        };
-        let (root, device) =
-            open().map_err(|source| ShareError::Open { name: name.to_owned(), path: path.to_owned(), source })?;
+        let device = facts.device;
         let mut list = self.list.write().unwrap_or_else(PoisonError::into_inner);
         if list.contains_key(&name.to_ascii_lowercase()) {
             return Err(ShareError::Taken { name: name.to_owned() });
@@ -119,6 +142,12 @@ impl Shares {
         let list = self.list.read().unwrap_or_else(PoisonError::into_inner);
         list.values().map(|share| Ok((share.root.try_clone()?, share.access))).collect()
     }
+}
+
+fn check_name(name: &str) -> Result<(), ShareError> {
+    let fits = (1..=LONGEST_SHARE_NAME).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+    if fits { Ok(()) } else { Err(ShareError::Name { name: name.to_owned() }) }
 }
 
 /// A folder that is shown.

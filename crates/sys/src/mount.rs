@@ -11,6 +11,8 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
 };
 
+use crate::ns::{self, Namespaces};
+
 /// How a mount may be used. Everything is off unless named: set-user-id programs never work in what is mounted here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Attributes {
@@ -179,6 +181,38 @@ pub fn change_root(root: BorrowedFd<'_>) -> io::Result<()> {
     rustix::mount::unmount(".", UnmountFlags::DETACH)?;
     Ok(rustix::process::chdir("/")?)
 }
+
+/// Proof that no path leads this process to a file. Only [`empty_root`] makes one.
+#[derive(Debug)]
+pub struct EmptyRoot(());
+
+impl EmptyRoot {
+    /// For tests, whose process goes on.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn not_at_all() -> EmptyRoot {
+        EmptyRoot(())
+    }
+}
+
+/// Moves the calling process into a mount namespace of its own that has an empty directory in it, which cannot be written, and nothing
+/// else: every path ends there. What is open stays open.
+///
+/// # Errors
+/// Those of unshare(2), and of making, attaching and changing to a file system.
+pub fn empty_root() -> io::Result<EmptyRoot> {
+    ns::unshare(Namespaces::MOUNT)?;
+    make_all_private()?;
+    let attributes = Attributes { read_only: true, devices: false, no_exec: true };
+    let root = new_filesystem("tmpfs", &EMPTY_OPTIONS, attributes)?;
+    // On top of the old root, as a root has to be attached somewhere.
+    attach(root.as_fd(), Place { root: CWD, path: Path::new("/") })?;
+    change_root(root.as_fd())?;
+    Ok(EmptyRoot(()))
+}
+
+/// Options of a file system that is one empty directory.
+const EMPTY_OPTIONS: [(&str, &str); 3] = [("mode", "555"), ("size", "4k"), ("nr_inodes", "1")];
 
 /// Lets go of what is mounted at an absolute path; what is busy there goes when it is no longer.
 ///

@@ -253,13 +253,18 @@ fn debian_in_a_guest_does_what_people_do_with_it() {
             echo "deb [trusted=yes] http://web.wall-test.com/files/debian ./" >/etc/apt/sources.list; rm -f /etc/apt/sources.list.d/*
             case_ "apt" "hello from a package" "apt-get -qq update && apt-get -qqy install wallpkg && cat /opt/wallpkg"
             case_ "PostgreSQL" "42" "pg_ctlcluster \$(pg_lsclusters -h | cut -c1-2) main start && su postgres -c \"psql -Atc \\\"select 6*7\\\"\""
+            # What several write to a directory of the host, with calls and through memory, is what they read there.
+            fio() {{ command fio --directory=/work --rw=randrw --bs=4k --fallocate=none --verify=crc32c --verify_fatal=1 --verify_state_save=0 --group_reporting "$@"; }}
+            case_ "fio with calls" "err= 0" "fio --name=calls --ioengine=psync --numjobs=3 --size=256k"
+            case_ "fio through memory" "err= 0" "fio --name=memory --ioengine=mmap --numjobs=2 --size=256k"
             echo "hello from the guest" >/var/www/html/index.html
             nginx && echo ready
             sleep 1000
 END
+        mkdir work
         # Its input is the authority that the world's servers are certified by.
         began=$(date +%s%N)
-        "$C" run --backend vm --no-cwd --quiet --no-record --user 0 --memory 2047M --rootfs "$IMAGE" --allow web.wall-test.com --allow git.wall-test.com \
+        "$C" run --backend vm --no-cwd --quiet --no-record --user 0 --memory 2047M --rootfs "$IMAGE" --mount "$PWD/work:/work" --allow web.wall-test.com --allow git.wall-test.com \
             --allow {v4} --allow '[{v6}]' -p 23180:80 -p '[::1]:23180:80' \
             -- bash -c "echo first; $(cat inside)" <ca.pem >said 2>errors & run=$!
         n=0; until grep -qs first said; do n=$((n + 1)); [ $n -lt 5000 ] && kill -0 $run || {{ cat errors; exit 97; }}; sleep 0.02; done
@@ -269,13 +274,14 @@ END
         n=0; until grep -q ready said; do n=$((n + 1)); [ $n -lt 20000 ] && kill -0 $run || {{ cat said errors; exit 98; }}; sleep 0.02; done
         cat said
         for address in 127.0.0.1 '[::1]'; do curl -sS --retry 5 --retry-all-errors "http://$address:23180/"; done
-        kill $run; wait $run || true"#,
+        kill $run; wait $run || true
+        [ "$(stat -c %s work/* | sort | uniq -c | tr -s ' ')" = " 5 262144" ] || echo "NOT SO: $(ls -l work)""#,
         v4 = Family::V4.web(),
         v6 = Family::V6.web(),
     );
     let script = script.replace("$IMAGE", &image.to_string_lossy());
     let Some(ran) = story("", &script) else { return };
-    is_as_it_should(&ran, 15);
+    is_as_it_should(&ran, 17);
     assert_eq!(ran.stdout().matches("hello from the guest").count(), 2, "{ran}");
     let said = ran.stdout();
     let line = said.lines().find(|line| line.starts_with("boot to first exec")).expect("it was timed");

@@ -145,6 +145,105 @@ fn a_guest_that_stays_takes_many_runs() {
     }
 }
 
+/// Root in the guest, who may do as it likes there.
+#[test]
+fn what_a_guest_is_shown_changes_while_it_runs() {
+    let ran = script(
+        r#"
+        cd "$XDG_STATE_HOME"; mkdir mounts; cd mounts; umask 022
+        mkdir rw ro more outside; echo of rw >rw/file; echo of ro >ro/file; echo secret >outside/secret
+        ln -s ../outside/secret rw/relative; ln -s "$PWD/outside/secret" rw/absolute;
+        $C create g --backend vm --no-cwd --net mounts-only --user 0
+        refused() { status=0; $C mount "$@" >/dev/null 2>said || status=$?; [ $status = 1 ] && cat said || echo "NOT SO: $status $*"; }
+        files() { pgrep -x cofferdam-files -P "$(number g init)"; }
+        echo "before: $(g grep -c ' cifs ' /proc/mounts || true) $($C mount ls g)."
+
+        # A program that runs already sees what comes, and what it writes is the caller's.
+        $C exec --quiet g -- sh -c 'touch /tmp/runs; until [ -e /data/file ]; do sleep 0.1; done; cat /data/file; echo by it >/data/new; mkdir /data/d; mv /data/new /data/d/moved' >ran & run=$!
+        until_ g test -e /tmp/runs
+        $C mount add g rw:/data | sed "s|$PWD|HERE|"
+        wait $run; echo "seen: $(cat ran), $(cat rw/d/moved) $([ "$(stat -c %u:%g rw/d/moved)" = "$(id -u):$(id -g)" ] && echo its owner)"
+        g sh -c 'for way in relative absolute ../outside/secret; do cat /data/$way 2>/dev/null && echo "NOT SO: $way" || echo "no way out"; done'
+
+        # One that is read-only stays so.
+        $C mount add g ro:/only:ro >/dev/null
+        before=$(find ro -printf '%p %m %s %T@ %i\n' | sort)
+        # Root may take it for writable, or mount it once more. The host does not.
+        g sh -c 'cd /only; for attempt in 1 2; do
+            for try in "touch x" "rm file" "mv file y" "chmod 777 file" "mkdir d" "ln -s a l" "truncate -s 0 file" "echo x >>file" "touch /again/x"; do sh -c "$try" 2>/dev/null && echo "NOT SO: $try"; done
+            mount -o remount,rw /only; mkdir -p /again; mount --bind /only /again; mount -o remount,rw,bind /again
+        done; true' 2>/dev/null
+        [ "$before" = "$(find ro -printf '%p %m %s %T@ %i\n' | sort)" ] && echo "read-only: $(g cat /only/file)"
+        g umount /again
+
+        # Nothing else is shown, under whatever name.
+        g sh -c 'mkdir -p /mnt; for name in share0 share2 share99 rw "C$" "share0/.."; do
+            mount -t cifs "//10.0.2.100/$name" /mnt -o vers=3.1.1,ip=10.0.2.100,username=any,password=guess 2>/dev/null && echo "NOT SO: $name"
+        done; true'
+        echo "of its server: $(ls -A "/proc/$(files)/root" 2>/dev/null | wc -l) $(wc -w <<<"$(files)") $(sed -n 's/^CapEff:\t//p' "/proc/$(files)/status")"
+        echo "listed: $($C mount ls g | sed "s|$PWD|HERE|" | tr '\n' ' ')$($C inspect g | grep -c '^mount .*:/only:ro')"
+
+        # What cannot be.
+        refused add g rw/file:/file; refused add g rw:/data; refused add g more:/data/sub; refused add g more:/; refused add g more:/a/../b
+        refused add g absent:/x; refused add g "$XDG_STATE_HOME:/state"; refused rm g /nowhere; refused add none more:/x
+        $C mount add g more:/deep/in >/dev/null; refused add g ro:/deep; $C mount rm g /deep/in
+        # Within what a guest may write to no link is followed.
+        g ln -s ../outside /data/trap; refused add g rw/trap:/x; g rm /data/trap
+
+        # One goes that nobody uses, and what was written is there.
+        g sh -c 'echo last >/data/last'; $C mount rm g /data
+        echo "gone: $(cat rw/last) $(g ls -A /data | wc -l) $(g grep -c ' /data cifs ' /proc/mounts || true)"
+
+        # And one that is held all the same.
+        $C mount add g more:/held >/dev/null
+        $C exec --quiet g -- sh -c 'cd /held; exec 3>open; echo one >&3; touch /tmp/holds; until [ -e /tmp/removed ]; do sleep 0.1; done
+            for try in "echo two >>new" "cat old" "ls | grep old" "mkdir d" "mv open else" "echo three >open"; do sh -c "$try" >/dev/null 2>&1 && echo "NOT SO: $try"; done; echo "errors alone"' & run=$!
+        until_ g test -e /tmp/holds; echo old >more/old
+        refused rm g /held
+        left=$(find more -printf '%p %s %T@\n' | sort); g touch /tmp/removed; wait $run
+        [ "$left" = "$(find more -printf '%p %s %T@\n' | sort)" ] && echo "untouched: $(ls more | tr '\n' ' ')"
+        $C mount add g rw:/held >/dev/null; echo "anew: $(g cat /held/file)"
+        # Several at once: one after the other, or told to wait.
+        for n in 1 2 3; do mkdir n$n; (if $C mount add g n$n:/n$n 2>said$n >/dev/null; then echo added; else grep 'somebody else is' said$n; fi) >added$n & done; wait
+        echo "at once: $(cat added1 added2 added3 | wc -l) of $($C mount ls g | grep -c ':/n[123]$' | sed 's/[123]/some/')"
+
+        $C stop g; refused add g more:/x
+        echo "kept: $($C mount ls g | grep -v /n | sed "s|$PWD|HERE|" | tr '\n' ' ')"
+        $C rm g
+        $C create spaces --no-cwd --no-net; refused add spaces more:/x; refused rm spaces /x; $C rm --force spaces
+        "#,
+    );
+    println!("{ran}");
+    ran.exits(0).never_says("NOT SO");
+    for said in [
+        "before: 0 .\n",
+        "HERE/rw:/data\nseen: of rw, by it its owner\n",
+        "no way out\nno way out\nno way out\n",
+        "read-only: of ro\n",
+        "of its server: 0 1 0000000000000000\n",
+        "listed: HERE/rw:/data HERE/ro:/only:ro 1\n",
+        "rw/file is no directory, and a guest is shown whole ones",
+        "there is a mount at /data already",
+        "/data/sub is in /data, of which root in a guest sees everything",
+        "/ cannot be a mount target",
+        "the mount target /a/../b is not an absolute path",
+        "there is no mount at /nowhere",
+        "there is no sandbox named none",
+        "/deep/in is in /deep, and would be hidden",
+        "rw/trap is a symbolic link beneath",
+        "gone: last 0 0\n",
+        "it is not shown any more, but the guest could not unmount it",
+        "errors alone\n",
+        "untouched: old open \n",
+        "anew: of rw\n",
+        "at once: 3 of some\n",
+        "kept: HERE/ro:/only:ro HERE/rw:/held \n",
+        "what a sandbox of namespaces is shown is decided when it starts; give --mount when it is created, or copy files",
+    ] {
+        ran.says(said);
+    }
+}
+
 #[test]
 fn whatever_ends_first_nothing_is_left_and_one_line_says_why() {
     let ran = script(
@@ -157,6 +256,7 @@ fn whatever_ends_first_nothing_is_left_and_one_line_says_why() {
 
         # QEMU.
         $C create g --backend vm --no-cwd --no-net
+        $C mount add g "$WORLD:/x" 2>"$XDG_STATE_HOME/said" || echo "no mount $?: $(grep -c 'it has no network.*--net mounts-only' "$XDG_STATE_HOME/said")"
         ($C exec g -- sleep 1000 2>"$XDG_STATE_HOME/said" || echo "exec $?") & run=$!
         until_ asleep 1000
         note; kill -9 ${machine##* }
@@ -176,6 +276,7 @@ fn whatever_ends_first_nothing_is_left_and_one_line_says_why() {
     );
     ran.exits(0)
         .says("main: 3\n")
+        .says("no mount 1: 1\n")
         .says("exec 125\n1\nlogged: 1\n")
         .says("keeper gone\nleft: .\nrefused 125: .\n")
         .complains("--pids cannot be used with --backend vm");

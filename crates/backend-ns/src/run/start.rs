@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use cofferdam_sys::fdpass;
-use cofferdam_sys::mount::{self, Attributes};
 use cofferdam_sys::ns::{self, Child, Fork, NamespaceKind, Setgroups};
 use cofferdam_sys::process::{self, SignalFd};
 use rustix::event::{PollFd, PollFlags};
@@ -27,6 +26,7 @@ use crate::inspect::Inspector;
 use crate::limits::{self, Cgroup};
 use crate::monitor::Monitor;
 use crate::plan::{self, Host, Source, Wanted};
+use crate::tree;
 use crate::wire::{self, Fault, Message, Received, Step as _};
 use crate::{
     GatewayEnd, LaunchError, NetworkSpec, Role, SandboxSpec, Sockets, View, bare, check, filter, program, remedy,
@@ -715,18 +715,8 @@ fn take_trees(mounts: &[Wanted], builder: Pid, notices: &mut Vec<String>) -> Res
     let owner = ns::open(Some(builder), NamespaceKind::User).step(|| "open the builder's user namespace".to_owned())?;
     let mut trees = Vec::new();
     for Wanted { mount, .. } in mounts {
-        let attributes = Attributes { read_only: mount.read_only, ..Attributes::default() };
-        let take = || mount::take_real_tree(&mount.source).step(|| format!("take {}", mount.source.display()));
-        let mut tree = take()?;
-        if let Err(error) = mount::restrict_and_map_tree(tree.as_fd(), attributes, owner.as_fd()) {
-            tree = take()?;
-            mount::restrict_tree(tree.as_fd(), attributes)
-                .step(|| format!("restrict the mount of {}", mount.source.display()))?;
-            notices.push(format!(
-                "{} is shown with its owners as they are, so root's files there are a stranger's inside: its file system cannot map ids ({error})",
-                mount.source.display()
-            ));
-        }
+        let (tree, notice) = tree::take_mapped(&mount.source, mount.read_only, &owner)?;
+        notices.extend(notice);
         trees.push(tree);
     }
     Ok(trees)

@@ -2,6 +2,8 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use cofferdam_gateway::{CommandAnswer, Commands};
@@ -86,6 +88,11 @@ pub trait Observer {
         Vec::new()
     }
 
+    /// A virtual machine that stays has answered what an [`Order::Share`] was about.
+    fn shared(&mut self, _answer: ShareAnswer) -> Vec<Order> {
+        Vec::new()
+    }
+
     /// A signal came for a sandbox without a program of its own.
     fn signal(&mut self) -> Vec<Order> {
         vec![Order::End]
@@ -102,8 +109,44 @@ pub enum Order {
     Signal(Signal),
     /// Hand this to the monitor of a virtual machine that stays: whoever has the other end wants something done in the guest.
     Caller(OwnedFd),
+    /// Change what a virtual machine that stays is shown.
+    Share(ShareOrder),
     /// End the sandbox at once, and everything in it.
     End,
+}
+
+/// What is to be done about one share of a virtual machine. Each is answered, unless whoever is to answer hangs.
+#[derive(Debug)]
+pub enum ShareOrder {
+    /// Have it served: the root of a mount that is attached nowhere.
+    Share {
+        number: u32,
+        read_only: bool,
+        tree: OwnedFd,
+    },
+    Unshare {
+        number: u32,
+    },
+    /// Have the guest mount it.
+    Attach {
+        number: u32,
+        read_only: bool,
+        target: PathBuf,
+    },
+    /// Have the guest unmount it.
+    Detach {
+        number: u32,
+        target: PathBuf,
+    },
+}
+
+/// What has come of it.
+#[derive(Debug)]
+pub enum ShareAnswer {
+    /// What the server says.
+    Served { number: u32, result: Result<(), String> },
+    /// What the guest says, and its monitor: words of theirs.
+    Mounted { number: u32, result: Result<(), String> },
 }
 
 impl Running {
@@ -208,7 +251,7 @@ impl<'a> Watch<'a> {
         for source in ready {
             match source {
                 Source::Init => {
-                    if let Some(end) = self.init()? {
+                    if let Some(end) = self.init(observer)? {
                         return Ok(Some(end));
                     }
                 }
@@ -271,8 +314,28 @@ impl<'a> Watch<'a> {
                 // An init that is gone is noticed as such; and without a hearer the other end is closed.
                 let _gone = wire::send(&self.running.init, &Message::Caller, &[line.as_fd()]);
             }
+            Order::Share(order) => self.order_share(order),
             Order::End => self.is_ordered_to_end = true,
         }
+    }
+
+    fn order_share(&mut self, order: ShareOrder) {
+        let mut trees = Vec::new();
+        let bytes = |path: PathBuf| path.into_os_string().into_vec();
+        let message = match order {
+            ShareOrder::Share { number, read_only, tree } => {
+                trees.push(tree);
+                Message::Share { number, read_only }
+            }
+            ShareOrder::Unshare { number } => Message::Unshare { number },
+            ShareOrder::Attach { number, read_only, target } => {
+                Message::Attach { number, read_only, target: bytes(target) }
+            }
+            ShareOrder::Detach { number, target } => Message::Detach { number, target: bytes(target) },
+        };
+        let fds: Vec<BorrowedFd<'_>> = trees.iter().map(AsFd::as_fd).collect();
+        // An init that is gone is noticed as such.
+        let _gone = wire::send(&self.running.init, &message, &fds);
     }
 
     fn wait(&self, observer: &dyn Observer) -> io::Result<Vec<Source>> {
@@ -309,8 +372,19 @@ impl<'a> Watch<'a> {
         Ok(ready.map(|((source, ..), _)| *source).collect())
     }
 
-    fn init(&mut self) -> io::Result<Option<Status>> {
+    fn init(&mut self, observer: &mut dyn Observer) -> io::Result<Option<Status>> {
+        let result = |why: String| if why.is_empty() { Ok(()) } else { Err(why) };
         Ok(match wire::receive_ready(&self.running.init)? {
+            Received::Message(Message::Shared { number, why }, _) => {
+                let orders = observer.shared(ShareAnswer::Served { number, result: result(why) });
+                orders.into_iter().for_each(|order| self.obey(order));
+                None
+            }
+            Received::Message(Message::Attached { number, why }, _) => {
+                let orders = observer.shared(ShareAnswer::Mounted { number, result: result(why) });
+                orders.into_iter().for_each(|order| self.obey(order));
+                None
+            }
             Received::Message(Message::Exited { status }, _) => Some(self.status(Status::Exited(status))),
             Received::Message(Message::Signaled { number }, _) => Some(self.status(Status::Signaled(number))),
             Received::Message(Message::Failed(fault), _) => {

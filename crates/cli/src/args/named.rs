@@ -262,6 +262,78 @@ pub(crate) struct PortsLsArgs {
     pub json: bool,
 }
 
+#[derive(Debug, Subcommand)]
+pub(crate) enum MountVerb {
+    /// Mount a directory of the host in a running virtual machine.
+    #[command(after_long_help = MOUNT_ADD_EXAMPLES)]
+    Add(MountAddArgs),
+    /// Take a mount of a running virtual machine away.
+    #[command(after_long_help = MOUNT_RM_EXAMPLES)]
+    Rm(MountRmArgs),
+    /// List the mounts of a sandbox.
+    #[command(
+        after_long_help = "Examples:\n  cofferdam mount ls work\n  cofferdam mount ls --json work | jq '.[].target'"
+    )]
+    Ls(MountLsArgs),
+}
+
+const MOUNT_ADD_EXAMPLES: &str = "\
+Examples:
+  cofferdam mount add work ./data:/data
+  cofferdam mount add work /srv/models:/models:ro
+
+It is there for programs that run already, and holds over stop and start. Whole
+directories alone, in machines with a network, beside the mounts that there are.
+
+Exit status: 0 when the guest has mounted it, 1 when it is shown nothing new.";
+
+const MOUNT_RM_EXAMPLES: &str = "\
+Examples:
+  cofferdam mount rm work /data
+
+The guest writes what it has yet to write, and unmounts it. Whether it does or
+not, from then on the host shows it nothing there, and programs that use it
+still get errors.
+
+Exit status: 0 when it is gone, 1 when the guest has it mounted still, or
+nothing was changed; the message says which.";
+
+#[derive(Debug, Args)]
+pub(crate) struct MountAddArgs {
+    /// The sandbox.
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    // Not a doc comment: rustdoc takes the brackets for links.
+    #[arg(value_name = "MOUNT", value_parser = units::mount, help = "The directory and its place: SRC:DST[:ro]")]
+    pub mount: units::MountSpec,
+    /// Print a list with what was mounted as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MountRmArgs {
+    /// The sandbox.
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// Where it is mounted inside.
+    #[arg(value_name = "DST")]
+    pub target: PathBuf,
+    /// Print an empty list, or why it is not gone, as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MountLsArgs {
+    /// The sandbox.
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// Print them as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct CpArgs {
     /// A path, NAME:PATH in a running sandbox, or - for a tar archive on stdin.

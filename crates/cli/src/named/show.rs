@@ -114,7 +114,9 @@ fn page(about: &serde_json::Value) -> String {
     add("exit", &about.get("last_exit_status").map(plain).unwrap_or_default());
     add("project", &about.pointer("/spec/project").map(plain).unwrap_or_default());
     for mount in about.pointer("/spec/mounts").and_then(serde_json::Value::as_array).into_iter().flatten() {
-        add("mount", &format!("{}:{}", text(mount, "source"), text(mount, "target")));
+        let read_only = mount.get("read_only").and_then(serde_json::Value::as_bool).unwrap_or(false);
+        let behind = if read_only { ":ro" } else { "" };
+        add("mount", &format!("{}:{}{behind}", text(mount, "source"), text(mount, "target")));
     }
     add("files", &about.get("directory").map(plain).unwrap_or_default());
     for run in about.get("runs").and_then(serde_json::Value::as_array).into_iter().flatten() {

@@ -120,7 +120,10 @@ impl Door {
                 | Request::Stop { .. }
                 | Request::Ports
                 | Request::Publish { .. }
-                | Request::Withdraw { .. },
+                | Request::Withdraw { .. }
+                | Request::Mountable { .. }
+                | Request::Mount { .. }
+                | Request::Unmount { .. },
                 _,
             ))) => Some(refused("of a run that stays nowhere the policy alone can be changed".to_owned())),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,

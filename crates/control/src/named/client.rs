@@ -2,7 +2,8 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use cofferdam_backend_ns::{HANDLE_COUNT, Handles};
@@ -11,7 +12,7 @@ use cofferdam_model::PublishedPort;
 use super::exec::Session;
 use super::protocol::{self, Link, Reply, Request};
 use super::registry::{Entry, NamedError};
-use super::spec::{BackendEntry, NamedSpec};
+use super::spec::{BackendEntry, MountEntry, NamedSpec};
 use super::told::Listener;
 
 /// How long a keeper may take to answer. It does nothing that takes long.
@@ -19,6 +20,9 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long a change of policy may take: it is compiled, and every run has to be within it.
 pub(crate) const FOR_A_POLICY: Duration = Duration::from_secs(60);
+
+/// How long a change of what a guest is shown may take: more than its server and the guest have together.
+const FOR_A_MOUNT: Duration = Duration::from_secs(60);
 
 /// What they are told then.
 pub(crate) const LATE: &str =
@@ -127,6 +131,37 @@ pub fn withdraw(entry: &Entry, ports: Vec<String>) -> Result<Vec<PublishedPort>,
     of_ports(entry, &Request::Withdraw { ports })
 }
 
+/// Shows a running virtual machine a directory of the host, whose path has no symbolic links in it. What a person should be told.
+/// Must be called while the process has one thread, since it may fork.
+///
+/// # Errors
+/// When it does not run, is none, cannot be shown it, or the guest does not mount it; it is shown nothing then.
+pub fn add_mount(entry: &Entry, mount: MountEntry) -> Result<Option<String>, NamedError> {
+    let broken = |what: String| NamedError::Keeper { name: entry.name().clone(), what };
+    let (_, reply, mut fds) = ask(entry, &Request::Mountable { target: mount.target.clone() }, None)?;
+    let (Reply::Mountable { is_mapped }, Some(owner)) = (&reply, fds.pop()) else {
+        return Err(unexpected(entry, &reply));
+    };
+    let taken = cofferdam_backend_ns::take_tree(&mount.source, mount.read_only, &owner, *is_mapped);
+    let (tree, notice) =
+        taken.map_err(|error| broken(format!("is shown nothing new: {}", super::keeper::chain(&error))))?;
+    match ask_with(entry, &Request::Mount { mount }, &[tree.as_fd()])? {
+        (_, Reply::Done, _) => Ok(notice),
+        (_, reply, _) => Err(unexpected(entry, &reply)),
+    }
+}
+
+/// Shows a running virtual machine no more what it has at a path.
+///
+/// # Errors
+/// When it does not run, or has nothing there; and when the guest could not unmount it, which is shown it no more all the same.
+pub fn remove_mount(entry: &Entry, target: PathBuf) -> Result<(), NamedError> {
+    match ask(entry, &Request::Unmount { target }, None)? {
+        (_, Reply::Done, _) => Ok(()),
+        (_, reply, _) => Err(unexpected(entry, &reply)),
+    }
+}
+
 fn of_ports(entry: &Entry, request: &Request) -> Result<Vec<PublishedPort>, NamedError> {
     match ask(entry, request, None)? {
         (_, Reply::Ports { ports }, _) => Ok(ports),
@@ -177,13 +212,36 @@ fn ask(
     request: &Request,
     spec: Option<&NamedSpec>,
 ) -> Result<(OwnedFd, Reply, Vec<OwnedFd>), NamedError> {
+    let file = spec.map(|spec| protocol::memory_file(spec.to_json().as_bytes())).transpose();
+    let file = file.map_err(|error| deaf(entry, &error))?;
+    ask_with(entry, request, &file.iter().map(AsFd::as_fd).collect::<Vec<_>>())
+}
+
+fn deaf(entry: &Entry, error: &io::Error) -> NamedError {
+    NamedError::Keeper { name: entry.name().clone(), what: format!("does not answer: {error}") }
+}
+
+/// As [`ask`], with descriptors.
+fn ask_with(
+    entry: &Entry,
+    request: &Request,
+    fds: &[BorrowedFd<'_>],
+) -> Result<(OwnedFd, Reply, Vec<OwnedFd>), NamedError> {
     let name = entry.name();
     let socket = entry.reach()?;
-    let broken =
-        |error: io::Error| NamedError::Keeper { name: name.clone(), what: format!("does not answer: {error}") };
-    let content = spec.map(NamedSpec::to_json);
-    let patience = if *request == Request::Policy { FOR_A_POLICY } else { PATIENCE };
-    match protocol::ask(&socket, request, content.as_deref(), patience).map_err(broken)? {
+    let patience = match request {
+        Request::Policy => FOR_A_POLICY,
+        Request::Mount { .. } | Request::Unmount { .. } => FOR_A_MOUNT,
+        Request::Enter
+        | Request::Inspect
+        | Request::Stop { .. }
+        | Request::Show
+        | Request::Ports
+        | Request::Publish { .. }
+        | Request::Withdraw { .. }
+        | Request::Mountable { .. } => PATIENCE,
+    };
+    match protocol::ask_with(&socket, request, fds, patience).map_err(|error| deaf(entry, &error))? {
         (Reply::Refused { why }, _) => Err(NamedError::Keeper { name: name.clone(), what: format!("refuses: {why}") }),
         (Reply::Busy, _) => Err(NamedError::Busy(name.clone())),
         (reply, fds) => Ok((socket, reply, fds)),

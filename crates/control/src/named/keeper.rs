@@ -9,6 +9,7 @@
 //! | running | `Stop`, TERM | stopping: every run is asked to end |
 //! | running | end of the main command | its status is written down; stopping |
 //! | running | `Policy` | the gateway is told; once it has answered, it is written down and every run is told |
+//! | running | `Mount`, `Unmount` | the server of the machine's files, and the guest, are told ([`mounts`]) |
 //! | running | a run has not narrowed in time | it is killed |
 //! | running | the gateway denies something | every run is told ([`told`]) |
 //! | running | a run's program has ended | once the gateway has told everything, so has the keeper |
@@ -30,7 +31,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use cofferdam_backend_ns::{Handles, Order, Running};
+use cofferdam_backend_ns::{Handles, Order, Running, ShareAnswer, ShareOrder};
 use cofferdam_gateway::{CommandAnswer, Commands};
 use cofferdam_model::Event;
 use cofferdam_sys::ns::{self, Child, Fork};
@@ -44,11 +45,12 @@ use serde::{Deserialize, Serialize};
 
 use super::client::{FOR_A_POLICY, LATE};
 use super::exec::{self, Main};
+use super::mounts::{self, Mounts, Outcome};
 use super::narrow::enforced;
 use super::protocol::{self, Entered, FromRun, Link, MAX_RUNS, Reply, Request, RunStatus, Status, ToRun};
 use super::published::Published;
 use super::registry::{Entry, Locked, NamedError, SPEC};
-use super::spec::NamedSpec;
+use super::spec::{MountEntry, NamedSpec, SharingEntry};
 use super::told::{self, Teller};
 use crate::resolvers;
 use crate::sandbox::{Companion, EXIT_SETUP};
@@ -219,6 +221,7 @@ fn serve(
         change: None,
         tellings: Vec::new(),
         published: Published::new(sandbox.published()),
+        mounts: Mounts::new(sandbox.shown().into_iter().map(|mount| mount.target)),
         has_gateway,
         notices: Vec::new(),
         told: &told,
@@ -311,6 +314,7 @@ struct Keeper<'a> {
     /// Runs that wait for the gateway to tell everything, by the number of the command.
     tellings: Vec<(u32, u64)>,
     published: Published,
+    mounts: Mounts,
     has_gateway: bool,
     notices: Vec<String>,
     /// What the start has had to say so far.
@@ -483,6 +487,32 @@ impl Keeper<'_> {
             Request::Withdraw { ports } => {
                 self.change_ports(id, commands, |published, commands| published.remove(id, &ports, commands))
             }
+            Request::Mountable { target } => {
+                let checked = self.check_mount(&target);
+                let (Some(handles), Some(connection)) = (&self.handles, self.connections.get(&id)) else {
+                    return Ok(false);
+                };
+                let [owner, ..] = handles.fds();
+                match checked {
+                    Ok(()) => {
+                        let reply = Reply::Mountable { is_mapped: handles.identity().is_some() };
+                        protocol::send(&connection.socket, &reply, &[owner])?;
+                    }
+                    Err(reply) => protocol::send(&connection.socket, &reply, &[])?,
+                }
+                Ok(false)
+            }
+            Request::Mount { mount } => {
+                let begun = match fds.pop() {
+                    Some(tree) => self.begin_mount(id, mount, tree),
+                    None => Err(Reply::Refused { why: "no directory came with the request".to_owned() }),
+                };
+                self.await_mount(id, begun)
+            }
+            Request::Unmount { target } => {
+                let begun = self.begin_unmount(id, &target);
+                self.await_mount(id, begun)
+            }
             Request::Policy => {
                 let json = fds.pop().ok_or(io::ErrorKind::InvalidData.into()).and_then(protocol::read_memory_file);
                 let json = json.map_err(|error| Reply::Refused { why: error.to_string() });
@@ -530,12 +560,130 @@ impl Keeper<'_> {
         }
     }
 
+    /// Checks that the guest can be shown a directory at this place.
+    fn check_mount(&self, target: &Path) -> Result<(), Reply> {
+        self.check_mountable()?;
+        self.mounts.check(target).map_err(|why| Reply::Refused { why })
+    }
+
+    /// Checks that what it is shown can change at all.
+    fn check_mountable(&self) -> Result<(), Reply> {
+        let refused = |why: &str| Err(Reply::Refused { why: why.to_owned() });
+        if !self.is_machine {
+            return refused(
+                "what a sandbox of namespaces is shown is decided when it starts; give --mount when it is created, or \
+                 copy files with `cofferdam cp`",
+            );
+        }
+        if self.link.is_none() {
+            return refused(
+                "it has no network, over which a guest reaches what it is shown; create it with --net mounts-only in \
+                 the place of --no-net",
+            );
+        }
+        if let Some(SharingEntry::Plan9 | SharingEntry::Virtiofs) = self.spec.mount_via {
+            return refused(
+                "it has its directories as devices, which are those that it was started with; create it without \
+                 --mount-via",
+            );
+        }
+        if self.stopping.is_some() {
+            return refused("it is being stopped");
+        }
+        // Both write the specification.
+        if self.mounts.is_changing() || self.change.is_some() { Err(Reply::Busy) } else { Ok(()) }
+    }
+
+    /// Begins to show the guest a directory. Whoever asked is answered when the guest has mounted it.
+    fn begin_mount(&mut self, id: u64, mount: MountEntry, tree: OwnedFd) -> Result<(), Reply> {
+        self.check_mount(&mount.target)?;
+        if !mount.source.is_absolute() {
+            return Err(Reply::Refused { why: format!("{} is not an absolute path", mount.source.display()) });
+        }
+        let mut spec = self.spec.clone();
+        spec.mounts.push(mount.clone());
+        // Before the guest can leave a link there: it is read by who follows none that a sandbox may have left.
+        self.write_spec(&spec).map_err(|error| Reply::Refused {
+            why: format!("the mount cannot be written down, so nothing was changed: {error}"),
+        })?;
+        self.orders.push(Order::Share(self.mounts.add(id, mount, tree, Instant::now())));
+        Ok(())
+    }
+
+    /// Begins to take one away. Whoever asked is answered when nobody serves it any more.
+    fn begin_unmount(&mut self, id: u64, target: &Path) -> Result<(), Reply> {
+        self.check_mountable()?;
+        let refused = |why: String| Reply::Refused { why };
+        if self.spec.project.as_deref() == Some(target) {
+            let why = "it is the directory in which its programs start; create a sandbox with --no-cwd to have none";
+            return Err(refused(format!("{} cannot be taken away: {why}", target.display())));
+        }
+        let absent = || refused(format!("there is no mount at {}; `cofferdam mount ls` lists them", target.display()));
+        let mount = self.spec.mounts.iter().find(|mount| mount.target == target).cloned().ok_or_else(absent)?;
+        let order = self.mounts.remove(id, mount, Instant::now()).ok_or_else(absent)?;
+        self.orders.push(Order::Share(order));
+        Ok(())
+    }
+
+    fn await_mount(&mut self, id: u64, begun: Result<(), Reply>) -> io::Result<bool> {
+        let Some(connection) = self.connections.get_mut(&id) else { return Ok(false) };
+        match begun {
+            Ok(()) => {
+                connection.kind = Kind::Waits;
+                Ok(true)
+            }
+            Err(reply) => {
+                protocol::send(&connection.socket, &reply, &[])?;
+                Ok(false)
+            }
+        }
+    }
+
+    fn pursue_mount(&mut self, (order, ended): (Option<ShareOrder>, Option<mounts::Ended>)) {
+        self.orders.extend(order.map(Order::Share));
+        let Some(mounts::Ended { asked_by, mount, outcome }) = ended else { return };
+        let mut spec = self.spec.clone();
+        match outcome {
+            Outcome::Added => spec.mounts.push(mount),
+            Outcome::NotAdded(_) => {}
+            Outcome::Removed | Outcome::RemovedBut(_) => spec.mounts.retain(|other| other.target != mount.target),
+        }
+        let written = match outcome {
+            // It is written down already.
+            Outcome::Added => Ok(()),
+            Outcome::NotAdded(_) | Outcome::Removed | Outcome::RemovedBut(_) => self.write_spec(&spec),
+        };
+        self.spec = spec;
+        let refused = |why: String| Reply::Refused { why };
+        let reply = match (outcome, written) {
+            (Outcome::NotAdded(why) | Outcome::RemovedBut(why), Ok(())) => refused(why),
+            (Outcome::Added | Outcome::Removed, Ok(())) => Reply::Done,
+            (Outcome::NotAdded(why) | Outcome::RemovedBut(why), Err(error)) => refused(format!(
+                "{why}; and it is there again after a stop, since that cannot be written down: {error}"
+            )),
+            (Outcome::Added | Outcome::Removed, Err(error)) => {
+                refused(format!("it is there again after a stop, since that cannot be written down: {error}"))
+            }
+        };
+        if let Some(connection) = self.connections.remove(&asked_by) {
+            let _gone = protocol::send(&connection.socket, &reply, &[]);
+        }
+    }
+
+    /// Writes down what is read at the next start.
+    fn write_spec(&self, spec: &NamedSpec) -> io::Result<()> {
+        Replacement::write(self.entry.directory(), SPEC, spec.to_json().as_bytes())?.put()
+    }
+
     /// Gives the gateway another network. Whoever asked is answered when everybody holds it.
     fn begin_change(&mut self, id: u64, json: &[u8], commands: Option<&mut Commands>) -> Result<(), Reply> {
         let refused = |why: String| Reply::Refused { why };
         let asked = NamedSpec::parse(json).map_err(|error| refused(chain(&error)))?;
         // What it leaves as it was is that of the policy before.
-        if self.change.is_some() || asked.policy_changes != self.spec.policy_changes.saturating_add(1) {
+        if self.change.is_some()
+            || self.mounts.is_changing()
+            || asked.policy_changes != self.spec.policy_changes.saturating_add(1)
+        {
             return Err(Reply::Busy);
         }
         let NamedSpec { network, network_flags, ipv6, policy_changes, .. } = asked;
@@ -610,6 +758,8 @@ impl Keeper<'_> {
         let now = Instant::now();
         let late = self.published.give_up(now);
         self.end_port_change(late);
+        let late = self.mounts.give_up(now);
+        self.pursue_mount(late);
         let is_late = |change: &Change| matches!(change.step, ChangeStep::Gateway(_)) && change.due <= now;
         if self.change.as_ref().is_some_and(is_late) {
             self.end_change(&Reply::Refused { why: LATE.to_owned() });
@@ -791,6 +941,7 @@ impl Companion for Keeper<'_> {
             .into_iter()
             .chain(change)
             .chain(self.published.deadline())
+            .chain(self.mounts.deadline())
             .chain(self.farewell)
             .chain(at_once)
             .min()
@@ -845,6 +996,12 @@ impl Companion for Keeper<'_> {
             Ok(()) | Err(_) => {}
         }
         Vec::new()
+    }
+
+    fn shared(&mut self, answer: ShareAnswer) -> Vec<Order> {
+        let came = self.mounts.answered(answer, Instant::now());
+        self.pursue_mount(came);
+        std::mem::take(&mut self.orders)
     }
 
     fn gateway_died(&mut self) {

@@ -21,6 +21,8 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::spec::MountEntry;
+
 /// The version of what follows.
 const VERSION: u32 = 2;
 
@@ -71,6 +73,18 @@ pub(crate) enum Request {
     Withdraw {
         ports: Vec<String>,
     },
+    /// Say how a directory has to be taken for this to be shown it.
+    Mountable {
+        target: PathBuf,
+    },
+    /// Show the guest the directory whose tree is beside this.
+    Mount {
+        mount: MountEntry,
+    },
+    /// Show what is at this place no more.
+    Unmount {
+        target: PathBuf,
+    },
 }
 
 /// What a keeper answers.
@@ -87,6 +101,10 @@ pub(crate) enum Reply {
     /// All ports, or those that have changed.
     Ports {
         ports: Vec<PublishedPort>,
+    },
+    /// With the user namespace that the sandbox's own lies in beside this, by whose id map owners are seen or not.
+    Mountable {
+        is_mapped: bool,
     },
     Refused {
         why: String,
@@ -221,7 +239,17 @@ pub(crate) fn ask(
 ) -> io::Result<(Reply, Vec<OwnedFd>)> {
     let file = content.map(|content| memory_file(content.as_bytes())).transpose()?;
     let fds: Vec<_> = file.iter().map(AsFd::as_fd).collect();
-    send(socket, request, &fds)?;
+    ask_with(socket, request, &fds, patience)
+}
+
+/// As [`ask`], with descriptors.
+pub(crate) fn ask_with(
+    socket: &OwnedFd,
+    request: &Request,
+    fds: &[BorrowedFd<'_>],
+    patience: Duration,
+) -> io::Result<(Reply, Vec<OwnedFd>)> {
+    send(socket, request, fds)?;
     if !wait_for(socket, patience)? {
         return Err(io::ErrorKind::TimedOut.into());
     }
