@@ -27,6 +27,10 @@ const OVERLAY_WORD: &str = "cofferdam.overlay=";
 /// 400 MiB of zeros read from `/dev/zero` take 1.1 s that way and 0.2 s without, 200 MiB written to a tmpfs 2.3 s and 1.1 s.
 const TRANSLATED_X86_64: &str = "max,-erms,-fsrm,level-func7=0";
 
+/// Linux signs each address that it returns to, and QEMU computes ARM's own cipher for that, twice for each function; `pauth-impdef`
+/// is one of QEMU's that costs little. Debian 12's kernel boots in 1.7 s of QEMU 7.2's with it and in 5.8 s without.
+const TRANSLATED_AARCH64: &str = "max,pauth-impdef=on";
+
 /// Requests that a guest may have on their way to a directory by virtiofs: the most that QEMU takes. Fewer are waited for.
 const DEVICE_QUEUE: u16 = 1024;
 
@@ -198,7 +202,7 @@ impl Vm {
             (Accelerator::Kvm, _) => ("kvm", "host"),
             // Translated code for several processors is made by one thread each.
             (Accelerator::Tcg, Architecture::X86_64) => ("tcg,thread=multi", TRANSLATED_X86_64),
-            (Accelerator::Tcg, Architecture::Aarch64) => ("tcg,thread=multi", "max"),
+            (Accelerator::Tcg, Architecture::Aarch64) => ("tcg,thread=multi", TRANSLATED_AARCH64),
         };
         words.option("-accel", accelerator);
         words.option("-cpu", processor);

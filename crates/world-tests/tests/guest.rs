@@ -115,8 +115,10 @@ impl Guest {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let mut qemu = Command::new(format!("qemu-system-{}", std::env::consts::ARCH));
         // As a run has them (`backend-vm/src/arguments.rs`).
-        let (machine, processor) =
-            if cfg!(target_arch = "x86_64") { ("q35", "max,-erms,-fsrm,level-func7=0") } else { ("virt", "max") };
+        let (machine, processor) = match std::env::consts::ARCH {
+            "x86_64" => ("q35", "max,-erms,-fsrm,level-func7=0"),
+            _ => ("virt", "max,pauth-impdef=on"),
+        };
         qemu.args(["-machine", machine, "-accel", "tcg", "-cpu", processor, "-m", "256", "-smp", "1"]);
         qemu.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio"]);
         qemu.args(["-kernel", &format!("/proc/self/fd/{}", kernel.as_raw_fd())]);
