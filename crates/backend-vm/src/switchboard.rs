@@ -279,7 +279,7 @@ fn is_end(event: &Event) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use cofferdam_guest_protocol::{Exec, Leftover, Status, WINDOW};
+    use cofferdam_guest_protocol::{Exec, Leftover, Shortage, Status, WINDOW};
 
     use super::*;
 
@@ -389,6 +389,18 @@ mod tests {
         );
         assert!(exchange.board.output(second).is_empty());
         assert_eq!(exchange.board.calls.len(), 1);
+    }
+
+    #[test]
+    fn a_full_disk_is_told_to_those_whom_the_agent_tells_of_it() {
+        let mut exchange = Exchange::new();
+        let (id, mut caller, theirs, ours) = exchange.running();
+        let (other, ..) = exchange.running();
+        let shortage = Shortage::Files { count: 7 };
+        exchange.agent_says(&ToHost::Full { call: ours, shortage });
+        exchange.deliver(id, &mut caller);
+        assert_eq!(caller.poll_event(), Some(Event::Full { call: theirs, shortage }));
+        assert!(exchange.board.output(other).is_empty());
     }
 
     #[test]
