@@ -96,11 +96,6 @@ impl EventWriter {
         }
     }
 
-    /// Whatever has been gathered by the end of this turn does not wait.
-    pub(crate) fn hurry(&mut self) {
-        self.hurries = true;
-    }
-
     /// When what was gathered is to be sent; `None`: there is nothing.
     pub(crate) fn poll_timeout(&self) -> Option<Time> {
         (!self.gathered.is_empty()).then_some(self.next)
@@ -115,7 +110,8 @@ impl EventWriter {
     pub(crate) fn flush(&mut self, now: Time) -> bool {
         self.hurries = false;
         if !self.gathered.is_empty() {
-            self.paced = self.paced.max(now) + PACE;
+            // What did not wait for its time is not made up for by what does.
+            self.paced = (self.paced.max(now) + PACE).min(now + AHEAD + PACE);
             self.next = now + self.paced.since(now).saturating_sub(AHEAD);
         }
         if !self.send() {
@@ -293,9 +289,29 @@ mod tests {
         // And whoever wants to hear of everything does.
         writer.push(now, flow(4));
         assert!(!writer.is_due(now));
-        writer.hurry();
-        assert!(writer.is_due(now) && writer.flush(now));
+        assert!(writer.flush(now));
         assert_eq!(messages(&theirs), [1]);
+    }
+
+    #[test]
+    fn however_many_did_not_wait_the_next_one_waits_no_longer() {
+        let (ours, theirs) = cofferdam_sys::fdpass::pair().unwrap();
+        let mut writer = EventWriter::new(ours, Teller::default());
+        let now = Time::from_nanos(1_000_000_000);
+        for is_read in [true, false] {
+            for _ in 0..10_000 {
+                writer.push(now, EventBody::DnsMore { verdict: cofferdam_model::Action::Deny, count: 1 });
+                writer.flush(now);
+                if is_read {
+                    messages(&theirs);
+                }
+            }
+            messages(&theirs);
+            writer.flush(now);
+            writer.push(now, flow(0));
+            assert!(writer.poll_timeout().unwrap().since(now) <= PACE);
+            writer.flush(now);
+        }
     }
 
     #[test]

@@ -543,8 +543,8 @@ impl Gateway {
 
     /// Does what the supervisor wants changed.
     fn obey(&mut self, now: Time) {
-        // What has happened before is told first.
-        self.events.hurry();
+        // What has happened before is told before the answers are.
+        self.events.flush(now);
         for _ in 0..COMMANDS {
             let Some(Live { channel, compiler }) = &self.live else { return };
             let (number, command) = match commands::receive(channel) {
@@ -614,7 +614,7 @@ impl Gateway {
 
     /// Puts compiled settings in the place of those in force, all at once.
     fn take_over(&mut self, now: Time) {
-        self.events.hurry();
+        self.events.flush(now);
         while let Some(Done { number, result }) = self.live.as_ref().and_then(|live| live.compiler.take()) {
             let result = result.map(|settings| {
                 let Settings { network, policy, rebinding } = *settings;
