@@ -37,9 +37,9 @@ pub(super) const LISTENER_PORT: u16 = 10_999;
 const BACKLOG: u16 = 4_096;
 
 /// Connections to the guest's file server that may wait for it. Each mount makes one; but a listener whose handshakes fill its backlog
-/// has the kernel write to the host's log, so there is room for as many as `tcp_max_syn_backlog` lets begin, below. What a guest
+/// has the kernel write to the host's log, so there is room for more than `tcp_max_syn_backlog` lets begin, below. What a guest
 /// sends to those that are not accepted takes 128 KiB of the kernel's memory each, the default of `tcp_rmem`.
-pub(super) const FILES_BACKLOG: u16 = 1_024;
+pub(super) const FILES_BACKLOG: u16 = 1_280;
 
 /// BBR, which a host may have as its default, halves the throughput of links without loss (`docs/performance.md`).
 pub(crate) const CONGESTION_CONTROL: &str = "reno";
@@ -145,9 +145,9 @@ const GATEWAY_SYSCTLS: &[Sysctl] = &[
     // A client of a published port may come again with the port that it had: its former connection inside must not be in the way.
     set_if_there("ipv4/tcp_tw_reuse", "1"),
     set("core/somaxconn", "4096"),
-    // Handshakes of a listener at a time: without cookies three quarters of this many, and the next SYNs are dropped with no word of it.
-    // They begin when the decision is made, and a guest that wants to be connected answers at once.
-    set("ipv4/tcp_max_syn_backlog", "1024"),
+    // Handshakes of a listener at a time: without cookies three quarters of this many, 1,050, and the next SYNs are dropped with no
+    // word of it. That is more than the gate puts back (`MAX_PENDING`), and less than `FILES_BACKLOG`.
+    set("ipv4/tcp_max_syn_backlog", "1400"),
     // Fragments come over a link in memory, one right after the other. What is incomplete after this many seconds is an
     // attempt to fill the reassembly memory, which is per namespace (4 MiB).
     set("ipv4/ipfrag_time", "3"),
