@@ -15,6 +15,7 @@ use cofferdam_guest_protocol::{CallId, Exec, Failure, FailureKind, Mount, MountK
 use cofferdam_sys::process::{self, Groups};
 use cofferdam_sys::tty;
 use rustix::fs::{Gid, Mode, Uid};
+use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use crate::boot::make_directory;
@@ -76,7 +77,11 @@ pub(crate) fn run(task: Task, streams: Streams, mut report: Report) -> u8 {
         Task::Mount(mount) => mount_at(&mount),
         Task::Unmount(target) => {
             let target = Path::new(OsStr::from_bytes(&target));
-            rustix::mount::unmount(target, UnmountFlags::NOFOLLOW).doing(|| format!("unmount {}", target.display()))
+            match rustix::mount::unmount(target, UnmountFlags::NOFOLLOW) {
+                // Nothing is mounted there, or nothing is there at all: somebody in the guest has done it already.
+                Err(Errno::INVAL | Errno::NOENT) => Ok(()),
+                other => other.doing(|| format!("unmount {}", target.display())),
+            }
         }
     };
     match done {

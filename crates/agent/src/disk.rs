@@ -6,9 +6,10 @@
 use std::time::{Duration, Instant};
 
 use cofferdam_guest_protocol::Shortage;
+use rustix::time::Timespec;
 
 /// Between two looks.
-pub(crate) const PAUSE: Duration = Duration::from_secs(1);
+pub(crate) const PAUSE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 /// What programs write to, where a root is covered.
 #[derive(Debug)]
@@ -27,7 +28,7 @@ impl Disk {
         if now < self.next && !has_ended {
             return None;
         }
-        self.next = now + PAUSE;
+        self.next = now + Duration::try_from(PAUSE).unwrap_or_default();
         // An overlay tells what it has of what is written to.
         let status = rustix::fs::statvfs("/").ok()?;
         let (blocks, files) = (status.f_blocks, status.f_files);

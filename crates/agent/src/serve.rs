@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 
-use cofferdam_guest_protocol::{CallId, Decoder, Failure, FailureKind, MAX_CALLS, MountKind, ToGuest, ToHost, VERSION};
+use cofferdam_guest_protocol::{
+    CallId, Decoder, Failure, FailureKind, MAX_CALLS, MountKind, Shortage, ToGuest, ToHost, VERSION,
+};
 use cofferdam_initramfs::Group;
 use cofferdam_sys::process::SignalFd;
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -15,7 +17,7 @@ use rustix::time::ClockId;
 use crate::boot::Own;
 use crate::call::Call;
 use crate::child::Task;
-use crate::disk::Disk;
+use crate::disk::{self, Disk};
 use crate::network;
 use crate::port::Port;
 use crate::words::{Doing, Trouble};
@@ -24,8 +26,6 @@ use crate::words::{Doing, Trouble};
 const PIECE: usize = 64 << 10;
 
 const AT_ONCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
-/// As [`disk::PAUSE`](crate::disk::PAUSE).
-const A_LOOK: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 /// Greets the host, and does what it asks for until the machine is off.
 pub(crate) fn serve(own: &Own, port: &mut Port, disk: Option<Disk>) -> Result<Infallible, Trouble> {
@@ -64,7 +64,7 @@ impl Agent<'_> {
         }
         let is_urgent = port.has_room() && self.calls.values().any(Call::is_urgent);
         let looks = self.disk.is_some() && self.calls.values().any(Call::wants_room);
-        let timeout = if is_urgent { Some(&AT_ONCE) } else { looks.then_some(&A_LOOK) };
+        let timeout = if is_urgent { Some(&AT_ONCE) } else { looks.then_some(&disk::PAUSE) };
         match rustix::event::poll(&mut interests, timeout) {
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(error) => Err(Trouble::new("wait for events", error)),
@@ -166,12 +166,22 @@ impl Agent<'_> {
         self.calls.values_mut().find(|call| call.is_done_by(pid))
     }
 
+    /// What the disk is short of, if somebody is to hear of it.
+    fn shortage(&mut self) -> Option<Shortage> {
+        let mut wanting = self.calls.values().filter(|call| call.wants_room()).peekable();
+        wanting.peek()?;
+        let has_one_ended = wanting.any(Call::has_ended);
+        self.disk.as_mut()?.shortage(has_one_ended)
+    }
+
     fn proceed(&mut self, port: &mut Port) {
-        self.calls.retain(|_, call| {
+        for call in self.calls.values_mut() {
             let has_room = port.has_room();
             call.proceed(has_room, &mut |message| port.send(message));
-            let disk = self.disk.as_mut().filter(|_| call.wants_room());
-            if let Some(shortage) = disk.and_then(|disk| disk.shortage(call.has_ended())) {
+        }
+        let shortage = self.shortage();
+        self.calls.retain(|_, call| {
+            if let Some(shortage) = shortage.filter(|_| call.wants_room()) {
                 port.send(&call.full(shortage));
             }
             let Some(end) = call.end() else { return true };
