@@ -186,7 +186,7 @@ pub(super) fn unpack(
         let kind = entry.header().entry_type();
         let has_holes = kind.is_gnu_sparse();
         // With holes it is longer than what is here of it.
-        about.begins_behind(if has_holes { 0 } else { entry.size() });
+        about.begins_behind(if has_holes { entry.header().entry_size()? } else { entry.size() });
         let path = PathBuf::from(OsStr::from_bytes(&entry.path_bytes()));
         let Some(parts) = parts(&path, called) else {
             left.add(&path, "a name that leads out or too deep");
@@ -197,13 +197,7 @@ pub(super) fn unpack(
         let mode = entry.header().mode().unwrap_or(0o644) & MODE;
         let made = if kind.is_dir() {
             make_directory(&parent, name, mode).map(drop)
-        } else if has_holes {
-            let mtime = entry.header().mtime().unwrap_or(0);
-            about.begins_behind(u64::MAX);
-            let made = make_file(&parent, name, mode, mtime, &mut entry);
-            about.begins_behind(0);
-            made
-        } else if kind.is_file() || kind.is_contiguous() {
+        } else if kind.is_file() || kind.is_contiguous() || has_holes {
             let mtime = entry.header().mtime().unwrap_or(0);
             make_file(&parent, name, mode, mtime, &mut entry)
         } else if kind.is_symlink() {

@@ -195,7 +195,7 @@ fn copy_in(from: Option<&Path>, name: &str, path: &Path, reader: Reader) -> Resu
 fn ended(inside: u8, here: u8, is_guest: bool, reader: Reader) -> u8 {
     match (inside, here) {
         (0, 0) => 0,
-        (EXIT_FAILED, 0) if !is_guest => EXIT_FAILED,
+        (_, 0) if !is_guest => EXIT_FAILED,
         (status, 0) => reader.refused(&failed(format!("what copies in the sandbox failed, with status {status}"))),
         (_, _) => EXIT_FAILED,
     }
