@@ -21,7 +21,9 @@ use cofferdam_control::named::{
     RunSpec, SandboxName, SpecError,
 };
 use cofferdam_control::store::RunKind;
-use cofferdam_control::{Backend, Progress, RunError, RunOptions, Terminal, VmOptions, check_project, environment};
+use cofferdam_control::{
+    Backend, Progress, ResolveError, RunError, RunOptions, Terminal, VmOptions, check_project, environment,
+};
 use cofferdam_policy::file::{self, FlagItem};
 
 use crate::args::{
@@ -103,6 +105,8 @@ fn make(
     no_start: bool,
 ) -> Result<(&'static str, Vec<String>), Refusal> {
     let options = spec.run_options(Vec::new(), Vec::new()).map_err(|error| Refusal::setup(output::chain(&error)))?;
+    // They may be shown again without anybody looking where they lead by then.
+    let spec = &spec.without_links(&run::suspect_roots(&options)).map_err(refused_link)?;
     if let Some(project) = &options.project {
         let home = std::env::var_os("HOME").map(PathBuf::from);
         check_project(project, home.as_deref()).map_err(|error| Refusal::setup(output::chain(&error)))?;
@@ -227,6 +231,10 @@ fn environment_of(spec: &NamedSpec, own: &[(OsString, OsString)]) -> Result<Vec<
         .map_err(|error| Refusal::setup(format!("the environment cannot be made: {error}")))
 }
 
+fn refused_link(error: ResolveError) -> Refusal {
+    Refusal::setup(format!("what the sandbox is to be shown cannot be used: {error}"))
+}
+
 /// Starts one; what there is to say.
 fn start_kept(locked: Locked, spec: &NamedSpec) -> Result<Vec<String>, Refusal> {
     let env = environment_of(spec, &[])?;
@@ -258,6 +266,8 @@ pub(crate) fn start(args: &StartArgs) -> u8 {
                 let options =
                     spec.run_options(Vec::new(), Vec::new()).map_err(|error| Refusal::setup(output::chain(&error)))?;
                 state::refuse_shown(&options)?;
+                // They were without links when they were written down: since then any sandbox may have put one there.
+                spec.without_links(&[PathBuf::from("/")]).map_err(refused_link)?;
                 start_kept(locked, &spec)
             }
             Err(NamedError::Running(name)) => Ok(vec![format!("the sandbox {name} is running already")]),

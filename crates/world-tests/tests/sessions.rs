@@ -466,6 +466,23 @@ fn a_copy_follows_no_link_that_any_sandbox_may_have_left() {
 }
 
 #[test]
+fn a_sandbox_that_starts_again_is_shown_no_link_in_the_place_of_its_directory() {
+    let ran = script(
+        r#"
+        work=$(mktemp -d); mkdir -p $work/project/build $work/home; ln -s $work/project $work/link
+        (cd $work/project; $C create s)
+        $C create other --no-cwd --mount $work/link/build:/build; $C stop other
+        $C exec s -- sh -c "rmdir build; ln -s $work/home build"
+        $C start other || echo "refused $?"
+        $C exec s -- sh -c 'rm build; mkdir build; echo good > build/file'
+        $C start other; $C exec other -- cat /build/file
+        rm -rf $work
+        "#,
+    );
+    ran.exits(0).says("refused 125\ngood\n").complains("/project/build is a symbolic link beneath /");
+}
+
+#[test]
 fn a_policy_that_cannot_be_written_down_is_not_set() {
     for family in Family::BOTH {
         let web = family.in_url(family.web());

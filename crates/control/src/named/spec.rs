@@ -6,7 +6,7 @@ use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use cofferdam_backend_ns::{Capability, Mount, ResourceLimits};
+use cofferdam_backend_ns::{Capability, Mount, ResolveError, ResourceLimits, resolve};
 use cofferdam_model::NetworkConfig;
 use cofferdam_policy::file::{self, ConfigErrors, FlagItem};
 use serde::de::DeserializeOwned;
@@ -254,6 +254,24 @@ impl NamedSpec {
             },
             ..RunOptions::new(command, self.network()?)
         })
+    }
+
+    /// The same, with the paths of the host that are shown by paths without links; none beneath `roots` is followed. What is not there
+    /// stays as it is.
+    ///
+    /// # Errors
+    /// A link beneath `roots`.
+    pub fn without_links(&self, roots: &[PathBuf]) -> Result<NamedSpec, ResolveError> {
+        let mut spec = self.clone();
+        let sources = spec.mounts.iter_mut().map(|mount| &mut mount.source);
+        for path in spec.project.iter_mut().chain(&mut spec.rootfs).chain(sources) {
+            match resolve(path, roots) {
+                Ok(real) => *path = real,
+                Err(link @ ResolveError::Link { .. }) => return Err(link),
+                Err(ResolveError::Missing { .. }) => {}
+            }
+        }
+        Ok(spec)
     }
 
     /// The mounts of what is kept in `directory`; those that the specification has come on top.
