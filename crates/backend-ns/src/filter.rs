@@ -4,7 +4,7 @@
 //! namespaces, the missing capabilities and the gateway. The filter removes attack surface of the kernel and the few
 //! ways around those (sockets of families that have no network namespace, keyrings, terminals).
 
-use cofferdam_sys::confine::{Answer, Call, Filter, FilterError, Test};
+use cofferdam_sys::confine::{self, Answer, Call, Filter, FilterError, Test};
 
 use crate::Sockets;
 
@@ -253,6 +253,7 @@ const OTHER_USERS: [libc::c_long; 3] = [libc::SYS_setgroups, libc::SYS_setresuid
 pub(crate) fn device_filters() -> Result<Vec<Filter>, FilterError> {
     let mut filters = program_filters(false)?;
     filters.push(Filter::deny(OTHER_USERS.map(Call::new).into(), Answer::Pretend)?);
+    filters.extend(confine::no_processes()?);
     Ok(filters)
 }
 

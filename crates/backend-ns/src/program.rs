@@ -132,7 +132,9 @@ fn confine_device(server: &DeviceServer) -> Result<(), Fault> {
     let none = Rlimit { current: Some(0), maximum: Some(0) };
     rustix::process::setrlimit(Resource::Core, none).step(|| "limit the server of files".to_owned())?;
     // It holds a descriptor for each file that the guest has looked up.
+    // As every program's, its limit is below that of whoever passes descriptors on.
     let _most = process::raise_descriptor_limit();
+    process::lower_raised_descriptor_limit().step(|| "limit the server of files".to_owned())?;
     confine::keep_capabilities(&server.capabilities).step(|| "drop capabilities".to_owned())?;
     confine::no_new_privileges().step(|| "renounce new privileges".to_owned())?;
     let step = || "restrict paths with Landlock".to_owned();

@@ -9,7 +9,7 @@
 //! Both become the user of the guest's program for as long as they make a file for it. In a user namespace with one user they
 //! cannot, and are told that they have (`cofferdam_backend_ns::DeviceServer`).
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -22,7 +22,13 @@ use crate::arguments::Share;
 pub(crate) const MEMORY: u64 = 256 << 20;
 
 /// Where it is when it is not on the PATH: Debian, Fedora; Debian 12; Arch.
-const PLACES: [&str; 3] = ["/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd", "/usr/lib/virtiofsd"];
+const PLACES: [&str; 5] = [
+    "/usr/local/libexec/virtiofsd",
+    "/usr/libexec/virtiofsd",
+    "/usr/lib/qemu/virtiofsd",
+    "/usr/lib/virtiofsd",
+    "/usr/bin/virtiofsd",
+];
 
 /// What it would keep for itself, and has not.
 const CAPABILITIES: [&str; 8] = ["chown", "dac_override", "fowner", "fsetid", "setgid", "setuid", "mknod", "setfcap"];
@@ -45,7 +51,7 @@ enum Dialect {
 #[derive(Debug, thiserror::Error)]
 pub enum VirtiofsdError {
     #[error(
-        "virtiofsd is neither on the PATH nor in {}: install it (Debian, Ubuntu: apt-get install virtiofsd; Debian 12: \
+        "virtiofsd is not in {}: install it (Debian, Ubuntu: apt-get install virtiofsd; Debian 12: \
          qemu-system-common), or leave --mount-via out",
         PLACES.join(", ")
     )]
@@ -57,20 +63,19 @@ pub enum VirtiofsdError {
 }
 
 impl Virtiofsd {
-    /// Looks for it on a search path, and where distributions have it. Executes it, to learn which options it has.
+    /// Looks for it where distributions have it. Executes it, to learn which options it has: so not on the search path, where a
+    /// project that a sandbox writes to may have one.
     ///
     /// # Errors
     /// There is none, or it is something else.
-    pub fn find(search_path: &OsStr) -> Result<Virtiofsd, VirtiofsdError> {
-        Virtiofsd::find_in(search_path, &PLACES)
+    pub fn find() -> Result<Virtiofsd, VirtiofsdError> {
+        Virtiofsd::find_in(&PLACES.map(Path::new))
     }
 
-    fn find_in(search_path: &OsStr, places: &[&str]) -> Result<Virtiofsd, VirtiofsdError> {
-        let named = std::env::split_paths(search_path).map(|directory| directory.join("virtiofsd"));
-        let mut places = named.filter(|path| path.is_absolute()).chain(places.iter().map(PathBuf::from));
-        let path = places.find(|path| path.is_file()).ok_or(VirtiofsdError::Missing)?;
-        let execute = |source| VirtiofsdError::Execute { path: path.clone(), source };
-        let path = std::fs::canonicalize(&path).map_err(execute)?;
+    fn find_in(places: &[&Path]) -> Result<Virtiofsd, VirtiofsdError> {
+        let path = places.iter().find(|path| path.is_file()).ok_or(VirtiofsdError::Missing)?;
+        let execute = |source| VirtiofsdError::Execute { path: path.to_path_buf(), source };
+        let path = std::fs::canonicalize(path).map_err(execute)?;
         let mut help = Command::new(&path);
         help.arg("--help").env_clear().stdin(Stdio::null()).stderr(Stdio::null());
         let said = help.output().map_err(execute)?.stdout;
@@ -125,6 +130,7 @@ impl Dialect {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsStr;
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
@@ -148,20 +154,16 @@ mod tests {
     #[test]
     fn is_told_apart_by_its_options() {
         let folder = tempfile::tempdir().unwrap();
-        let find = || Virtiofsd::find_in(folder.path().as_os_str(), &[]);
+        let there = folder.path().join("virtiofsd");
+        let find = || Virtiofsd::find_in(&[Path::new("/nowhere/virtiofsd"), &there]);
         let missing = find().unwrap_err().to_string();
-        assert!(
-            missing.starts_with("virtiofsd is neither on the PATH") && missing.contains("apt-get install virtiofsd")
-        );
+        assert!(missing.starts_with("virtiofsd is not in /usr") && missing.contains("apt-get install virtiofsd"));
         for (says, dialect) in
             [("    -o source=PATH   shared directory tree", Dialect::C), ("  --shared-dir <SHARED_DIR>", Dialect::Rust)]
         {
             let path = program(folder.path(), says);
             assert_eq!(find().unwrap(), Virtiofsd { path, dialect });
         }
-        let elsewhere = folder.path().join("virtiofsd");
-        let found = Virtiofsd::find_in(OsStr::new("relative:/nowhere"), &[elsewhere.to_str().unwrap()]);
-        assert_eq!(found.unwrap(), find().unwrap());
         let path = program(folder.path(), "hello");
         assert_eq!(find().unwrap_err().to_string().split(" is no").next(), path.to_str());
     }

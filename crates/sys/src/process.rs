@@ -180,6 +180,15 @@ pub fn lower_descriptor_limit() -> io::Result<()> {
     Ok(setrlimit(Resource::Nofile, Rlimit { current: soft, maximum: hard })?)
 }
 
+/// As [`lower_descriptor_limit`], for a program that needs as many as it may have.
+///
+/// # Errors
+/// Those of setrlimit(2).
+pub fn lower_raised_descriptor_limit() -> io::Result<()> {
+    let hard = getrlimit(Resource::Nofile).maximum.map(|hard| hard - hard / 16);
+    Ok(setrlimit(Resource::Nofile, Rlimit { current: hard, maximum: hard })?)
+}
+
 /// Opens `/dev/null` in place of those of descriptors 0, 1 and 2 that are closed, so that no later descriptor ends up
 /// there by chance.
 ///

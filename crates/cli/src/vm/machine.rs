@@ -62,7 +62,7 @@ pub(crate) fn options_for(architecture: Option<ArchitectureWord>) -> Result<VmOp
 
 /// What serves directories by virtiofs here.
 pub(crate) fn virtiofsd() -> Result<Virtiofsd, VirtiofsdError> {
-    Virtiofsd::find(&search_path())
+    Virtiofsd::find()
 }
 
 fn search_path() -> OsString {
