@@ -438,6 +438,7 @@ pub(crate) fn serve(
     let mut files = started.files.as_ref().map(|files| &files.news);
     // What each may answer yet: nobody says more to the supervisor than was asked.
     let (mut attachments, mut shares) = (0_u32, 0_u32);
+    let mut is_full = false;
     loop {
         let sources = [supervisor.as_fd(), lifeline.as_fd(), children.as_fd()];
         let mut fds: Vec<_> = sources.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
@@ -460,7 +461,8 @@ pub(crate) fn serve(
                     let _gone = wire::send(supervisor, &lost, &[]);
                     return Ok(());
                 }
-                Ok(Received::Message(full @ Message::DiskFull(_), _)) => {
+                Ok(Received::Message(full @ Message::DiskFull(_), _)) if !is_full => {
+                    is_full = true;
                     let _gone = wire::send(supervisor, &full, &[]);
                     // There may be more, to be said before its end as well.
                     continue;
@@ -497,7 +499,7 @@ pub(crate) fn serve(
                     }
                 }
                 // One that has ended is noticed as such. Where one that has stopped leaves no room, a caller's line is closed, and
-                // nothing is answered.
+                // anything else is answered here.
                 Ok(Received::Message(
                     asked @ (Message::Caller | Message::Attach { .. } | Message::Detach { .. }),
                     fds,
@@ -505,14 +507,18 @@ pub(crate) fn serve(
                     if let Some(monitor) = &started.monitor {
                         attachments = attachments.saturating_add(u32::from(asked != Message::Caller));
                         let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
-                        let _gone = wire::send_now(monitor, &asked, &fds);
+                        if wire::send_now(monitor, &asked, &fds).is_err() {
+                            unheard(supervisor, &asked, &mut attachments);
+                        }
                     }
                 }
                 Ok(Received::Message(asked @ (Message::Share { .. } | Message::Unshare { .. }), fds)) => {
                     if let Some(FileServer { news, .. }) = &started.files {
                         shares = shares.saturating_add(1);
                         let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
-                        let _gone = wire::send_now(news, &asked, &fds);
+                        if wire::send_now(news, &asked, &fds).is_err() {
+                            unheard(supervisor, &asked, &mut shares);
+                        }
                     }
                 }
                 Ok(_) | Err(_) => return Ok(()),
@@ -526,6 +532,20 @@ fn pass_answer(supervisor: &OwnedFd, answer: &Message, awaited: &mut u32) {
     if let Some(left) = awaited.checked_sub(1) {
         *awaited = left;
         let _gone = wire::send(supervisor, answer, &[]);
+    }
+}
+
+/// Answers for somebody who does not hear what was asked.
+fn unheard(supervisor: &OwnedFd, asked: &Message, awaited: &mut u32) {
+    let why = || "it does not hear what it is asked".to_owned();
+    match asked {
+        Message::Share { number, .. } | Message::Unshare { number } => {
+            pass_answer(supervisor, &Message::Shared { number: *number, why: why() }, awaited);
+        }
+        Message::Attach { number, .. } | Message::Detach { number, .. } => {
+            pass_answer(supervisor, &Message::Attached { number: *number, why: why() }, awaited);
+        }
+        _ => {}
     }
 }
 

@@ -86,8 +86,8 @@ pub struct ShareNews(OwnedFd);
 /// What it hears.
 #[derive(Debug)]
 pub enum ShareChange {
-    /// Show this: the root of a mount that is attached nowhere.
-    Share { number: u32, read_only: bool, tree: OwnedFd },
+    /// Show this: the root of a mount that is attached nowhere; `None` when this process had no room for its descriptor.
+    Share { number: u32, read_only: bool, tree: Option<OwnedFd> },
     /// Show it no more.
     Unshare { number: u32 },
 }
@@ -102,14 +102,14 @@ impl ShareNews {
     /// # Errors
     /// When pid 1 is gone.
     pub fn next(&self) -> io::Result<Option<ShareChange>> {
-        match wire::receive_ready(&self.0)? {
-            Received::Message(Message::Share { number, read_only }, mut fds) => {
-                Ok(fds.pop().map(|tree| ShareChange::Share { number, read_only, tree }))
+        let (message, fds) = wire::receive_what_fits(&self.0)?.ok_or(io::ErrorKind::ConnectionReset)?;
+        Ok(match message {
+            Message::Share { number, read_only } => {
+                Some(ShareChange::Share { number, read_only, tree: fds.and_then(|mut fds| fds.pop()) })
             }
-            Received::Message(Message::Unshare { number }, _) => Ok(Some(ShareChange::Unshare { number })),
-            Received::Message(..) => Ok(None),
-            Received::Closed | Received::Orphaned | Received::Late => Err(io::ErrorKind::ConnectionReset.into()),
-        }
+            Message::Unshare { number } => Some(ShareChange::Unshare { number }),
+            _ => None,
+        })
     }
 
     /// Says what has come of it.

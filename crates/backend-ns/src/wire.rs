@@ -258,17 +258,25 @@ pub(crate) fn send_now(socket: impl AsFd, message: &Message, fds: &[BorrowedFd<'
 
 /// Receives one message that has arrived already or is waited for without a deadline.
 pub(crate) fn receive_ready(socket: impl AsFd) -> io::Result<Received> {
+    match receive_what_fits(socket)? {
+        Some((message, fds)) => Ok(Received::Message(message, fds.ok_or(io::ErrorKind::InvalidData)?)),
+        None => Ok(Received::Closed),
+    }
+}
+
+/// As [`receive_ready`], by who may have no room for descriptors: `None` in their place. `None` when the other end is closed.
+pub(crate) fn receive_what_fits(socket: impl AsFd) -> io::Result<Option<(Message, Option<Vec<OwnedFd>>)>> {
     let mut buffer = vec![0; LONGEST];
-    let (len, fds) = match fdpass::recv_fds(&socket, &mut buffer) {
+    let (len, fds) = match fdpass::recv(&socket, &mut buffer) {
         Ok(received) => received,
-        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(Received::Closed),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
         Err(error) => return Err(error),
     };
     if len == 0 {
-        return Ok(Received::Closed);
+        return Ok(None);
     }
     let message = buffer.get(..len).and_then(Message::decode);
-    Ok(Received::Message(message.ok_or(io::ErrorKind::InvalidData)?, fds))
+    Ok(Some((message.ok_or(io::ErrorKind::InvalidData)?, fds)))
 }
 
 /// Waits for one message, but not longer than the supervisor lives or the deadline lasts.

@@ -120,8 +120,11 @@ impl News {
             return Ok(match self.0.next()? {
                 Some(ShareChange::Share { number, read_only, tree }) => {
                     let access = if read_only { ShareAccess::ReadOnly } else { ShareAccess::ReadWrite };
-                    let added = shares.add_opened(&share_name(number), tree, access);
-                    (number, added.map_err(|error| chain(&error)))
+                    let tree =
+                        tree.ok_or_else(|| "the guest has as many files open as may be; have it close some".to_owned());
+                    let add =
+                        |tree| shares.add_opened(&share_name(number), tree, access).map_err(|error| chain(&error));
+                    (number, tree.and_then(add))
                 }
                 Some(ShareChange::Unshare { number }) => {
                     shares.remove(&share_name(number));

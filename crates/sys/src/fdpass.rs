@@ -81,6 +81,15 @@ pub fn peer_pidfd(socket: impl AsFd) -> io::Result<OwnedFd> {
 /// # Errors
 /// `InvalidData` when data or descriptors were cut off, otherwise those of recvmsg(2).
 pub fn recv_fds(socket: impl AsFd, data: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+    let (len, fds) = recv(socket, data)?;
+    Ok((len, fds.ok_or(io::ErrorKind::InvalidData)?))
+}
+
+/// As [`recv_fds`]; `None` in the place of descriptors when some were cut off, as they are where this process has no room for them.
+///
+/// # Errors
+/// `InvalidData` when data was cut off, otherwise those of recvmsg(2).
+pub fn recv(socket: impl AsFd, data: &mut [u8]) -> io::Result<(usize, Option<Vec<OwnedFd>>)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let message = loop {
@@ -96,10 +105,10 @@ pub fn recv_fds(socket: impl AsFd, data: &mut [u8]) -> io::Result<(usize, Vec<Ow
             fds.extend(list);
         }
     }
-    if message.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
+    if message.flags.contains(ReturnFlags::TRUNC) {
         return Err(io::ErrorKind::InvalidData.into());
     }
-    Ok((message.bytes, fds))
+    Ok((message.bytes, (!message.flags.contains(ReturnFlags::CTRUNC)).then_some(fds)))
 }
 
 #[cfg(test)]
