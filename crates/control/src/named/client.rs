@@ -22,7 +22,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 pub(crate) const FOR_A_POLICY: Duration = Duration::from_secs(60);
 
 /// How long a change of what a guest is shown may take: more than its server and the guest have together.
-const FOR_A_MOUNT: Duration = Duration::from_secs(60);
+const FOR_A_MOUNT: Duration = Duration::from_secs(75);
 
 /// What they are told then.
 pub(crate) const LATE: &str =

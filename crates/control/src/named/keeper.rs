@@ -250,6 +250,12 @@ fn serve(
         },
         &mut keeper,
     );
+    if keeper.mounts.is_changing() {
+        // What was to be added, and is written down, was not shown.
+        keeper
+            .write_spec(&keeper.spec)
+            .unwrap_or_else(|error| say(&format!("what was not mounted is written down: {error}")));
+    }
     match (finished, keeper.failed) {
         (Err(error), _) => Err(with_status(error)),
         (Ok(_), Some(failed)) => Err(failed),
@@ -489,7 +495,9 @@ impl Keeper<'_> {
             }
             Request::Mountable { target } => {
                 let checked = self.check_mount(&target);
-                let (Some(handles), Some(connection)) = (&self.handles, self.connections.get(&id)) else {
+                let Some(connection) = self.connections.get(&id) else { return Ok(false) };
+                let Some(handles) = &self.handles else {
+                    protocol::send(&connection.socket, &Reply::Busy, &[])?;
                     return Ok(false);
                 };
                 let [owner, ..] = handles.fds();

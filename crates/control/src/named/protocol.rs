@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use super::spec::MountEntry;
 
 /// The version of what follows.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// The name of the socket in the folder of a sandbox, and in that of a run.
 pub(crate) const CONTROL: &str = "control";
@@ -362,9 +362,9 @@ mod tests {
         for (message, kind) in [
             (r#"{"v":9,"say":"enter"}"#, io::ErrorKind::Unsupported),
             (r#"{"v":9,"say":{"fly":1}}"#, io::ErrorKind::Unsupported),
-            (r#"{"v":2,"say":"fly"}"#, io::ErrorKind::InvalidData),
-            (r#"{"v":2,"say":"enter","more":1}"#, io::ErrorKind::InvalidData),
-            (r#"{"v":2,"say":{"stop":{"grace_ms":1,"more":1}}}"#, io::ErrorKind::InvalidData),
+            (r#"{"v":3,"say":"fly"}"#, io::ErrorKind::InvalidData),
+            (r#"{"v":3,"say":"enter","more":1}"#, io::ErrorKind::InvalidData),
+            (r#"{"v":3,"say":{"stop":{"grace_ms":1,"more":1}}}"#, io::ErrorKind::InvalidData),
             (r#"{"say":"enter"}"#, io::ErrorKind::InvalidData),
             ("\0", io::ErrorKind::InvalidData),
         ] {
