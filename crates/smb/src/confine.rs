@@ -102,6 +102,9 @@ fn restrict_paths(shares: &Shares) -> io::Result<()> {
     confine::landlock_opened(&roots).map(drop)
 }
 
+/// `S_ISUID` and `S_ISGID`.
+const SET_ID: u32 = 0o6000;
+
 /// Every system call of a server, and who makes it.
 fn calls() -> Vec<Call> {
     let any = [
@@ -131,8 +134,6 @@ fn calls() -> Vec<Call> {
         libc::SYS_statx,
         libc::SYS_fstat,
         libc::SYS_fstatfs,
-        libc::SYS_fchmod,
-        SYS_FCHMODAT2,
         libc::SYS_utimensat,
         // Challenges and ids; the time of day.
         libc::SYS_getrandom,
@@ -146,7 +147,9 @@ fn calls() -> Vec<Call> {
         libc::F_GETFL,
     ]
     .map(|command| Call::new(libc::SYS_fcntl).when(1, Test::Equal(u32::try_from(command).unwrap_or(u32::MAX))));
-    any.into_iter().chain(EVERY_THREAD).map(Call::new).chain(commands).collect()
+    let modes = [(libc::SYS_fchmod, 1), (SYS_FCHMODAT2, 2)];
+    let modes = modes.map(|(call, mode)| Call::new(call).when(mode, Test::NoBit(SET_ID)));
+    any.into_iter().chain(EVERY_THREAD).map(Call::new).chain(commands).chain(modes).collect()
 }
 
 /// Every system call of the thread that takes shares.
