@@ -70,6 +70,10 @@ impl Devices {
         self.0.is_empty()
     }
 
+    pub(crate) fn pids(&self) -> impl Iterator<Item = Pid> {
+        self.0.iter().map(|device| device.pid)
+    }
+
     pub(crate) fn of(&self, pid: Pid) -> Option<&Device> {
         self.0.iter().find(|device| device.pid == pid)
     }

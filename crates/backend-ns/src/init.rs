@@ -20,6 +20,7 @@
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use cofferdam_gateway::configure_guest_link;
 use cofferdam_sys::confine::{self, Filter};
@@ -30,7 +31,7 @@ use cofferdam_sys::ns::{self, Fork, NamespaceKind};
 use cofferdam_sys::process::{self, SignalFd};
 use cofferdam_sys::tty::{self, Pty};
 use rustix::event::{PollFd, PollFlags};
-use rustix::process::{DumpableBehavior, Pid, Signal, WaitOptions};
+use rustix::process::{DumpableBehavior, Pid, Signal, WaitOptions, WaitStatus};
 
 use crate::builder::fault;
 use crate::devices::Devices;
@@ -388,8 +389,8 @@ fn lost_while_starting(
         drop(fds);
         if ended {
             children.next().step(|| "receive the end of processes".to_owned())?;
-            // The end of the monitor is the end of what it says.
-            if let Some(lost @ Message::Lost { .. }) = reap(started).step(|| "wait for processes".to_owned())? {
+            // The end of the monitor is the end of what it says; that of one whose program has ended already is for later.
+            if let Some(lost) = reap_server(started).step(|| "wait for processes".to_owned())? {
                 // Who could not be started at all has said why.
                 let said = said.then(|| wire::receive_ready(monitor));
                 let fault = |message: &Message| matches!(message, Message::Failed(_));
@@ -439,6 +440,10 @@ pub(crate) fn serve(
     // What each may answer yet: nobody says more to the supervisor than was asked.
     let (mut attachments, mut shares) = (0_u32, 0_u32);
     let mut is_full = false;
+    // Who has ended before this was not waited for, and nothing may tell of it any more.
+    let mut is_first = true;
+    // What is told when the monitor has nothing more to say.
+    let mut end = None;
     loop {
         let sources = [supervisor.as_fd(), lifeline.as_fd(), children.as_fd()];
         let mut fds: Vec<_> = sources.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
@@ -446,7 +451,8 @@ pub(crate) fn serve(
         let others = [monitor, files].map(|other| (other.map_or(lifeline.as_fd(), AsFd::as_fd), other.is_some()));
         let flags = |is_open: bool| if is_open { PollFlags::IN } else { PollFlags::empty() };
         fds.extend(others.iter().map(|(fd, is_open)| PollFd::from_borrowed_fd(*fd, flags(*is_open))));
-        wire::poll(&mut fds, None).step(|| "wait for events".to_owned())?;
+        wire::poll(&mut fds, (is_first || end.is_some()).then_some(Duration::ZERO))
+            .step(|| "wait for events".to_owned())?;
         let mut ready = fds.iter().map(|fd| !fd.revents().is_empty());
         let [message, orphaned, ended, said, served] = std::array::from_fn(|_| ready.next().unwrap_or(false));
         drop(ready);
@@ -484,12 +490,14 @@ pub(crate) fn serve(
                 Ok(Received::Closed | Received::Orphaned | Received::Late) | Err(_) => files = None,
             }
         }
-        if ended {
+        if !said && let Some(end) = &end {
+            let _gone = wire::send(supervisor, end, &[]);
+            return Ok(());
+        }
+        if ended || is_first {
+            is_first = false;
             children.next().step(|| "receive the end of processes".to_owned())?;
-            if let Some(end) = reap(started).step(|| "wait for processes".to_owned())? {
-                let _gone = wire::send(supervisor, &end, &[]);
-                return Ok(());
-            }
+            end = end.or(reap(started).step(|| "wait for processes".to_owned())?);
         }
         if message {
             match wire::receive_ready(supervisor) {
@@ -537,16 +545,15 @@ fn pass_answer(supervisor: &OwnedFd, answer: &Message, awaited: &mut u32) {
 
 /// Answers for somebody who does not hear what was asked.
 fn unheard(supervisor: &OwnedFd, asked: &Message, awaited: &mut u32) {
-    let why = || "it does not hear what it is asked".to_owned();
-    match asked {
-        Message::Share { number, .. } | Message::Unshare { number } => {
-            pass_answer(supervisor, &Message::Shared { number: *number, why: why() }, awaited);
-        }
-        Message::Attach { number, .. } | Message::Detach { number, .. } => {
-            pass_answer(supervisor, &Message::Attached { number: *number, why: why() }, awaited);
-        }
-        _ => {}
-    }
+    let why = "it does not hear what it is asked".to_owned();
+    let answer = if let Message::Share { number, .. } | Message::Unshare { number } = asked {
+        Message::Shared { number: *number, why }
+    } else if let Message::Attach { number, .. } | Message::Detach { number, .. } = asked {
+        Message::Attached { number: *number, why }
+    } else {
+        return;
+    };
+    pass_answer(supervisor, &answer, awaited);
 }
 
 /// Takes note of every process that has ended. The program's end, if it was among them; or that of who serves its files, without
@@ -555,14 +562,6 @@ fn reap(started: &Started) -> io::Result<Option<Message>> {
     let mut end = None;
     loop {
         match rustix::process::wait(WaitOptions::NOHANG) {
-            Ok(Some((pid, _))) if started.files.as_ref().is_some_and(|files| files.pid == pid) => {
-                let why = "the process that serves the guest's files has ended".to_owned();
-                end = end.or(Some(Message::Lost { why }));
-            }
-            Ok(Some((pid, status))) if started.devices.of(pid).is_some() => {
-                let why = started.devices.of(pid).map(|device| device.ended(status));
-                end = end.or(why.map(|why| Message::Lost { why }));
-            }
             Ok(Some((pid, status))) if Some(pid) == started.program => {
                 end = match (status.exit_status(), status.terminating_signal()) {
                     (Some(status), _) => Some(Message::Exited { status }),
@@ -570,11 +569,33 @@ fn reap(started: &Started) -> io::Result<Option<Message>> {
                     (None, None) => end,
                 };
             }
-            Ok(Some(_)) | Err(rustix::io::Errno::INTR) => {}
+            Ok(Some((pid, status))) => end = end.or_else(|| end_of_server(started, pid, status)),
+            Err(rustix::io::Errno::INTR) => {}
             Ok(None) | Err(rustix::io::Errno::CHILD) => return Ok(end),
             Err(error) => return Err(error.into()),
         }
     }
+}
+
+/// Takes note of the end of who serves the program's files, and of nobody else's.
+fn reap_server(started: &Started) -> io::Result<Option<Message>> {
+    let files = started.files.as_ref().map(|files| files.pid);
+    for server in files.into_iter().chain(started.devices.pids()) {
+        match rustix::process::waitpid(Some(server), WaitOptions::NOHANG) {
+            Ok(Some((pid, status))) => return Ok(end_of_server(started, pid, status)),
+            Ok(None) | Err(rustix::io::Errno::INTR | rustix::io::Errno::CHILD) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(None)
+}
+
+/// What it means that this process has ended, if it serves the program's files.
+fn end_of_server(started: &Started, pid: Pid, status: WaitStatus) -> Option<Message> {
+    if started.files.as_ref().is_some_and(|files| files.pid == pid) {
+        return Some(Message::Lost { why: "the process that serves the guest's files has ended".to_owned() });
+    }
+    started.devices.of(pid).map(|device| Message::Lost { why: device.ended(status) })
 }
 
 fn pass_on(program: Pid, number: i32, target: Target) {

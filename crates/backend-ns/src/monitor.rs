@@ -103,13 +103,11 @@ impl ShareNews {
     /// When pid 1 is gone.
     pub fn next(&self) -> io::Result<Option<ShareChange>> {
         let (message, fds) = wire::receive_what_fits(&self.0)?.ok_or(io::ErrorKind::ConnectionReset)?;
-        Ok(match message {
-            Message::Share { number, read_only } => {
-                Some(ShareChange::Share { number, read_only, tree: fds.and_then(|mut fds| fds.pop()) })
-            }
-            Message::Unshare { number } => Some(ShareChange::Unshare { number }),
-            _ => None,
-        })
+        if let Message::Share { number, read_only } = message {
+            return Ok(Some(ShareChange::Share { number, read_only, tree: fds.and_then(|mut fds| fds.pop()) }));
+        }
+        let Message::Unshare { number } = message else { return Ok(None) };
+        Ok(Some(ShareChange::Unshare { number }))
     }
 
     /// Says what has come of it.
