@@ -358,6 +358,10 @@ mod tests {
             rustix::thread::set_thread_groups(&[]).unwrap();
             assert_eq!((rustix::process::geteuid(), rustix::process::getegid()), (user, group));
             assert_eq!(rustix::process::getgroups().unwrap(), groups);
+            // Taken over, it starts nothing.
+            let started = std::process::Command::new("true").spawn();
+            assert_eq!(started.unwrap_err().kind(), std::io::ErrorKind::PermissionDenied);
+            std::thread::spawn(|| ()).join().unwrap();
         });
         checked.join().unwrap();
     }
