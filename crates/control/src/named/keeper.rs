@@ -515,11 +515,11 @@ impl Keeper<'_> {
                     Some(tree) => self.begin_mount(id, mount, tree),
                     None => Err(Reply::Refused { why: "no directory came with the request".to_owned() }),
                 };
-                self.await_mount(id, begun)
+                self.await_answer(id, begun)
             }
             Request::Unmount { target } => {
                 let begun = self.begin_unmount(id, &target);
-                self.await_mount(id, begun)
+                self.await_answer(id, begun)
             }
             Request::Policy => {
                 let json = fds.pop().ok_or(io::ErrorKind::InvalidData.into()).and_then(protocol::read_memory_file);
@@ -548,17 +548,7 @@ impl Keeper<'_> {
             Some(commands) => change(&mut self.published, commands),
             None => Err("it has no network, and so no ports".to_owned()),
         };
-        let Some(connection) = self.connections.get_mut(&id) else { return Ok(false) };
-        match begun {
-            Ok(()) => {
-                connection.kind = Kind::Waits;
-                Ok(true)
-            }
-            Err(why) => {
-                protocol::send(&connection.socket, &Reply::Refused { why }, &[])?;
-                Ok(false)
-            }
-        }
+        self.await_answer(id, begun.map_err(|why| Reply::Refused { why }))
     }
 
     fn end_port_change(&mut self, ended: Option<(u64, Reply)>) {
@@ -633,7 +623,8 @@ impl Keeper<'_> {
         Ok(())
     }
 
-    fn await_mount(&mut self, id: u64, begun: Result<(), Reply>) -> io::Result<bool> {
+    /// Whoever asked waits for what has begun, or is told that it has not. Whether the connection stays.
+    fn await_answer(&mut self, id: u64, begun: Result<(), Reply>) -> io::Result<bool> {
         let Some(connection) = self.connections.get_mut(&id) else { return Ok(false) };
         match begun {
             Ok(()) => {
