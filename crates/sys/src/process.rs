@@ -174,8 +174,7 @@ pub fn raise_descriptor_limit() -> Option<u64> {
 pub fn lower_descriptor_limit() -> io::Result<()> {
     let limit = getrlimit(Resource::Nofile);
     let before = DESCRIPTORS_BEFORE.get().copied().unwrap_or(limit.current);
-    // Without a hard limit nothing can be kept apart; no kernel lets one have more than `fs.nr_open`.
-    let hard = limit.maximum.map(|hard| hard - hard / 16);
+    let hard = limit.maximum.map(below_senders);
     let soft = [before, hard].into_iter().flatten().min();
     Ok(setrlimit(Resource::Nofile, Rlimit { current: soft, maximum: hard })?)
 }
@@ -185,8 +184,14 @@ pub fn lower_descriptor_limit() -> io::Result<()> {
 /// # Errors
 /// Those of setrlimit(2).
 pub fn lower_raised_descriptor_limit() -> io::Result<()> {
-    let hard = getrlimit(Resource::Nofile).maximum.map(|hard| hard - hard / 16);
+    let hard = getrlimit(Resource::Nofile).maximum.map(below_senders);
     Ok(setrlimit(Resource::Nofile, Rlimit { current: hard, maximum: hard })?)
+}
+
+/// How many descriptors a program may have where this is the hard limit. Without one nothing can be kept apart; no kernel lets a
+/// process have more than `fs.nr_open`.
+fn below_senders(hard: u64) -> u64 {
+    hard - hard / 16
 }
 
 /// Opens `/dev/null` in place of those of descriptors 0, 1 and 2 that are closed, so that no later descriptor ends up
