@@ -448,9 +448,16 @@ impl Gateway {
         let rates = self.queues.poll_timeout(self.gate.limits());
         // Somebody waits for events that found no room.
         let tells = self.tells.first().map(|_| self.clock.now() + AGAIN);
-        let events = self.events.poll_timeout();
-        let timeouts =
-            [self.gate.poll_timeout(), self.dns.poll_timeout(), self.checks.poll_timeout(), rates, tells, events];
+        let (events, streams) = (self.events.poll_timeout(), self.relay.poll_timeout());
+        let timeouts = [
+            self.gate.poll_timeout(),
+            self.dns.poll_timeout(),
+            self.checks.poll_timeout(),
+            rates,
+            tells,
+            events,
+            streams,
+        ];
         let next = timeouts.into_iter().flatten().min()?;
         Some(next.since(self.clock.now()))
     }

@@ -38,6 +38,16 @@ pub fn be_writable_when_sent(socket: impl AsFd) -> io::Result<()> {
     set_option(socket, libc::SOL_TCP, libc::TCP_NOTSENT_LOWAT, 1)
 }
 
+/// Has a TCP socket count as readable only when as many bytes are there (`SO_RCVLOWAT`, socket(7)), or its end, an error, urgent data or
+/// no room for more. A read takes what is there all the same. The kernel takes half of the most that a receive buffer may be for more
+/// than that, and sees to it that the buffer holds as much.
+///
+/// # Errors
+/// Those of setsockopt(2).
+pub fn be_readable_at(socket: impl AsFd, bytes: i32) -> io::Result<()> {
+    set_option(socket, libc::SOL_SOCKET, libc::SO_RCVLOWAT, bytes)
+}
+
 /// Has whoever sends descriptors (`SCM_RIGHTS`) to this Unix socket, or to one that it accepts, get `EPERM`.
 ///
 /// # Errors

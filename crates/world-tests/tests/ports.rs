@@ -63,6 +63,16 @@ fn half_closes_bulk_and_a_thousand_connections_at_once() {
 }
 
 #[test]
+fn the_last_of_a_long_piece_comes_though_nobody_closes() {
+    let sandbox = World::shared().sandbox().flags("-p 21017:7 -p [::1]:21017:7");
+    let served = Served::start(&sandbox, &["python3", "-c", World::shared().program("ports.py"), "serve-pieces"]);
+    for family in Family::BOTH {
+        client(&["pieces", family.loopback(), "21017"]).exits(0).says("3 pieces each way");
+    }
+    drop(served);
+}
+
+#[test]
 fn a_client_on_loopback_is_the_gateway_and_any_other_is_itself() {
     let flags = "-p 0.0.0.0:21008:8 -p [::]:21008:8 -p 0.0.0.0:21008:8/udp -p [::]:21008:8/udp";
     let served = serve(&World::shared().sandbox().flags(flags));

@@ -3,6 +3,7 @@
     ports.py serve                 echo on 7, "your address and port" on 8 (both protocols, both families); says "up", and ends
                                    with its input
     ports.py serve ECHO WHO        the same on these ports, without an end
+    ports.py serve-pieces          takes pieces on 7 (both families), answers each, and sends one as long; says "up", and ends likewise
     ports.py CLIENT ADDR PORT...   see below; says what it found, and fails loudly
 """
 import asyncio, errno, hashlib, os, resource, select, socket, sys, threading
@@ -62,6 +63,49 @@ def serve(echo_port=7, who_port=8):
             s.sendto(data if port == echo_port else ("%s %d" % peer[:2]).encode(), peer)
 
     asyncio.run(forever())
+
+
+PIECE = (40 << 20) + 12345  # long enough to be a stream, and no round number
+PIECES = 3
+
+
+def take(s):
+    """Exactly one piece, and no byte more is there before it is answered."""
+    left, buffer = PIECE, bytearray(1 << 20)
+    while left and (n := s.recv_into(buffer, min(left, len(buffer)))):
+        left -= n
+    return not left
+
+
+def serve_pieces():
+    def one(s):
+        for _ in range(PIECES):
+            if take(s):
+                s.sendall(b"k")
+                s.sendall(bytes(PIECE))
+                s.recv(1)
+
+    def accept(listener):
+        while True:
+            threading.Thread(target=one, args=(listener.accept()[0],), daemon=True).start()
+
+    for address in ("0.0.0.0", "::"):
+        listener = listening(socket.SOCK_STREAM, address, 7)
+        listener.listen()
+        threading.Thread(target=accept, args=(listener,), daemon=True).start()
+    print("up", flush=True)
+    sys.stdin.read()
+
+
+def client_pieces(address, port):
+    """Neither side closes, and neither goes on before it has the whole of a piece."""
+    s = connect(address, port)
+    for _ in range(PIECES):
+        s.sendall(bytes(PIECE))
+        assert s.recv(1) == b"k"
+        assert take(s)
+        s.sendall(b"k")
+    print(PIECES, "pieces each way")
 
 
 def connect(address, port, source=None, timeout=20):
@@ -202,6 +246,8 @@ def client_silence(address, port):
 
 if sys.argv[1] == "serve":
     serve(*map(int, sys.argv[2:]))
+elif sys.argv[1] == "serve-pieces":
+    serve_pieces()
 else:
     address, port, *more = sys.argv[2:]
     globals()["client_" + sys.argv[1]](address, int(port), *more)
