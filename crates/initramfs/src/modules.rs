@@ -2,6 +2,10 @@
 //!
 //! A module says itself what it stands on, in its ELF section `.modinfo`: texts `NAME=VALUE` with a NUL behind each. A folder
 //! out of a package has no list of dependencies (the distribution makes that on the machine), so the modules are asked.
+//!
+//! What a module stands on it names by the file; what it wants may be any module's other name (`alias`) as well. ext4 wants
+//! `crypto-crc32c`, which is the name of each module that computes that sum, and asks the kernel for one when it mounts. The kernel
+//! would start modprobe(8), which is not there, so all of that name are loaded before, as modprobe does.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,8 +17,10 @@ const DEEPEST: usize = 32;
 pub struct ModuleInfo {
     /// Modules that have to be there before it.
     pub depends: Vec<String>,
-    /// Modules that it is of little use without (`softdep`).
+    /// Modules that it is of little use without (`softdep`), by their names or by other names of theirs.
     pub wants: Vec<String>,
+    /// Its other names (`alias`), without those that stand for devices.
+    pub aliases: Vec<String>,
 }
 
 /// Why a module cannot be used.
@@ -113,9 +119,17 @@ impl ModuleInfo {
             } else if let Some(wanted) = entry.strip_prefix("softdep=pre: ") {
                 let before = wanted.split(" post:").next().unwrap_or_default();
                 info.wants.extend(before.split_whitespace().map(canonical));
+            } else if let Some(alias) = entry.strip_prefix("alias=").filter(|alias| !alias.contains([':', '*'])) {
+                info.aliases.push(canonical(alias));
             }
         }
         Ok(info)
+    }
+
+    /// Whether one of these is another name of the module.
+    #[must_use]
+    pub fn answers_to(&self, names: &BTreeSet<String>) -> bool {
+        self.aliases.iter().any(|alias| names.contains(alias))
     }
 }
 
@@ -131,6 +145,13 @@ impl Modules {
         let named = groups.iter().flat_map(|group| group.modules()).map(|name| (*name).to_owned());
         let said = self.0.values().flat_map(|info| info.depends.iter().chain(&info.wants)).cloned();
         named.chain(said).filter(|name| !self.0.contains_key(name)).collect()
+    }
+
+    /// What modules want and none is: another name of modules that are to be looked for, if it is not `built_in`.
+    #[must_use]
+    pub fn wanted(&self, built_in: &BTreeSet<String>) -> BTreeSet<String> {
+        let names = self.0.values().flat_map(|info| &info.wants);
+        names.filter(|name| !self.0.contains_key(*name) && !built_in.contains(*name)).cloned().collect()
     }
 
     /// A module is there, under the name of its file without the ending.
@@ -179,13 +200,23 @@ impl Modules {
         if let Some(needed) = missing {
             return Err(ModuleError::Missing { module: name.to_owned(), needed: needed.clone() });
         }
-        for needed in info.wants.iter().chain(&info.depends) {
+        for needed in info.wants.iter().flat_map(|name| self.called(name)).chain(&info.depends) {
             self.add(needed, group, built_in, done, order, depth + 1)?;
         }
         if done.insert(name.to_owned()) {
             order.push((group, name.to_owned()));
         }
         Ok(())
+    }
+
+    /// The module of this name, or those that it is another name of.
+    fn called<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a String> {
+        let is_one = self.0.contains_key(name);
+        let is_called = move |(own, info): &(&String, &ModuleInfo)| match is_one {
+            true => *own == name,
+            false => info.aliases.iter().any(|alias| alias == name),
+        };
+        self.0.iter().filter(is_called).map(|(own, _)| own)
     }
 }
 
@@ -256,7 +287,7 @@ mod tests {
         let own = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
         let mut all = Modules::default();
         for (name, depends, wants) in modules {
-            all.insert(name, ModuleInfo { depends: own(depends), wants: own(wants) });
+            all.insert(name, ModuleInfo { depends: own(depends), wants: own(wants), aliases: Vec::new() });
         }
         all
     }
@@ -273,6 +304,36 @@ mod tests {
             (info.depends, info.wants),
             (vec!["virtio_ring".to_owned(), "virtio".to_owned()], vec!["crc32c".to_owned(), "nls".to_owned()])
         );
+    }
+
+    #[test]
+    fn a_module_says_how_else_it_is_called() {
+        let file = module(b"alias=crypto-crc32c\0alias=pci:v00001AF4d*\0alias=fs-ext4\0alias=cpu:type:x86,ven*\0");
+        assert_eq!(ModuleInfo::parse("x", &file).unwrap().aliases, ["crypto_crc32c", "fs_ext4"]);
+    }
+
+    #[test]
+    fn all_modules_that_are_called_what_one_wants_come_before_it() {
+        let mut kernel =
+            kernel(&[("ext4", &["jbd2"], &["crypto_crc32c", "crypto_built_in"]), ("jbd2", &[], &["crypto_crc32c"])]);
+        let built_in = BTreeSet::from(["crypto_built_in".to_owned()]);
+        let wanted = kernel.wanted(&built_in);
+        assert_eq!(wanted, BTreeSet::from(["crypto_crc32c".to_owned()]));
+        // As the usual kernel of Debian 12 has them.
+        for (name, modinfo) in [
+            ("crc32c-intel", &b"alias=crypto-crc32c-intel\0alias=crypto-crc32c\0depends=cryptd\0"[..]),
+            ("crc32c_generic", b"alias=crypto-crc32c\0alias=crc32c\0depends=\0"),
+            ("crc32_generic", b"alias=crypto-crc32\0depends=\0"),
+        ] {
+            let info = ModuleInfo::parse(name, &module(modinfo)).unwrap();
+            assert_eq!(info.answers_to(&wanted), name != "crc32_generic");
+            kernel.insert(name, info);
+        }
+        assert!(kernel.unknown(&[Group::Disk]).contains("cryptd"));
+        kernel.insert("cryptd", ModuleInfo::default());
+        let order = kernel.load_order(&[Group::Disk], &built_in).unwrap();
+        let expected = ["disk crc32c_generic", "disk cryptd", "disk crc32c_intel", "disk jbd2", "disk ext4"];
+        assert_eq!(words(&order), expected);
     }
 
     #[test]

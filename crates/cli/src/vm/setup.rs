@@ -4,7 +4,7 @@
 //! installed, and no root is needed. The two files take the place of those before in one step, or not at all. One setup has the
 //! folder at a time, and takes away what one that was killed has left.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, FileType};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -357,26 +357,31 @@ fn pack(parts: &Parts, architecture: Architecture) -> Result<Vec<u8>, SetupError
 
 fn pack_modules(folder: &Path, archive: &mut Archive) -> Result<(), SetupError> {
     let files = module_files(folder)?;
-    let mut modules = Modules::default();
-    let mut contents = std::collections::BTreeMap::new();
-    // Each round reads what the one before named; a kernel has a few thousand modules at most.
-    loop {
-        let wanted = modules.unknown(&Group::ALL);
-        let new: Vec<_> = wanted.iter().filter_map(|name| Some((name, files.get(name)?))).collect();
-        if new.is_empty() {
-            break;
-        }
-        for (name, path) in new {
-            let content = read_module(path)?;
-            modules.insert(name, ModuleInfo::parse(name, &content)?);
-            contents.insert(name.clone(), content);
-        }
-    }
     let built_in = folder.join("modules.builtin");
     let is_file = fs::symlink_metadata(&built_in).is_ok_and(|found| found.is_file());
     let built_in = if is_file { fs::read_to_string(built_in).unwrap_or_default() } else { String::new() };
     let built_in: BTreeSet<String> =
         built_in.lines().filter_map(|line| Modules::name_of(line.rsplit('/').next()?)).collect();
+    let mut modules = Modules::default();
+    let mut contents = BTreeMap::new();
+    // Each round reads what the one before named; a kernel has a few thousand modules at most.
+    loop {
+        let unknown = modules.unknown(&Group::ALL);
+        let mut new = read_modules(files.iter().filter(|(name, _)| unknown.contains(*name)), |_| true)?;
+        if new.is_empty() {
+            // What is no file's name is another name of modules. Which ones they alone say, so those are read that may be it.
+            let wanted = modules.wanted(&built_in);
+            let ciphers = files.iter().filter(|(name, path)| !contents.contains_key(*name) && is_cipher(folder, path));
+            new = if wanted.is_empty() { new } else { read_modules(ciphers, |info| info.answers_to(&wanted))? };
+        }
+        if new.is_empty() {
+            break;
+        }
+        for (name, info, content) in new {
+            modules.insert(&name, info);
+            contents.insert(name, content);
+        }
+    }
     let mut list = String::new();
     let mut packed = BTreeSet::new();
     for (group, name) in modules.load_order(&Group::ALL, &built_in)? {
@@ -397,9 +402,33 @@ fn pack_modules(folder: &Path, archive: &mut Archive) -> Result<(), SetupError> 
     Ok(archive.file(&format!("{DIRECTORY}/{MODULE_LIST}"), 0o400, list.as_bytes())?)
 }
 
+/// The modules of these files that are of use, with what they say about themselves.
+fn read_modules<'a>(
+    files: impl Iterator<Item = (&'a String, &'a PathBuf)>,
+    is_of_use: impl Fn(&ModuleInfo) -> bool,
+) -> Result<Vec<(String, ModuleInfo, Vec<u8>)>, SetupError> {
+    let mut read = Vec::new();
+    for (name, path) in files {
+        let content = read_module(path)?;
+        let info = ModuleInfo::parse(name, &content)?;
+        if is_of_use(&info) {
+            read.push((name.clone(), info, content));
+        }
+    }
+    Ok(read)
+}
+
+/// Whether the kernel keeps its ciphers and sums where this module is, `crypto` and `arch/x86/crypto`: they are what modules want by
+/// other names. Those among the drivers are for hardware that a machine has not.
+fn is_cipher(folder: &Path, module: &Path) -> bool {
+    let place = module.strip_prefix(folder).unwrap_or(module);
+    let has = |part: &str| place.components().any(|component| component.as_os_str() == part);
+    has("crypto") && !has("drivers")
+}
+
 /// The files of the modules at and below a folder, by name.
-fn module_files(folder: &Path) -> Result<std::collections::BTreeMap<String, PathBuf>, SetupError> {
-    let mut files = std::collections::BTreeMap::new();
+fn module_files(folder: &Path) -> Result<BTreeMap<String, PathBuf>, SetupError> {
+    let mut files = BTreeMap::new();
     let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder).map_err(of("list", &folder))?.flatten() {
