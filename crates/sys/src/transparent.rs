@@ -92,6 +92,14 @@ pub fn transparent_socket(version: IpVersion, congestion: &str) -> Result<OwnedF
     Ok(socket)
 }
 
+/// Gives what a socket sends, and what it accepts, a firewall mark, by which rules may choose a route (`SO_MARK`, socket(7)).
+///
+/// # Errors
+/// `EPERM` without `CAP_NET_ADMIN` over the socket's network namespace.
+pub fn set_mark(socket: impl AsFd, mark: u32) -> io::Result<()> {
+    set_option(socket, libc::SOL_SOCKET, libc::SO_MARK, mark.cast_signed())
+}
+
 /// Sets an option whose value is an `int`.
 pub(crate) fn set_option(
     socket: impl AsFd,

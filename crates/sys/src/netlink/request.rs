@@ -32,9 +32,13 @@ const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 /// `IFA_F_NODAD`: usable at once, without asking the link for a duplicate.
 const IFA_F_NODAD: u8 = 0x02;
+const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
+const RTA_METRICS: u16 = 8;
 const RTA_TABLE: u16 = 15;
+const RTAX_MTU: u16 = 2;
+const RTAX_ADVMSS: u16 = 8;
 const RTN_UNICAST: u8 = 1;
 const RTN_LOCAL: u8 = 2;
 const RT_SCOPE_UNIVERSE: u8 = 0;
@@ -78,6 +82,10 @@ pub enum Request<'a> {
     AddAddress { index: u32, address: IpAddr, prefix: u8 },
     /// Adds a default route.
     AddDefaultRoute { version: IpVersion, table: u8, kind: RouteKind },
+    /// Has packets to one address leave by a link, to a gateway there unless the address is on the link itself, and be as large
+    /// as `mtu`, whatever the link's own MTU is: up to 65,520 bytes, beyond which the kernel takes that (`RTAX_MTU`). A route of
+    /// before to the same address makes way.
+    SetHostRoute { address: IpAddr, index: u32, gateway: Option<IpAddr>, mtu: u32 },
     /// Packets with firewall mark `mark` use table `table`; with `None` all packets do.
     AddRule { version: IpVersion, priority: u32, mark: Option<u32>, table: u8 },
     /// Removes the rule for all packets that has this priority and table.
@@ -102,6 +110,9 @@ pub enum RouteKind {
     Via { gateway: IpAddr },
     /// Out of a link, without a gateway.
     Device { index: u32 },
+    /// Out of a link, without a gateway. Whoever connects from there is told that its segments may have `segment` bytes, whatever
+    /// the link's MTU is (`RTAX_ADVMSS`). What is sent there keeps to the link's.
+    Offering { index: u32, segment: u32 },
     /// To this machine itself: every address is taken for one of ours. The link has no meaning, but must be up.
     Local { index: u32 },
 }
@@ -126,6 +137,7 @@ impl Request<'_> {
             Request::SetUp { index } => set_link(*index, IFF_UP, &Attributes::new()),
             Request::AddAddress { index, address, prefix } => add_address(*index, *address, *prefix),
             Request::AddDefaultRoute { version, table, kind } => add_default_route(*version, *table, *kind),
+            Request::SetHostRoute { address, index, gateway, mtu } => set_host_route(*address, *index, *gateway, *mtu),
             Request::AddRule { version, priority, mark, table } => {
                 rule(RTM_NEWRULE, REQUEST | CREATE | EXCLUSIVE, *version, *priority, *mark, *table)
             }
@@ -153,9 +165,16 @@ impl fmt::Display for Request<'_> {
                 match kind {
                     RouteKind::Via { gateway } => write!(f, "via {gateway}")?,
                     RouteKind::Device { index } => write!(f, "to link {index}")?,
+                    RouteKind::Offering { index, segment } => {
+                        write!(f, "to link {index} with segments of {segment} bytes")?;
+                    }
                     RouteKind::Local { .. } => write!(f, "to this machine")?,
                 }
                 write!(f, " in table {table}")
+            }
+            Request::SetHostRoute { address, index, gateway, mtu } => {
+                write!(f, "set the route to {address} with an MTU of {mtu} on link {index}")?;
+                gateway.map_or(Ok(()), |gateway| write!(f, " via {gateway}"))
             }
             Request::AddRule { version, priority, mark, table } => {
                 write!(f, "add {version} rule {priority}")?;
@@ -213,6 +232,10 @@ fn add_default_route(version: IpVersion, table: u8, kind: RouteKind) -> Message 
             (RT_SCOPE_UNIVERSE, RTN_UNICAST, Attributes::new().bytes(RTA_GATEWAY, &address_bytes(gateway).0))
         }
         RouteKind::Device { index } => (RT_SCOPE_LINK, RTN_UNICAST, Attributes::new().u32(RTA_OIF, index)),
+        RouteKind::Offering { index, segment } => {
+            let metrics = Attributes::new().u32(RTAX_ADVMSS, segment);
+            (RT_SCOPE_LINK, RTN_UNICAST, Attributes::new().u32(RTA_OIF, index).nested(RTA_METRICS, &metrics))
+        }
         RouteKind::Local { index } => (RT_SCOPE_HOST, RTN_LOCAL, Attributes::new().u32(RTA_OIF, index)),
     };
     // `struct rtmsg`: family, lengths of destination and source prefix, TOS, table, protocol, scope, type, flags.
@@ -220,6 +243,24 @@ fn add_default_route(version: IpVersion, table: u8, kind: RouteKind) -> Message 
     body.extend_from_slice(&0u32.to_ne_bytes());
     let attributes = attributes.u32(RTA_TABLE, u32::from(table));
     Message { kind: RTM_NEWROUTE, flags: REQUEST | CREATE | EXCLUSIVE, payload: attributes.after(&body) }
+}
+
+fn set_host_route(address: IpAddr, index: u32, gateway: Option<IpAddr>, mtu: u32) -> Message {
+    let (bytes, version) = address_bytes(address);
+    let length: u8 = match version {
+        IpVersion::V4 => 32,
+        IpVersion::V6 => 128,
+    };
+    let metrics = Attributes::new().u32(RTAX_MTU, mtu);
+    let mut attributes = Attributes::new().bytes(RTA_DST, &bytes).u32(RTA_OIF, index).nested(RTA_METRICS, &metrics);
+    if let Some(gateway) = gateway {
+        attributes = attributes.bytes(RTA_GATEWAY, &address_bytes(gateway).0);
+    }
+    let scope = if gateway.is_some() { RT_SCOPE_UNIVERSE } else { RT_SCOPE_LINK };
+    // `struct rtmsg`, as for a default route.
+    let mut body = vec![family_byte(version), length, 0, 0, MAIN_TABLE, RTPROT_STATIC, scope, RTN_UNICAST];
+    body.extend_from_slice(&0u32.to_ne_bytes());
+    Message { kind: RTM_NEWROUTE, flags: REQUEST | CREATE | REPLACE, payload: attributes.after(&body) }
 }
 
 fn rule(kind: u16, flags: u16, version: IpVersion, priority: u32, mark: Option<u32>, table: u8) -> Message {
@@ -290,5 +331,48 @@ mod tests {
         }
         assert_eq!(find(&there, IFLA_IFNAME), b"eth0\0");
         assert_eq!(find(&there, IFLA_NET_NS_FD).len(), 4);
+    }
+
+    #[test]
+    fn a_route_to_one_address_has_its_own_mtu_by_way_of_a_gateway_or_not() {
+        let addresses: [(IpAddr, IpAddr, u8, u8); 2] = [
+            ([10, 0, 2, 100].into(), [10, 0, 2, 2].into(), 2, 32),
+            ("fd00::64".parse().unwrap(), "fd00::1".parse().unwrap(), 10, 128),
+        ];
+        for (address, gateway, family, length) in addresses {
+            for gateway in [Some(gateway), None] {
+                let message = Request::SetHostRoute { address, index: 7, gateway, mtu: 65_520 }.encode();
+                let scope = if gateway.is_some() { RT_SCOPE_UNIVERSE } else { RT_SCOPE_LINK };
+                let body = [family, length, 0, 0, MAIN_TABLE, RTPROT_STATIC, scope, RTN_UNICAST, 0, 0, 0, 0];
+                assert_eq!(message.payload[..12], body);
+                assert_eq!((message.kind, message.flags), (RTM_NEWROUTE, REQUEST | CREATE | REPLACE));
+                assert_eq!(attribute(&message, RTA_DST), Some(address_bytes(address).0));
+                assert_eq!(attribute(&message, RTA_GATEWAY), gateway.map(|gateway| address_bytes(gateway).0));
+                assert_eq!(attribute(&message, RTA_OIF), Some(7u32.to_ne_bytes().to_vec()));
+                assert_eq!(metrics(&message), [(RTAX_MTU, 65_520)]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_default_route_offers_a_size_of_segments_when_it_is_one_of_those() {
+        for version in [IpVersion::V4, IpVersion::V6] {
+            let route = |kind| Request::AddDefaultRoute { version, table: 102, kind }.encode();
+            let plain = route(RouteKind::Device { index: 7 });
+            let offering = route(RouteKind::Offering { index: 7, segment: 65_480 });
+            assert_eq!(offering.payload[..12], plain.payload[..12]);
+            assert_eq!(attribute(&offering, RTA_OIF), attribute(&plain, RTA_OIF));
+            assert_eq!((metrics(&plain), metrics(&offering)), (vec![], vec![(RTAX_ADVMSS, 65_480)]));
+        }
+    }
+
+    /// An attribute of a route.
+    fn attribute(message: &Message, kind: u16) -> Option<Vec<u8>> {
+        attributes(&message.payload[12..]).find(|(k, _)| *k == kind).map(|(_, value)| value.to_vec())
+    }
+
+    fn metrics(message: &Message) -> Vec<(u16, u32)> {
+        let metrics = attribute(message, RTA_METRICS).unwrap_or_default();
+        attributes(&metrics).map(|(kind, value)| (kind, u32_at(value, 0).unwrap())).collect()
     }
 }
