@@ -21,7 +21,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 
 use cofferdam_sys::netlink::{Connection, NetlinkError, Request};
 use cofferdam_sys::ns::{self, NamespaceKind};
-use cofferdam_sys::transparent::{IpVersion, transparent_listener, transparent_listener_at};
+use cofferdam_sys::transparent::{IpVersion, set_mark, transparent_listener, transparent_listener_at};
 use cofferdam_sys::tun::TunError;
 use cofferdam_sys::{nft, packet, tun};
 
@@ -228,6 +228,8 @@ pub fn listen_for_files(address: SocketAddrV4) -> Result<OwnedFd, BuildError> {
     // kernel's memory.
     rustix::net::sockopt::set_socket_linger(&listener, Some(std::time::Duration::ZERO))
         .map_err(|errno| failed("setsockopt(SO_LINGER)", errno.into()))?;
+    // Its answers go by a route of their own.
+    set_mark(&listener, plan::MARK_FILES).map_err(|source| failed("setsockopt(SO_MARK)", source))?;
     Ok(listener)
 }
 

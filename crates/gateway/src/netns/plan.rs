@@ -27,6 +27,8 @@ const LOOPBACK_INDEX: u32 = 1;
 pub(super) const MARK_LOCAL: u32 = 1;
 /// Firewall mark of packets that the gateway process shall read.
 pub(super) const MARK_TUN: u32 = 2;
+/// Firewall mark of what the server of the guest's files sends.
+pub(super) const MARK_FILES: u32 = 3;
 
 /// Where the transparent listeners are. Nobody ever names this port: SYNs are decided on before they can reach it, and
 /// what they name is the port that the guest wanted. Outside the range for outgoing connections (32768 to 60999).
@@ -49,9 +51,16 @@ pub(crate) const CONGESTION_CONTROL: &str = "reno";
 /// gain little more. Not for IPv6, where such a packet carries a hop-by-hop header, which the filter takes for not TCP.
 const GSO_IPV4: u32 = 256 * 1024;
 
-/// Routing tables for the two marks. Any number would do that is not 253 to 255.
+/// Routing tables for the marks. Any number would do that is not 253 to 255.
 const TABLE_LOCAL_MARK: u8 = 100;
 const TABLE_TUN_MARK: u8 = 101;
+const TABLE_FILES_MARK: u8 = 102;
+
+/// What the guest is told that its segments to the server of its files may have, whatever the link's MTU: these packets end in this
+/// namespace. It is what fits into the largest MTU that Linux takes from a route, 65,520, beside the headers of IPv4 and TCP. Linux's
+/// client hands its data over page by page, and each piece that is no less than a segment becomes a packet of its own, which costs an
+/// emulated processor some 70 us.
+const FILES_SEGMENT: u32 = 65_520 - 40;
 
 /// One thing to do for the gateway's namespace.
 #[derive(Debug)]
@@ -256,6 +265,15 @@ fn gateway_network(spec: &NetnsSpec, versions: &[IpVersion]) -> Vec<Request<'sta
             Request::AddDefaultRoute { version, table: TABLE_TUN_MARK, kind: RouteKind::Device { index: TUN_INDEX } },
         ]);
     }
+    if spec.files.is_some() {
+        // By the marks of its sockets, since its address may be the gateway's as well.
+        let version = IpVersion::V4;
+        let kind = RouteKind::Offering { index: GATEWAY_INDEX, segment: FILES_SEGMENT };
+        requests.extend([
+            Request::AddRule { version, priority: 4, mark: Some(MARK_FILES), table: TABLE_FILES_MARK },
+            Request::AddDefaultRoute { version, table: TABLE_FILES_MARK, kind },
+        ]);
+    }
     requests
 }
 
@@ -397,6 +415,25 @@ mod tests {
             assert!(position(&plan, &format!("add {version} rule 2 for mark 2 to table 101")) < local);
             // Never without a table of local addresses.
             assert!(local < position(&plan, &format!("remove {version} rule 0 to table 255")));
+        }
+    }
+
+    #[test]
+    fn large_segments_are_offered_by_the_server_of_files_alone_and_where_there_is_one() {
+        let stdin = std::io::stdin();
+        for ipv6 in [true, false] {
+            let without = NetnsSpec::example(ipv6);
+            let with = NetnsSpec { files: Some("10.0.2.100:445".parse().unwrap()), ..without.clone() };
+            let tap = |spec| words_of(spec, GuestEnd::Tap(stdin.as_fd()));
+            let (without, with) = (tap(&without), tap(&with));
+            let more: Vec<_> = with.iter().filter(|line| !without.contains(line)).collect();
+            let expected = [
+                "add IPv4 rule 4 for mark 3 to table 102",
+                "add the IPv4 default route to link 100 with segments of 65480 bytes in table 102",
+            ];
+            assert_eq!(more, expected);
+            assert_eq!(with.len(), without.len() + expected.len());
+            assert!(position(&with, "bring up link 100") < position(&with, expected[1]));
         }
     }
 
