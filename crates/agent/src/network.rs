@@ -2,12 +2,12 @@
 
 use std::fs;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use cofferdam_guest_protocol::Network;
+use cofferdam_guest_protocol::{Mount, MountKind, Network};
 use cofferdam_initramfs::Group;
 use cofferdam_sys::netlink::{Connection, Request, RouteKind};
 use cofferdam_sys::transparent::IpVersion;
@@ -21,6 +21,17 @@ const LOOPBACK: u32 = 1;
 const LOOKS: usize = 1000;
 const PAUSE: Duration = Duration::from_millis(1);
 
+/// The most that Linux takes as the MTU of a route.
+const FILES_MTU: u32 = 65_520;
+
+/// The way to the network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Link {
+    index: u32,
+    /// Through whom what is not on the link is reached over IPv4.
+    gateway: Option<IpAddr>,
+}
+
 /// Switches the loopback on, which a machine without a network has too.
 pub(crate) fn loopback() -> Result<(), Trouble> {
     let up = |mut connection: Connection| connection.execute(&[Request::SetUp { index: LOOPBACK }]);
@@ -29,7 +40,7 @@ pub(crate) fn loopback() -> Result<(), Trouble> {
 }
 
 /// Sets up the link that has the hardware address, the resolver's and the hosts' files, and the name.
-pub(crate) fn apply(own: &Own, network: &Network) -> Result<(), Trouble> {
+pub(crate) fn apply(own: &Own, network: &Network) -> Result<Link, Trouble> {
     own.load(Group::Net)?;
     let (name, index) = find_link(network.mac)?;
     // Nothing but the host says what the network is: no router, and no address of the kernel's own.
@@ -69,10 +80,31 @@ pub(crate) fn apply(own: &Own, network: &Network) -> Result<(), Trouble> {
             replace(Path::new(path), content)?;
         }
     }
-    match &network.host_name {
-        None => Ok(()),
-        Some(name) => rustix::system::sethostname(name).doing(|| "set the machine's name".to_owned()),
+    if let Some(name) = &network.host_name {
+        rustix::system::sethostname(name).doing(|| "set the machine's name".to_owned())?;
     }
+    let gateway = network.routes.iter().map(|route| route.gateway).find(IpAddr::is_ipv4);
+    Ok(Link { index, gateway })
+}
+
+/// Lets packets to the server of a mount be larger than the link's MTU, for the link ends there. Whether it takes them it says itself,
+/// by the size of segments that it offers. Where the route cannot be had, files are as they are and slower.
+///
+/// Linux's cifs hands TCP its data page by page. What is less than a segment waits for more; what is not becomes a packet of its own,
+/// and with the segments of an MTU of 1,500 that is a packet for each page.
+pub(crate) fn widen(link: &Link, mount: &Mount) {
+    if let Some(route) = wide_route(link, mount) {
+        let _slower = Connection::open().and_then(|mut connection| connection.execute(&[route]));
+    }
+}
+
+fn wide_route(link: &Link, mount: &Mount) -> Option<Request<'static>> {
+    let MountKind::Cifs = mount.kind else { return None };
+    let (server, _share) = str::from_utf8(&mount.source).ok()?.strip_prefix("//")?.split_once('/')?;
+    let address = IpAddr::from(server.parse::<Ipv4Addr>().ok()?);
+    // Nobody answers on the link for an address that is not the gateway's.
+    let gateway = Some(link.gateway?).filter(|gateway| *gateway != address);
+    Some(Request::SetHostRoute { address, index: link.index, gateway, mtu: FILES_MTU })
 }
 
 fn copy(error: &io::Error) -> io::Error {
@@ -103,4 +135,33 @@ fn replace(path: &Path, content: &[u8]) -> Result<(), Trouble> {
     let beside = path.with_extension("cofferdam");
     fs::write(&beside, content).doing(doing)?;
     fs::rename(&beside, path).doing(doing)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_server_of_a_cifs_mount_has_a_route_of_its_own() {
+        let link = Link { index: 2, gateway: Some([172, 16, 0, 1].into()) };
+        let words = |link: &Link, kind, source: &str| {
+            let (target, options) = (b"/m".to_vec(), Vec::new());
+            let mount = Mount { kind, source: source.into(), target, options, read_only: false };
+            wide_route(link, &mount).map(|route| route.to_string())
+        };
+        let via = "set the route to 10.0.2.100 with an MTU of 65520 on link 2 via 172.16.0.1";
+        assert_eq!(words(&link, MountKind::Cifs, "//10.0.2.100/share0").as_deref(), Some(via));
+        let itself = "set the route to 172.16.0.1 with an MTU of 65520 on link 2";
+        assert_eq!(words(&link, MountKind::Cifs, "//172.16.0.1/share0").as_deref(), Some(itself));
+        for source in
+            ["", "//", "//10.0.2.100", "10.0.2.100/share0", "//files/share0", "//fd00::64/share0", "//[::1]/a"]
+        {
+            assert_eq!(words(&link, MountKind::Cifs, source), None, "{source:?}");
+        }
+        for kind in MountKind::ALL.into_iter().filter(|kind| *kind != MountKind::Cifs) {
+            assert_eq!(words(&link, kind, "//10.0.2.100/share0"), None);
+        }
+        let alone = Link { index: 2, gateway: None };
+        assert_eq!(words(&alone, MountKind::Cifs, "//10.0.2.100/share0"), None);
+    }
 }

@@ -18,7 +18,7 @@ use crate::boot::Own;
 use crate::call::Call;
 use crate::child::Task;
 use crate::disk::{self, Disk};
-use crate::network;
+use crate::network::{self, Link};
 use crate::port::Port;
 use crate::words::{Doing, Trouble};
 
@@ -30,7 +30,7 @@ const AT_ONCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 /// Greets the host, and does what it asks for until the machine is off.
 pub(crate) fn serve(own: &Own, port: &mut Port, disk: Option<Disk>) -> Result<Infallible, Trouble> {
     let children = SignalFd::new(&[Signal::CHILD]).doing(|| "wait for processes to end".to_owned())?;
-    let mut agent = Agent { own, decoder: Decoder::new(), is_greeted: false, calls: BTreeMap::new(), disk };
+    let mut agent = Agent { own, decoder: Decoder::new(), is_greeted: false, calls: BTreeMap::new(), disk, link: None };
     port.send(&ToHost::Hello { version: VERSION, token: own.token.clone() });
     let mut buffer = vec![0; PIECE];
     loop {
@@ -54,6 +54,8 @@ struct Agent<'a> {
     is_greeted: bool,
     calls: BTreeMap<CallId, Call>,
     disk: Option<Disk>,
+    /// Once there is a network.
+    link: Option<Link>,
 }
 
 impl Agent<'_> {
@@ -108,12 +110,20 @@ impl Agent<'_> {
                     MountKind::Tmpfs => None,
                 };
                 match group.map_or(Ok(()), |group| self.own.load(group)) {
-                    Ok(()) => self.begin(port, call, Task::Mount(mount)),
+                    Ok(()) => {
+                        if let Some(link) = &self.link {
+                            network::widen(link, &mount);
+                        }
+                        self.begin(port, call, Task::Mount(mount));
+                    }
                     Err(trouble) => answer(port, call, Err(trouble)),
                 }
             }
             ToGuest::Unmount { call, target } => self.begin(port, call, Task::Unmount(target)),
-            ToGuest::Network { call, network } => answer(port, call, network::apply(self.own, &network)),
+            ToGuest::Network { call, network } => {
+                let link = network::apply(self.own, &network).map(|link| self.link = Some(link));
+                answer(port, call, link);
+            }
             ToGuest::SetTime { call, time } => {
                 let nanoseconds = i64::from(time.subsec_nanos());
                 let set = || {
