@@ -105,6 +105,8 @@ impl Virtiofsd {
             Dialect::Rust => {
                 let mut arguments =
                     words(&["--rlimit-nofile=0", "--sandbox=none", "--cache=auto", "--log-level=error"]);
+                // 1.14 would open files by their handles otherwise, which wants a capability, and keep that one.
+                arguments.push("--inode-file-handles=never".into());
                 arguments.extend(words(&[&format!("--modcaps={modified}"), "--shared-dir"]));
                 // As anybody else it leaves its capabilities as they are.
                 (arguments, if uid == 0 { vec![Capability::SETPCAP] } else { Vec::new() })
