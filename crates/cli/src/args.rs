@@ -454,7 +454,7 @@ pub(crate) struct EvidenceArgs {
     /// Exit with 124 when something was denied.
     #[arg(long, hide_short_help = true)]
     pub fail_on_deny: bool,
-    /// No summary and no notices.
+    /// No summary and no notices, but for why the exit status is 125.
     #[arg(short, long, conflicts_with = "verbose", hide_short_help = true)]
     pub quiet: bool,
     /// Always print the summary, with counters.

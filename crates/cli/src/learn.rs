@@ -168,10 +168,12 @@ fn once(
         }
     };
     let mut log = if evidence.no_record { log } else { state::recorded(log, RunKind::Run, None, &mut tell) };
-    Sandbox::prepare(options)
+    let finished = Sandbox::prepare(options)
         .and_then(|sandbox| sandbox.capturing(capture))
         .and_then(|sandbox| sandbox.run(&mut log, &mut tell))
-        .map_err(|error| Refusal::from(&error))
+        .map_err(|error| Refusal::from(&error))?;
+    run::say_failure(&finished, evidence);
+    Ok(finished)
 }
 
 /// Who is asked for names by the gateway. Empty where that is not known beforehand.

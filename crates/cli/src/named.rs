@@ -378,6 +378,10 @@ fn exec_one(mut args: ExecArgs, matches: &ArgMatches, mut to_caller: Option<&mut
     };
     let mut started = || to_caller.iter_mut().for_each(|report| report.started());
     let finished = session.exec(options, &mut log, &mut tell, &mut started).map_err(|error| Refusal::from(&error))?;
+    // A report has it; the streams are the program's alone then.
+    if to_caller.is_none() {
+        run::say_failure(&finished, &evidence);
+    }
     let status = run::conclude(&finished, report, &evidence);
     to_caller.iter_mut().for_each(|report| report.ended(&finished, &told));
     Ok(status)

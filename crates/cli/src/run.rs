@@ -77,7 +77,10 @@ pub(crate) fn run(args: RunArgs, matches: &ArgMatches) -> u8 {
         Ok((finished, report))
     });
     match started {
-        Ok((finished, report)) => conclude(&finished, report, &evidence),
+        Ok((finished, report)) => {
+            say_failure(&finished, &evidence);
+            conclude(&finished, report, &evidence)
+        }
         Err(refusal) => refusal.tell(false),
     }
 }
@@ -115,6 +118,13 @@ pub(crate) fn refuse_links(options: &RunOptions) -> Result<(), Refusal> {
 /// No limit, for verbs without such flags.
 pub(crate) fn no_limits() -> NetworkLimitArgs {
     NetworkLimitArgs::default()
+}
+
+/// Says why the exit status is that of a failure of ours, which --quiet does not hide: without it, everything is said anyway.
+pub(crate) fn say_failure(finished: &Finished, evidence: &EvidenceArgs) {
+    if evidence.quiet && finished.is_failure() {
+        finished.notices.iter().for_each(|notice| output::say(notice));
+    }
 }
 
 /// Prints and writes what the run has shown.

@@ -232,6 +232,14 @@ pub struct Finished {
     pub notices: Vec<String>,
 }
 
+impl Finished {
+    /// Whether the exit status is ours and says that the sandbox failed, not the program. The notices say why.
+    #[must_use]
+    pub fn is_failure(&self) -> bool {
+        self.exit_status == EXIT_SETUP && self.status != Status::Exited(i32::from(EXIT_SETUP))
+    }
+}
+
 impl Sandbox {
     /// Reads the machine, draws randomness and plans.
     ///
@@ -967,6 +975,23 @@ mod tests {
         ] {
             let outcome = Outcome { status, gateway, disk_full: None, notices: vec![] };
             assert_eq!(exit_status(&outcome, denied), expected, "{outcome:?}");
+        }
+    }
+
+    #[test]
+    fn a_failure_is_ours_and_not_the_programs() {
+        for (status, exit_status, is_failure) in [
+            (Status::GuestLost, 125, true),
+            (Status::Lost, 125, true),
+            (Status::Exited(0), 125, true),
+            (Status::Exited(125), 125, false),
+            (Status::Exited(3), 3, false),
+            (Status::TimedOut, 124, false),
+        ] {
+            let sandbox = Sandbox::plan(options(), &Host::default(), [0; 32], 0).unwrap();
+            let finished =
+                Finished { exit_status, status, lost_network: false, summary: sandbox.summary, notices: vec![] };
+            assert_eq!(finished.is_failure(), is_failure, "{status:?}");
         }
     }
 

@@ -62,7 +62,7 @@ truncate -s 5G big; printf last | dd of=big bs=1 seek=5368709116 conv=notrunc 2>
 ln -s "$PWD/../outside/secret" absolute; ln -s ../outside/secret relative; ln -s ../outside directory; ln -s /etc/hostname system
 truncate -s 163840 both
 $BEFORE
-"$C" run --backend vm --no-record ${QUIET---quiet} $FLAGS --mount ../shown:/data:ro -- sh -c "$CASES$INSIDE$MORE" in "$PWD" >../said 2>&1 & run=$!
+"$C" run --backend vm --no-record --quiet $FLAGS --mount ../shown:/data:ro -- sh -c "$CASES$INSIDE$MORE" in "$PWD" >../said 2>&1 & run=$!
 must "the other end of the exchange" speak host guest
 must "the other pieces" pieces 0
 must "the guest has written its own" upto test -e done-inside
@@ -208,8 +208,7 @@ fn a_guest_without_a_network_has_its_directories_by_virtiofs_until_one_of_its_se
         kill -9 $(echo "$servers" | head -n 1); STATUS=125
     "#;
     let flags = "--no-net --user 0 --mount-via virtiofs --mount /usr:/usr:ro --mount /usr/lib:/lib:ro --mount /usr/lib64:/lib64:ro";
-    // Why it ended is to be heard.
-    let ran = run_cases(STATE, flags, (&format!("{TREE}QUIET=\n"), more), meanwhile);
+    let ran = run_cases(STATE, flags, (TREE, more), meanwhile);
     ran.says("virtiofsd, which serves the guest's files, has ended: signal 9");
 }
 

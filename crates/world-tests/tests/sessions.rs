@@ -760,6 +760,28 @@ fn a_removal_has_runs_say_what_became_of_them_and_waits_for_nobody_else() {
     ran.exits(0).says("ended with 125\nended with 125\n").complains("the sandbox was killed from outside");
 }
 
+/// But not what a program does, and nothing where a report says it.
+#[test]
+fn a_quiet_run_says_why_it_was_lost() {
+    let ran = script(
+        r#"
+        $C create s --no-cwd
+        $C exec --quiet s -- sh -c 'exit 125' || echo "its own $?"
+        run() { touch "$1"; chmod 666 "$1"; ($C exec --quiet $2 s -- sh -c "trap '' TERM; touch /tmp/$3; exec sleep 1000" 3>"$XDG_STATE_HOME/report" || echo "ended with $?") >"$1" 2>&1 & }
+        run "$XDG_STATE_HOME/said" "" a; run "$XDG_STATE_HOME/told" "--report-fd 3" b
+        until_ $C exec s -- test -e /tmp/a -a -e /tmp/b
+        $C rm --force s; wait
+        sed 's/^/said: /' "$XDG_STATE_HOME/said"; sed 's/^/told: /' "$XDG_STATE_HOME/told"; grep -c 'killed from outside' "$XDG_STATE_HOME/report"
+        "#,
+    );
+    let lost = "cofferdam: the sandbox was killed from outside, and the program with it\n";
+    assert_eq!(
+        ran.stdout(),
+        format!("its own 125\nsaid: {lost}said: ended with 125\ntold: ended with 125\n1\n"),
+        "{ran}"
+    );
+}
+
 #[test]
 fn ports_come_and_go_while_a_sandbox_runs() {
     for (bind, loopback, any) in [("127.0.0.1:", "127.0.0.1", "0.0.0.0"), ("[::1]:", "[::1]", "::")] {
