@@ -174,10 +174,11 @@ impl Sandbox {
         self.program().ask(&self.words(["ports", "ls", "--json"]), None).await
     }
 
-    /// Mounts a directory of this machine at a path of a virtual machine, while it runs. It holds over stop and start.
+    /// Mounts a directory of this machine at a path of a virtual machine, while it runs. It holds over stop and start. Where the
+    /// sandbox is stopped it has the mount from its next start on.
     ///
     /// # Errors
-    /// When it is no virtual machine with a network, has a mount there or around it, or does not mount it.
+    /// When it runs and is no virtual machine with a network, has a mount there or around it, or does not mount it.
     pub async fn add_mount(
         &self,
         source: impl AsRef<Path>,
@@ -193,7 +194,7 @@ impl Sandbox {
         self.program().ask(&words, None).await.map(|_: serde::de::IgnoredAny| ())
     }
 
-    /// Takes away what is mounted at a path of a virtual machine, while it runs.
+    /// Takes away what is mounted at a path of a virtual machine, while it runs; of any sandbox, for its next start, when it is stopped.
     ///
     /// # Errors
     /// When nothing is mounted there; and when the guest could not unmount it, in which case it is shown nothing there all the same.

@@ -483,6 +483,35 @@ fn a_sandbox_that_starts_again_is_shown_no_link_in_the_place_of_its_directory() 
 }
 
 #[test]
+fn what_a_stopped_sandbox_is_shown_can_change() {
+    let ran = script(
+        r#"
+        work=$(mktemp -d); chmod 755 $work; mkdir $work/a $work/b $work/c; for d in a b c; do echo of $d >$work/$d/file; done; ln -s a $work/link
+        shown() { $C exec s -- sh -c 'cat /a/file /b/file /c/file 2>/dev/null' | tr '\n' ' ' || true; echo "after $1"; }
+        list() { $C mount ls $1 | sed "s|$work|WORK|" | tr '\n' ' '; echo; }
+        refused() { status=0; $C mount "$@" >/dev/null 2>$work/said || status=$?; echo "refused $status"; cat $work/said >&2; }
+        $C create s --no-cwd --mount $work/a:/a --mount $work/b:/b:ro
+        shown create; refused rm s /a
+        $C stop s; $C mount rm s /a; $C mount add s $work/c:/c:ro | sed "s|$work|WORK|"; $C mount add s $work/link/file:/one >/dev/null
+        refused rm s /a; refused add s $work/a:/b; refused add s $work/a:/x/../y
+        list s; $C start s; shown start; $C exec s -- cat /one
+        rm -rf $work
+        "#,
+    );
+    println!("{ran}");
+    ran.exits(0).says("of a of b after create\nrefused 1\nWORK/c:/c:ro\nrefused 1\nrefused 1\nrefused 1\n");
+    ran.says("WORK/b:/b:ro WORK/c:/c:ro WORK/a/file:/one \nof b of c after start\nof a\n");
+    for said in [
+        "is decided when it starts; stop it before",
+        "what s is shown is not changed: there is no mount at /a",
+        "there is a mount at /b already",
+        "/x/../y is not an absolute path",
+    ] {
+        ran.complains(said);
+    }
+}
+
+#[test]
 fn a_policy_that_cannot_be_written_down_is_not_set() {
     for family in Family::BOTH {
         let web = family.in_url(family.web());

@@ -207,8 +207,10 @@ fn what_a_guest_is_shown_changes_while_it_runs() {
         for n in 1 2 3; do mkdir n$n; (if $C mount add g n$n:/n$n 2>said$n >/dev/null; then echo added; else grep 'somebody else is' said$n; fi) >added$n & done; wait
         echo "at once: $(cat added1 added2 added3 | wc -l) of $($C mount ls g | grep -c ':/n[123]$' | sed 's/[123]/some/')"
 
-        $C stop g; refused add g more:/x
+        $C stop g; refused add g more:/only
         echo "kept: $($C mount ls g | grep -v /n | sed "s|$PWD|HERE|" | tr '\n' ' ')"
+        $C mount rm g /held; $C mount add g more:/there >/dev/null
+        echo "stopped: $($C mount ls g | grep -v /n | sed "s|$PWD|HERE|" | tr '\n' ' ')"
         $C rm g
         $C create spaces --no-cwd --no-net; refused add spaces more:/x; refused rm spaces /x; $C rm --force spaces
         "#,
@@ -238,7 +240,8 @@ fn what_a_guest_is_shown_changes_while_it_runs() {
         "anew: of rw\n",
         "at once: 3 of some\n",
         "kept: HERE/ro:/only:ro HERE/rw:/held \n",
-        "what a sandbox of namespaces is shown is decided when it starts; give --mount when it is created, or copy files",
+        "stopped: HERE/ro:/only:ro HERE/more:/there \n",
+        "what a sandbox of namespaces is shown is decided when it starts; stop it before, or copy files",
     ] {
         ran.says(said);
     }

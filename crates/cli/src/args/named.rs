@@ -264,10 +264,10 @@ pub(crate) struct PortsLsArgs {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum MountVerb {
-    /// Mount a directory of the host in a running virtual machine.
+    /// Mount a directory of the host in a virtual machine, at once when it runs.
     #[command(after_long_help = MOUNT_ADD_EXAMPLES)]
     Add(MountAddArgs),
-    /// Take a mount of a running virtual machine away.
+    /// Take a mount of a virtual machine away, at once when it runs.
     #[command(after_long_help = MOUNT_RM_EXAMPLES)]
     Rm(MountRmArgs),
     /// List the mounts of a sandbox.
@@ -284,6 +284,8 @@ Examples:
 
 It is there for programs that run already, and holds over stop and start. Whole
 directories alone, in machines with a network, beside the mounts that there are.
+A sandbox that is stopped has it from its next start on: there also one of
+namespaces, and a machine without a network.
 
 Exit status: 0 when the guest has mounted it, 1 when it is shown nothing new.";
 
@@ -293,7 +295,8 @@ Examples:
 
 The guest writes what it has yet to write, and unmounts it. Whether it does or
 not, from then on the host shows it nothing there, and programs that use it
-still get errors.
+still get errors. A sandbox that is stopped, also one of namespaces, starts
+without it.
 
 Exit status: 0 when it is gone, 1 when the guest has it mounted still, or
 nothing was changed; the message says which.";

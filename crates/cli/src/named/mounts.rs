@@ -1,6 +1,8 @@
 //! `mount add`, `mount rm` and `mount ls`.
 
-use cofferdam_control::named::{self, MountEntry};
+use std::path::Path;
+
+use cofferdam_control::named::{self, BackendEntry, Entry, MountEntry, NamedError, NamedSpec};
 use cofferdam_control::summary::escaped;
 use cofferdam_control::{Mount, resolve};
 
@@ -13,12 +15,7 @@ use crate::{output, run, state};
 pub(crate) fn mount(verb: MountVerb) -> u8 {
     let (listed, json) = match verb {
         MountVerb::Add(MountAddArgs { name, mount, json }) => (add(&name, mount).map(|added| vec![added]), json),
-        MountVerb::Rm(MountRmArgs { name, target, json }) => {
-            let removed = open(&name).and_then(|entry| {
-                named::remove_mount(&entry, target).map_err(|error| Refusal::from(&error)).map(|()| Vec::new())
-            });
-            (removed, json)
-        }
+        MountVerb::Rm(MountRmArgs { name, target, json }) => (remove(&name, &target).map(|()| Vec::new()), json),
         MountVerb::Ls(MountLsArgs { name, json }) => (list(&name), json),
     };
     match listed {
@@ -30,6 +27,24 @@ pub(crate) fn mount(verb: MountVerb) -> u8 {
 
 fn list(name: &str) -> Result<Vec<MountEntry>, Refusal> {
     Ok(open(name)?.spec().map_err(|error| Refusal::from(&error))?.mounts)
+}
+
+fn remove(name: &str, target: &Path) -> Result<(), Refusal> {
+    let entry = open(name)?;
+    match named::remove_mount(&entry, target.to_owned()) {
+        Err(NamedError::Stopped(_)) => rewrite(entry, |spec| spec.without_mount(target)),
+        other => other.map_err(|error| Refusal::from(&error)),
+    }
+}
+
+/// Changes what the next start of one that is stopped shows.
+fn rewrite(entry: Entry, change: impl FnOnce(&NamedSpec) -> Result<NamedSpec, String>) -> Result<(), Refusal> {
+    let locked = entry.lock().map_err(|error| Refusal::from(&error))?;
+    // Read under the lock: nobody changes it meanwhile.
+    let spec = locked.entry().spec().map_err(|error| Refusal::from(&error))?;
+    let changed = change(&spec)
+        .map_err(|why| Refusal::setup(format!("what {} is shown is not changed: {why}", locked.entry().name())))?;
+    locked.replace_spec(&changed).map_err(|error| Refusal::from(&error))
 }
 
 fn add(name: &str, mount: MountSpec) -> Result<MountEntry, Refusal> {
@@ -44,7 +59,7 @@ fn add(name: &str, mount: MountSpec) -> Result<MountEntry, Refusal> {
     // As with --mount: no link is followed that a program in a sandbox may have left.
     let source = resolve(&source, &run::suspect_roots(&options))
         .map_err(|error| Refusal::setup(format!("the mount cannot be used: {error}")))?;
-    if !source.is_dir() {
+    if spec.backend == BackendEntry::Vm && !source.is_dir() {
         let text = format!("{} is no directory, and a guest is shown whole ones", source.display());
         return Err(Refusal::setup(text));
     }
@@ -55,8 +70,11 @@ fn add(name: &str, mount: MountSpec) -> Result<MountEntry, Refusal> {
     text("a path", source.clone().into_os_string())?;
     text("a path", target.clone().into_os_string())?;
     let added = MountEntry { source, target, read_only };
-    let notice = named::add_mount(&entry, added.clone()).map_err(|error| Refusal::from(&error))?;
-    notice.iter().for_each(|notice| output::say(notice));
+    match named::add_mount(&entry, added.clone()) {
+        Err(NamedError::Stopped(_)) => rewrite(entry, |spec| spec.with_mount(added.clone()))?,
+        Err(error) => return Err(Refusal::from(&error)),
+        Ok(notice) => notice.iter().for_each(|notice| output::say(notice)),
+    }
     Ok(added)
 }
 

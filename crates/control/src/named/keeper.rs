@@ -569,20 +569,20 @@ impl Keeper<'_> {
         let refused = |why: &str| Err(Reply::Refused { why: why.to_owned() });
         if !self.is_machine {
             return refused(
-                "what a sandbox of namespaces is shown is decided when it starts; give --mount when it is created, or \
-                 copy files with `cofferdam cp`",
+                "what a sandbox of namespaces is shown is decided when it starts; stop it before, or copy files with \
+                 `cofferdam cp`",
             );
         }
         if self.link.is_none() {
             return refused(
-                "it has no network, over which a guest reaches what it is shown; create it with --net mounts-only in \
-                 the place of --no-net",
+                "it has no network, over which a guest reaches what it is shown; stop it before, or create it with --net \
+                 mounts-only in the place of --no-net",
             );
         }
         if let Some(SharingEntry::Plan9 | SharingEntry::Virtiofs) = self.spec.mount_via {
             return refused(
-                "it has its directories as devices, which are those that it was started with; create it without \
-                 --mount-via",
+                "it has its directories as devices, which are those that it was started with; stop it before, or create it \
+                 without --mount-via",
             );
         }
         if self.stopping.is_some() {
@@ -612,12 +612,8 @@ impl Keeper<'_> {
     fn begin_unmount(&mut self, id: u64, target: &Path) -> Result<(), Reply> {
         self.check_mountable()?;
         let refused = |why: String| Reply::Refused { why };
-        if self.spec.project.as_deref() == Some(target) {
-            let why = "it is the directory in which its programs start; create a sandbox with --no-cwd to have none";
-            return Err(refused(format!("{} cannot be taken away: {why}", target.display())));
-        }
+        let mount = self.spec.mount_at(target).map_err(refused)?.clone();
         let absent = || refused(format!("there is no mount at {}; `cofferdam mount ls` lists them", target.display()));
-        let mount = self.spec.mounts.iter().find(|mount| mount.target == target).cloned().ok_or_else(absent)?;
         let order = self.mounts.remove(id, mount, Instant::now()).ok_or_else(absent)?;
         self.orders.push(Order::Share(order));
         Ok(())

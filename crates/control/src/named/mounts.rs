@@ -111,7 +111,7 @@ impl Mounts {
         for there in self.shares.values() {
             let at = there.display();
             if there == target {
-                return Err(format!("there is a mount at {at} already; take it away with `cofferdam mount rm` before"));
+                return Err(taken(there));
             }
             // A share is whole: what is mounted over a part of it in the guest, root there takes away again.
             if target.starts_with(there) {
@@ -274,8 +274,13 @@ fn still_mounted(why: &str) -> Outcome {
     ))
 }
 
+/// Why nothing more can be mounted at a path.
+pub(super) fn taken(target: &Path) -> String {
+    format!("there is a mount at {} already; take it away with `cofferdam mount rm` before", target.display())
+}
+
 /// Whether something can be mounted at a path inside, whatever else is.
-fn check_target(target: &Path) -> Result<(), String> {
+pub(super) fn check_target(target: &Path) -> Result<(), String> {
     let shown = target.display();
     if !target.is_absolute() || target.components().any(|part| part == Component::ParentDir) {
         return Err(format!("the mount target {shown} is not an absolute path without .."));

@@ -12,6 +12,7 @@ use cofferdam_policy::file::{self, ConfigErrors, FlagItem};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::mounts::{Mounts, check_target, taken};
 use super::narrow::{Mode, enforced};
 use crate::{RunOptions, Terminal};
 
@@ -274,6 +275,49 @@ impl NamedSpec {
         Ok(spec)
     }
 
+    /// The same with one more mount, from the next start on.
+    ///
+    /// # Errors
+    /// Why there is no room for it, and what to do.
+    pub fn with_mount(&self, mount: MountEntry) -> Result<NamedSpec, String> {
+        check_target(&mount.target)?;
+        match self.backend {
+            BackendEntry::Vm => {
+                let targets = self.project.iter().chain(self.mounts.iter().map(|mount| &mount.target));
+                Mounts::new(targets.cloned()).check(&mount.target)?;
+            }
+            BackendEntry::Namespace => {
+                if self.mounts.iter().any(|other| other.target == mount.target) {
+                    return Err(taken(&mount.target));
+                }
+            }
+        }
+        let mut spec = self.clone();
+        spec.mounts.push(mount);
+        Ok(spec)
+    }
+
+    /// The same without the mount at a path, from the next start on.
+    ///
+    /// # Errors
+    /// Why nothing can be taken away there.
+    pub fn without_mount(&self, target: &Path) -> Result<NamedSpec, String> {
+        self.mount_at(target)?;
+        let mut spec = self.clone();
+        spec.mounts.retain(|mount| mount.target != target);
+        Ok(spec)
+    }
+
+    /// The mount at a path, where it can be taken away.
+    pub(super) fn mount_at(&self, target: &Path) -> Result<&MountEntry, String> {
+        if self.project.as_deref() == Some(target) {
+            let why = "it is the directory in which its programs start; create a sandbox with --no-cwd to have none";
+            return Err(format!("{} cannot be taken away: {why}", target.display()));
+        }
+        let there = self.mounts.iter().find(|mount| mount.target == target);
+        there.ok_or_else(|| format!("there is no mount at {}; `cofferdam mount ls` lists them", target.display()))
+    }
+
     /// The mounts of what is kept in `directory`; those that the specification has come on top.
     pub(super) fn kept_in(&self, directory: &Path) -> Vec<Mount> {
         let kept = KEPT.iter().map(|(target, name)| Mount {
@@ -365,6 +409,25 @@ mod tests {
     use cofferdam_model::{Action, Layer, PolicyLayer};
 
     use super::*;
+
+    #[test]
+    fn mounts_of_what_is_stopped_come_and_go() {
+        let mount = |target: &str| MountEntry { source: "/a".into(), target: target.into(), read_only: true };
+        for (backend, refused) in [(BackendEntry::Namespace, 5), (BackendEntry::Vm, 8)] {
+            let project = Some("/home/me/project".into());
+            let spec = NamedSpec { backend, project, mounts: vec![mount("/b"), mount("/d/e")], ..NamedSpec::default() };
+            // Those at the end are for root in a guest to undo.
+            let targets = ["/b", "/d/e", "/x/../y", "/", "x", "/b/c", "/d", "/home/me/project/sub"];
+            for (number, target) in targets.iter().enumerate() {
+                assert_eq!(spec.with_mount(mount(target)).is_err(), number < refused, "{backend:?} {target}");
+            }
+            let more = spec.with_mount(mount("/new")).unwrap();
+            assert_eq!(more.mounts, [mount("/b"), mount("/d/e"), mount("/new")]);
+            assert_eq!(more.without_mount(Path::new("/new")).unwrap(), spec);
+            let why = |target: &str| spec.without_mount(Path::new(target)).unwrap_err();
+            assert!(why("/new").contains("no mount at /new") && why("/home/me/project").contains("--no-cwd"));
+        }
+    }
 
     #[test]
     fn what_is_written_is_read_again() {
