@@ -5,16 +5,16 @@ use std::path::{Path, PathBuf};
 
 use crate::init::Task;
 use crate::resolve::{self, ResolveError};
-use crate::{Capability, LaunchError, SandboxSpec, View};
+use crate::{Capability, LaunchError, Mount, Place, SandboxSpec, View};
 
 /// HOST_NAME_MAX of Linux.
 const LONGEST_NAME: usize = 64;
 
-/// Checks a specification, and resolves the paths of the host in it.
+/// Checks a specification. The paths of the host in it are not looked at.
 ///
 /// # Errors
-/// What contradicts itself or does not exist.
-pub(crate) fn checked(mut spec: SandboxSpec, task: Task) -> Result<SandboxSpec, LaunchError> {
+/// What contradicts itself.
+pub(crate) fn checked(spec: SandboxSpec, task: Task) -> Result<SandboxSpec, LaunchError> {
     let wrong = |text: String| Err(LaunchError::Spec(text));
     if let View::Host(_) = spec.place.view
         && (task != Task::Monitor || spec.network.is_some())
@@ -71,34 +71,38 @@ pub(crate) fn checked(mut spec: SandboxSpec, task: Task) -> Result<SandboxSpec, 
     if spec.sockets.iter().any(|path| !path.is_absolute() || path.file_name().is_none()) {
         return wrong("the place of a host socket is an absolute path".to_owned());
     }
-    if let Some(project) = &mut spec.place.project {
-        *project = real(project, &[])?;
-    }
-    let roots = resolve::writable_roots(spec.place.project.as_deref(), &spec.place.mounts);
-    for mount in &mut spec.place.mounts {
-        mount.source = real(&mount.source, &roots)?;
-        if !mount.target.is_absolute() || mount.target.components().any(|part| part == std::path::Component::ParentDir)
-        {
-            return wrong(format!("the mount target {} is not an absolute path without ..", mount.target.display()));
+    for Mount { target, .. } in &spec.place.mounts {
+        if !target.is_absolute() || target.components().any(|part| part == std::path::Component::ParentDir) {
+            return wrong(format!("the mount target {} is not an absolute path without ..", target.display()));
         }
-        if mount.target == Path::new("/") {
+        if target == Path::new("/") {
             return wrong("/ cannot be a mount target; --rootfs gives the sandbox another root".to_owned());
-        }
-    }
-    if let Some(rootfs) = &mut spec.place.rootfs {
-        *rootfs = real(rootfs, &roots)?;
-        if !rootfs.is_dir() {
-            return wrong(format!(
-                "the root file system {} is no directory; the image of a disk is a root with --backend vm",
-                rootfs.display()
-            ));
         }
     }
     Ok(spec)
 }
 
-/// A path of the host without symbolic links; none beneath `roots` is followed.
-fn real(path: &Path, roots: &[PathBuf]) -> Result<PathBuf, LaunchError> {
+/// The same place with its paths straight, so that they can be opened in a way that refuses symbolic links.
+///
+/// # Errors
+/// What does not exist, and a symbolic link on the way: whoever names a path has looked where it leads ([`resolve`](resolve::resolve))
+/// and names that place, so one that is there by now was put there since.
+pub(crate) fn straight(mut place: Place) -> Result<Place, LaunchError> {
+    let Place { project, mounts, rootfs, .. } = &mut place;
+    let sources = mounts.iter_mut().map(|mount| &mut mount.source);
+    for path in project.iter_mut().chain(sources).chain(rootfs.as_mut()) {
+        *path = real(path)?;
+    }
+    match rootfs {
+        Some(rootfs) if !rootfs.is_dir() => Err(LaunchError::Spec(format!(
+            "the root file system {} is no directory; the image of a disk is a root with --backend vm",
+            rootfs.display()
+        ))),
+        Some(_) | None => Ok(place),
+    }
+}
+
+fn real(path: &Path) -> Result<PathBuf, LaunchError> {
     let missing = |source| LaunchError::Step {
         role: crate::Role::Supervisor,
         step: format!("find {} on the host", path.display()),
@@ -106,7 +110,7 @@ fn real(path: &Path, roots: &[PathBuf]) -> Result<PathBuf, LaunchError> {
         source,
     };
     let absolute = std::path::absolute(path).map_err(missing)?;
-    match resolve::resolve(&absolute, roots) {
+    match resolve::resolve(&absolute, &[PathBuf::from("/")]) {
         Ok(real) => Ok(real),
         Err(ResolveError::Missing { source, .. }) => Err(missing(source)),
         Err(link @ ResolveError::Link { .. }) => Err(link.into()),
@@ -116,4 +120,38 @@ fn real(path: &Path, roots: &[PathBuf]) -> Result<PathBuf, LaunchError> {
 /// Capabilities that undo a part of the isolation together with namespaces of the program's own.
 fn excludes_userns(capability: Capability) -> bool {
     capability.to_string() == "SYS_ADMIN"
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn a_link_that_was_put_there_after_somebody_has_looked_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = dir.path().canonicalize().unwrap();
+        fs::create_dir_all(home.join("project/shown/deep")).unwrap();
+        fs::create_dir_all(home.join("secret/deep")).unwrap();
+        let looked_at = resolve::resolve(&home.join("project/shown"), &[home.join("project")]).unwrap();
+        let mount = |path: &Path| Mount { source: path.to_owned(), target: "/x".into(), read_only: true };
+        let deep = looked_at.join("deep");
+        let places = [
+            Place { project: Some(looked_at.clone()), ..Place::default() },
+            Place { rootfs: Some(looked_at.clone()), ..Place::default() },
+            Place { mounts: vec![mount(&looked_at)], ..Place::default() },
+            Place { mounts: vec![mount(&deep)], ..Place::default() },
+        ];
+        for place in &places {
+            assert_eq!(straight(place.clone()).unwrap().mounts, place.mounts);
+        }
+        fs::rename(&looked_at, home.join("project/moved")).unwrap();
+        symlink(home.join("secret"), &looked_at).unwrap();
+        for place in &places {
+            let said = straight(place.clone()).unwrap_err().to_string();
+            assert!(said.contains("project/shown is a symbolic link"), "{place:?}: {said}");
+        }
+    }
 }

@@ -444,9 +444,22 @@ fn kind(fd: BorrowedFd<'_>) -> io::Result<Kind> {
     Ok(if FileType::from_raw_mode(status.st_mode) == FileType::Directory { Kind::Directory } else { Kind::File })
 }
 
-fn read(source: &Path) -> Option<Vec<u8>> {
+fn read(source: &Source) -> Option<Vec<u8>> {
+    let (path, resolve) = match source {
+        Source::Host(path) => (path, ResolveFlags::empty()),
+        Source::Real(path) => (path, ResolveFlags::NO_SYMLINKS),
+        // A tree is no file that could be copied.
+        Source::Passed(_) => return None,
+    };
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let file = fs::File::from(rustix::fs::open(source, flags, Mode::empty()).ok()?);
+    let open = || rustix::fs::openat2(rustix::fs::CWD, path, flags, Mode::empty(), resolve);
+    let file = loop {
+        match open() {
+            // openat2(2): a rename or mount somewhere on the machine came in between.
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
+            other => break fs::File::from(other.ok()?),
+        }
+    };
     let mut content = Vec::new();
     io::Read::read_to_end(&mut io::Read::take(file, COPY_LIMIT), &mut content).ok()?;
     Some(content)

@@ -139,7 +139,7 @@ pub(crate) enum Step {
     /// A copy of a file of the host; left out when it may not be read.
     Copy {
         path: PathBuf,
-        source: PathBuf,
+        source: Source,
     },
     /// A tree; its place is made if it is not there.
     Tree {
@@ -244,6 +244,12 @@ impl Host {
         let entries = entries.filter_map(|name| Some((name.clone(), entry(&etc.join(&name))?))).collect();
         let hidden = if rootfs.is_some() { Vec::new() } else { hidden_entries(&etc) };
         Ok(Self { root, system, etc: entries, hidden })
+    }
+
+    /// A file or directory of the system. That of a root file system somebody else may be able to write to.
+    fn source(&self, path: &Path) -> Source {
+        let source = self.root.join(path);
+        if self.root == Path::new("/") { Source::Host(source) } else { Source::Real(source) }
     }
 
     /// Whether a path of the host, free of symbolic links, is in sight of the program.
@@ -384,7 +390,7 @@ fn plan_system(host: &Host, steps: &mut Vec<Step>) {
         match entry {
             Entry::Directory | Entry::File(_) => steps.push(Step::Tree {
                 path: path.clone(),
-                source: Source::Host(host.root.join(path)),
+                source: host.source(path),
                 attributes: READ_ONLY,
                 need: Need::Optional,
             }),
@@ -399,18 +405,16 @@ fn plan_etc(spec: &SandboxSpec, host: &Host, steps: &mut Vec<Step>) {
     steps.push(Step::Directory { path: etc.to_owned() });
     let written = etc::written(spec);
     for (name, entry) in &host.etc {
-        let (path, source) = (etc.join(name), host.root.join(etc).join(name));
+        let path = etc.join(name);
+        let source = host.source(&path);
         if written.iter().any(|(written, _)| written == name) {
             continue;
         }
         match entry {
             Entry::File(size) if *size <= COPY_LIMIT => steps.push(Step::Copy { path, source }),
-            Entry::Directory | Entry::File(_) => steps.push(Step::Tree {
-                path,
-                source: Source::Host(source),
-                attributes: READ_ONLY,
-                need: Need::Optional,
-            }),
+            Entry::Directory | Entry::File(_) => {
+                steps.push(Step::Tree { path, source, attributes: READ_ONLY, need: Need::Optional })
+            }
             Entry::Symlink(target) => steps.push(Step::Symlink { path, target: target.clone() }),
             Entry::Other => {}
         }

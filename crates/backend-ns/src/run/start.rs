@@ -171,7 +171,8 @@ type Booting<'a> = &'a mut dyn FnMut(Duration);
 
 fn launch_fresh(spec: SandboxSpec, task: Task, monitored: Option<Monitored<'_>>) -> Result<Running, LaunchError> {
     let (monitor, booting) = monitored.unzip();
-    let spec = check::checked(spec, task)?;
+    let mut spec = check::checked(spec, task)?;
+    spec.place = check::straight(spec.place)?;
     if let View::Host(sockets) = spec.place.view {
         return launch_bare(&spec, sockets, monitor, booting);
     }

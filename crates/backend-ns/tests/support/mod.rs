@@ -262,7 +262,10 @@ fn parse(arguments: Vec<OsString>, events: &mut bool) -> SandboxSpec {
             "--mount" => {
                 let text = value();
                 let mut parts = text.split(':').map(str::to_owned);
-                let (source, target) = (parts.next().unwrap().into(), parts.next().unwrap().into());
+                // As whoever launches looks at it before. What is not there is the launch's to refuse.
+                let source: PathBuf = parts.next().unwrap().into();
+                let source = source.canonicalize().unwrap_or(source);
+                let target = parts.next().unwrap().into();
                 spec.place.mounts.push(Mount { source, target, read_only: parts.next().is_some() });
             }
             "--rootfs" => spec.place.rootfs = Some(value().into()),

@@ -192,7 +192,11 @@ fn serve(
     let mut options = spec.run_options(Vec::new(), Vec::new()).map_err(|error| refused(&error))?;
     // What a guest keeps, it keeps in its memory.
     if let Backend::Namespace = backend {
-        let mut mounts = spec.kept_in(entry.path());
+        // Links on the way to the state directory are the user's own: no sandbox sees it.
+        let directory = entry.path().canonicalize();
+        let directory =
+            directory.map_err(|error| (format!("cannot find what {} keeps: {error}", entry.name()), EXIT_SETUP))?;
+        let mut mounts = spec.kept_in(&directory);
         mounts.append(&mut options.mounts);
         options.mounts = mounts;
     }
