@@ -1,5 +1,6 @@
 //! The first steps: what every program expects of a machine, and what is the agent's own.
 
+use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -12,12 +13,15 @@ use rustix::io::Errno;
 use rustix::mount::MountFlags;
 
 use crate::network;
+use crate::parameters::parameters;
 use crate::words::{Doing, Trouble};
 
 /// What the agent has of the initramfs, which is out of sight once a root is entered.
 #[derive(Debug)]
 pub(crate) struct Own {
     pub(crate) token: Token,
+    /// What the kernel was started with.
+    pub(crate) command_line: String,
     directory: OwnedFd,
     /// Groups and files, in the order of loading.
     modules: Vec<(String, String)>,
@@ -67,20 +71,23 @@ pub(crate) fn start() -> Result<Own, Trouble> {
     let path = format!("/{DIRECTORY}");
     let directory = rustix::fs::open(&path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
     let directory = directory.doing(|| format!("open {path} of the initramfs"))?;
-    let own = Own { token: take_token(&path)?, directory, modules: module_list(&path)? };
+    let command_line = fs::read_to_string("/proc/cmdline").doing(|| "read /proc/cmdline".to_owned())?;
+    let own = Own { token: take_token(&path)?, command_line, directory, modules: module_list(&path)? };
     own.load(Group::Boot)?;
     network::loopback()?;
     Ok(own)
 }
 
 impl Own {
-    /// Loads the modules of a group that are not there.
+    /// Loads the modules of a group that are not there, with the parameters that the kernel's command line has for them.
     pub(crate) fn load(&self, group: Group) -> Result<(), Trouble> {
         for (_, file) in self.modules.iter().filter(|(of, _)| of == group.word()) {
+            let name = file.strip_suffix(".ko").unwrap_or(file);
             let load = || -> rustix::io::Result<()> {
+                let words = CString::new(parameters(&self.command_line, name)).map_err(|_| Errno::INVAL)?;
                 let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
                 let module = rustix::fs::openat(self.directory.as_fd(), file.as_str(), flags, Mode::empty())?;
-                match rustix::system::finit_module(module, c"", 0) {
+                match rustix::system::finit_module(module, &words, 0) {
                     // It is there; or it is for hardware that is not, as drivers of processors are.
                     Err(Errno::EXIST | Errno::NODEV) => Ok(()),
                     loaded => loaded,

@@ -20,6 +20,7 @@ mod cgroup;
 mod child;
 mod disk;
 mod network;
+mod parameters;
 mod port;
 mod root;
 mod serve;

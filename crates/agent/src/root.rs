@@ -9,7 +9,6 @@
 //! `cofferdam.overlay=BYTES` at most. Without the word the initramfs is the root.
 
 use std::ffi::{CStr, CString};
-use std::fs;
 use std::io;
 use std::path::Path;
 use std::thread;
@@ -54,8 +53,7 @@ enum Kind {
 
 /// Enters the root that is named, and says what is written to where it is covered.
 pub(crate) fn enter(own: &Own) -> Result<Option<Disk>, Trouble> {
-    let line = fs::read_to_string("/proc/cmdline").doing(|| "read /proc/cmdline".to_owned())?;
-    let value = |of: &str| line.split_whitespace().find_map(|word| word.strip_prefix(of));
+    let value = |of: &str| own.command_line.split_whitespace().find_map(|word| word.strip_prefix(of));
     let Some(word) = value(WORD) else { return Ok(None) };
     let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
     let root =

@@ -123,7 +123,8 @@ impl Guest {
         qemu.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio"]);
         qemu.args(["-kernel", &format!("/proc/self/fd/{}", kernel.as_raw_fd())]);
         qemu.args(["-initrd", &format!("/proc/self/fd/{}", initrd.as_raw_fd())]);
-        let words = "console=ttyS0 quiet panic=-1 cryptomgr.notests no_timer_check mitigations=off";
+        let words = "console=ttyS0 quiet panic=-1 cryptomgr.notests no_timer_check mitigations=off init_on_alloc=0 \
+            virtio_net.napi_tx=0";
         qemu.args(["-append", &format!("{words} {append}")]);
         qemu.args(["-chardev", &format!("socket,id=agent,fd={}", theirs.as_raw_fd())]);
         qemu.args(["-device", "virtio-serial", "-device", "virtserialport,chardev=agent,name=cofferdam.agent"]);
@@ -603,6 +604,8 @@ fn the_network_is_what_the_host_says() {
     }
     // Nothing but that.
     assert!(!ran.out.contains("fe80::"), "{}", ran.out);
+    // The card's driver has what the kernel's command line says for it.
+    assert_eq!(guest.run(exec(&["cat", "/sys/module/virtio_net/parameters/napi_tx"])).out, "N\n");
 }
 
 #[test]
