@@ -6,6 +6,10 @@
 Each round boots a guest with each engine, without KVM where that does not work; a small program in it sends to a server in another
 network namespace for SECONDS, and then receives from it. What counts is what the server saw between its first byte and its last.
 Prints Gbit/s, and the processor seconds of the gateway per GiB; then the medians, and the median of the ratios within a round.
+
+Both namespaces have the congestion control reno, whatever the machine has, as in the bench of forwarders: with bbr its timers send
+while other processes run, and whoever that is pays for it, the gateway as well. COFFERDAM_FLAGS adds flags of `cofferdam run`, as
+"--cpus 1" for the number of the guest's processors.
 """
 
 import glob
@@ -22,6 +26,8 @@ import time
 from processes import tree
 
 ADDRESS, PORT = "93.184.215.14", 7777
+# sysctl(8) may be absent; the file is that of the namespace of whoever writes it.
+RENO = "echo reno >/proc/sys/net/ipv4/tcp_congestion_control"
 ME = os.path.abspath(__file__)
 USER = ["setpriv", "--reuid", "1500", "--regid", "1500", "--clear-groups", "--"]
 ENGINES = {"slirp": ["--engine", "slirp", "--mode", "full"], "gateway": ["--net", "all", "--no-ipv6"]}
@@ -124,8 +130,8 @@ def measure(binary, engine, seconds, client, said):
 def main(binary, kernel, rounds=5, seconds=3, *engines):
     sh = lambda command: subprocess.run(command, shell=True, check=True)
     engines = engines or tuple(ENGINES)
-    sh("ip link set lo up")
-    inner = f"read go && ip link set lo up && ip addr add 10.99.0.2/30 dev v1 && ip addr add {ADDRESS}/32 dev lo && ip link set v1 up && exec {ME} serve"
+    sh(f"ip link set lo up && {RENO}")
+    inner = f"read go && {RENO} && ip link set lo up && ip addr add 10.99.0.2/30 dev v1 && ip addr add {ADDRESS}/32 dev lo && ip link set v1 up && exec {ME} serve"
     server = subprocess.Popen(["unshare", "-n", "sh", "-c", f"echo ns; {inner}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
     server.stdout.readline()
     sh(f"ip link add v0 type veth peer name v1 netns {server.pid} && ip addr add 10.99.0.1/30 dev v0 && ip link set v0 up && ip route add default via 10.99.0.2")
