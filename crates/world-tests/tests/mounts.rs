@@ -2,6 +2,8 @@
 //!
 //! A guest takes seconds to start, so one goes through many cases; each says what it is at, and what came instead.
 
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use cofferdam_world_tests::{Ran, World, skip};
@@ -167,6 +169,29 @@ fn what_root_in_a_guest_does_gains_it_nothing() {
         killall sleep
     "#;
     run_cases(STATE, "--user 0", ("", more), "");
+}
+
+/// Each packet costs an emulated processor as much as tens of thousands of bytes. The server's address is one beyond the link, and the
+/// gateway's own where the link has that one.
+#[test]
+fn what_a_guest_writes_goes_in_packets_that_are_larger_than_its_link_has_them() {
+    let world = World::with_guests();
+    let script = r#"
+        set -e; cd /m; s=/sys/class/net/eth0/statistics
+        [ "$(cat /sys/class/net/eth0/mtu)" = 1500 ]
+        before=$(cat $s/tx_packets); dd if=/dev/zero of=w bs=1M count=16 conv=fsync 2>/dev/null; after=$(cat $s/tx_packets)
+        echo "$((after - before)) packets"
+        [ $((after - before)) -lt 1024 ] && [ "$(dd if=w bs=1M 2>/dev/null | wc -c)" = 16777216 ] && echo few
+    "#;
+    for link in ["", "--ipv4-pool 10.0.2.100/30"] {
+        let shown = world.path("shown");
+        fs::create_dir_all(&shown).unwrap();
+        fs::set_permissions(&shown, Permissions::from_mode(0o777)).unwrap();
+        let mount = format!("{}:/m", shown.display());
+        let flags = format!("--backend vm --no-cwd --quiet --net mounts-only {link} --mount {mount}");
+        let ran = world.sandbox().patience(PATIENCE).flags(&flags).run(&["sh", "-c", script]);
+        ran.exits(0).says("few");
+    }
 }
 
 #[test]
