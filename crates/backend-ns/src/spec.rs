@@ -85,7 +85,7 @@ pub struct ResolverFile {
     pub read: fn(&Path) -> Vec<SocketAddr>,
 }
 
-/// Which files of the host a sandbox sees. Their paths have no symbolic links in them ([`resolve`](crate::resolve)): one that is there
+/// Which files of the host a sandbox sees. Their paths have no symbolic links in them ([`resolve`](crate::resolve())): one that is there
 /// when the sandbox starts was put there since, and is refused.
 #[derive(Debug, Clone, Default)]
 pub struct Place {

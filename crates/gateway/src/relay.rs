@@ -571,6 +571,8 @@ impl Flow {
         if !waits || cofferdam_sys::socket::be_writable_when_sent(&self.guest.fd).is_err() {
             return false;
         }
+        // Whatever it says from here on ends the waiting at once.
+        self.up.answer(&self.guest.fd);
         self.parting = Some(Parting::Asked);
         poller.modify(&self.guest.fd, Token::Guest(id), Watch::BothEdges).is_ok()
     }
