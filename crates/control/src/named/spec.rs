@@ -281,16 +281,13 @@ impl NamedSpec {
     /// Why there is no room for it, and what to do.
     pub fn with_mount(&self, mount: MountEntry) -> Result<NamedSpec, String> {
         check_target(&mount.target)?;
+        let mut targets = self.project.iter().chain(self.mounts.iter().map(|mount| &mount.target));
         match self.backend {
-            BackendEntry::Vm => {
-                let targets = self.project.iter().chain(self.mounts.iter().map(|mount| &mount.target));
-                Mounts::new(targets.cloned()).check(&mount.target)?;
+            BackendEntry::Vm => Mounts::new(targets.cloned()).check(&mount.target)?,
+            BackendEntry::Namespace if targets.any(|target| *target == mount.target) => {
+                return Err(taken(&mount.target));
             }
-            BackendEntry::Namespace => {
-                if self.mounts.iter().any(|other| other.target == mount.target) {
-                    return Err(taken(&mount.target));
-                }
-            }
+            BackendEntry::Namespace => {}
         }
         let mut spec = self.clone();
         spec.mounts.push(mount);
@@ -413,11 +410,11 @@ mod tests {
     #[test]
     fn mounts_of_what_is_stopped_come_and_go() {
         let mount = |target: &str| MountEntry { source: "/a".into(), target: target.into(), read_only: true };
-        for (backend, refused) in [(BackendEntry::Namespace, 5), (BackendEntry::Vm, 8)] {
+        for (backend, refused) in [(BackendEntry::Namespace, 6), (BackendEntry::Vm, 9)] {
             let project = Some("/home/me/project".into());
             let spec = NamedSpec { backend, project, mounts: vec![mount("/b"), mount("/d/e")], ..NamedSpec::default() };
             // Those at the end are for root in a guest to undo.
-            let targets = ["/b", "/d/e", "/x/../y", "/", "x", "/b/c", "/d", "/home/me/project/sub"];
+            let targets = ["/b", "/d/e", "/home/me/project", "/x/../y", "/", "x", "/b/c", "/d", "/home/me/project/sub"];
             for (number, target) in targets.iter().enumerate() {
                 assert_eq!(spec.with_mount(mount(target)).is_err(), number < refused, "{backend:?} {target}");
             }
